@@ -1,0 +1,3 @@
+//! Being built.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]

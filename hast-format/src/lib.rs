@@ -1,0 +1,8 @@
+//! What lies on a HAST provider: the nv codec, the metadata block, the arithmetic of the layout and the
+//! activemap. No I/O, no clock; without the `alloc` feature no allocation either.
+#![no_std]
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+#[cfg(feature = "alloc")]
+extern crate alloc;

@@ -1,0 +1,1 @@
+//! Aligned, pooled, reference-counted payload memory.

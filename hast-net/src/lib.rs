@@ -1,0 +1,5 @@
+//! What crosses HAST's sockets, without the sockets.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod buffer;
