@@ -1,0 +1,241 @@
+//! A resource's local provider: the disk, partition or regular file that holds metadata, activemap and
+//! data (spec/on-disk.md).
+//!
+//! Owns how a provider is opened, measured, locked and flushed, and how its metadata block and map are read
+//! and written as a whole. `hastctl create` and `dump`, the supervisor and the workers share it. It knows
+//! nothing of requests, peers or roles, and never touches the data area.
+#![warn(missing_docs)]
+
+mod device;
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use hast_log::error_text;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+/// The sector size that regular files are said to have, in bytes.
+pub const FILE_SECTORSIZE: u32 = 512;
+
+/// An open provider.
+#[derive(Debug)]
+pub struct Provider {
+    file: File,
+    path: PathBuf,
+    mediasize: u64,
+    sectorsize: u32,
+    is_device: bool,
+}
+
+impl Provider {
+    /// Opens and measures the provider at `path`; for reading only unless `write`.
+    ///
+    /// On Linux a block device is opened for writing with `O_EXCL`: the kernel refuses it while a file
+    /// system, swap or another volume is on it, as GEOM does on FreeBSD.
+    ///
+    /// # Errors
+    ///
+    /// What cannot be opened, and what is neither a disk nor a regular file.
+    pub fn open(path: &Path, write: bool) -> Result<Provider, ProviderError> {
+        let open = |error: io::Error| match error.raw_os_error() {
+            Some(libc::EBUSY) => ProviderError::Mounted { path: path.to_owned() },
+            _ => ProviderError::Open { path: path.to_owned(), error },
+        };
+        // O_NONBLOCK: opening a FIFO by mistake must not hang.
+        let mut flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+        if write
+            && cfg!(target_os = "linux")
+            && fs::metadata(path).map_err(open)?.file_type().is_block_device()
+        {
+            flags |= OFlag::O_EXCL;
+        }
+        let file =
+            OpenOptions::new().read(true).write(write).custom_flags(flags.bits()).open(path).map_err(open)?;
+        let provider = Provider::measure(file, path)?;
+        let flags = if write { OFlag::O_RDWR } else { OFlag::O_RDONLY };
+        fcntl(&provider.file, FcntlArg::F_SETFL(flags))
+            .map_err(|errno| ProviderError::Open { path: path.to_owned(), error: errno.into() })?;
+        Ok(provider)
+    }
+
+    /// Takes over a descriptor that is open already and measures what it refers to. `path` is for messages.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Provider::open`].
+    pub fn from_fd(fd: OwnedFd, path: impl Into<PathBuf>) -> Result<Provider, ProviderError> {
+        Provider::measure(File::from(fd), &path.into())
+    }
+
+    /// Takes the exclusive lock that marks the provider as in use: flock(2), without waiting. It belongs to
+    /// the open file: whoever shares the descriptor shares the lock, and it ends with the last of them.
+    /// A file system that has no such locks is used without, with a warning.
+    ///
+    /// # Errors
+    ///
+    /// [`ProviderError::InUse`] when somebody else holds it.
+    pub fn lock(&self) -> Result<(), ProviderError> {
+        // Linux: udev locks a disk for some milliseconds to look what is on it, each time that somebody
+        // closes it after writing. That is no use of the disk.
+        let mut patience = if self.is_device { LOCK_ATTEMPTS } else { 0 };
+        loop {
+            match device::lock_exclusively(&self.file) {
+                Ok(()) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EWOULDBLOCK) if patience > 0 => {
+                    patience -= 1;
+                    thread::sleep(LOCK_PAUSE);
+                }
+                Err(Errno::EWOULDBLOCK) => return Err(ProviderError::InUse { path: self.path.clone() }),
+                Err(Errno::EOPNOTSUPP) => {
+                    log::warn!(
+                        "Unable to lock {} (operation not supported), but continuing.",
+                        self.path.display()
+                    );
+                    return Ok(());
+                }
+                Err(errno) => {
+                    return Err(ProviderError::Lock { path: self.path.clone(), error: errno.into() });
+                }
+            }
+        }
+    }
+
+    /// Makes everything written so far durable: the file system's and the disk's caches are flushed.
+    ///
+    /// # Errors
+    ///
+    /// The system's, unchanged: a disk that cannot flush answers `EOPNOTSUPP` (Linux never says so).
+    pub fn flush(&self) -> io::Result<()> {
+        device::flush(&self.file, self.is_device)
+    }
+
+    /// The open file, for positioned reads and writes.
+    pub fn as_file(&self) -> &File {
+        &self.file
+    }
+
+    /// The open file alone; the lock stays with it.
+    pub fn into_file(self) -> File {
+        self.file
+    }
+
+    /// The path that it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its size in bytes. Not always a multiple of the sector size for a regular file.
+    pub fn mediasize(&self) -> u64 {
+        self.mediasize
+    }
+
+    /// Its sector size in bytes, as the device says; [`FILE_SECTORSIZE`] for a regular file.
+    pub fn sectorsize(&self) -> u32 {
+        self.sectorsize
+    }
+
+    /// Whether it is a disk rather than a regular file.
+    pub fn is_device(&self) -> bool {
+        self.is_device
+    }
+
+    fn measure(file: File, path: &Path) -> Result<Provider, ProviderError> {
+        let stat = |error| ProviderError::Stat { path: path.to_owned(), error };
+        let metadata = file.metadata().map_err(stat)?;
+        let (mediasize, sectorsize, is_device) = if metadata.is_file() {
+            (metadata.len(), FILE_SECTORSIZE, false)
+        } else if device::is_disk(metadata.file_type()) {
+            let size = device::mediasize(&file)
+                .map_err(|error| ProviderError::Mediasize { path: path.to_owned(), error })?;
+            let sector = device::sectorsize(&file)
+                .map_err(|error| ProviderError::Sectorsize { path: path.to_owned(), error })?;
+            (size, sector, true)
+        } else {
+            return Err(ProviderError::NotAProvider { path: path.to_owned() });
+        };
+        Ok(Provider { file, path: path.to_owned(), mediasize, sectorsize, is_device })
+    }
+}
+
+/// How often, and how far apart, [`Provider::lock`] asks for a disk that is locked.
+const LOCK_ATTEMPTS: u32 = 10;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
+/// Why a provider cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProviderError {
+    /// It cannot be opened.
+    #[error("Unable to open {}: {}.", path.display(), error_text(error))]
+    Open {
+        /// The provider.
+        path: PathBuf,
+        /// The system's reason.
+        error: io::Error,
+    },
+    /// The kernel has given the disk to somebody else.
+    #[error(
+        "Provider {} is in use: a file system, swap, volume or another program has it open exclusively. \
+         Unmount or release it first.",
+        path.display()
+    )]
+    Mounted {
+        /// The provider.
+        path: PathBuf,
+    },
+    /// Nothing can be learned about it.
+    #[error("Unable to stat {}: {}.", path.display(), error_text(error))]
+    Stat {
+        /// The provider.
+        path: PathBuf,
+        /// The system's reason.
+        error: io::Error,
+    },
+    /// A device that does not tell its size: no disk.
+    #[error("Unable obtain provider {} mediasize: {}.", path.display(), error_text(error))]
+    Mediasize {
+        /// The provider.
+        path: PathBuf,
+        /// The system's reason.
+        error: io::Error,
+    },
+    /// A device that does not tell its sector size: no disk.
+    #[error("Unable obtain provider {} sectorsize: {}.", path.display(), error_text(error))]
+    Sectorsize {
+        /// The provider.
+        path: PathBuf,
+        /// The system's reason.
+        error: io::Error,
+    },
+    /// A directory, FIFO, socket or the like.
+    #[error("{} is neither {} nor regular file.", path.display(), device::DISK)]
+    NotAProvider {
+        /// The provider.
+        path: PathBuf,
+    },
+    /// Somebody holds the lock on it.
+    #[error(
+        "Provider {} is in use: another program holds an exclusive lock (flock(2)) on it, normally hastd for \
+         a resource in the primary or secondary role. Change that role to init or stop hastd first.",
+        path.display()
+    )]
+    InUse {
+        /// The provider.
+        path: PathBuf,
+    },
+    /// It cannot be locked for another reason.
+    #[error("Unable to lock {}: {}.", path.display(), error_text(error))]
+    Lock {
+        /// The provider.
+        path: PathBuf,
+        /// The system's reason.
+        error: io::Error,
+    },
+}
