@@ -7,4 +7,6 @@
 #[cfg(feature = "alloc")]
 extern crate alloc;
 
+pub mod layout;
+pub mod metadata;
 pub mod nv;

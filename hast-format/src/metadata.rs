@@ -1,0 +1,266 @@
+//! The metadata block: one name-value list in the first 4096 bytes of a provider (spec "Metadata").
+//!
+//! Owns names, types and order of the nine pairs. Whether the numbers make sense on a provider of some size
+//! is `Layout::open`'s to say; whether the name is the configured one, the
+//! caller's.
+
+use core::fmt;
+
+#[cfg(feature = "alloc")]
+use alloc::string::String;
+
+#[cfg(feature = "alloc")]
+use crate::layout::METADATA_SIZE;
+#[cfg(feature = "alloc")]
+use crate::nv;
+
+/// Longest resource name in bytes.
+pub const RESOURCE_NAME_MAX: usize = 254;
+
+/// Bytes of the block.
+#[cfg(feature = "alloc")]
+const BLOCK: usize = METADATA_SIZE as usize;
+
+/// What a provider says about itself.
+#[cfg(feature = "alloc")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Metadata {
+    /// Name of the resource the provider belongs to, at most [`RESOURCE_NAME_MAX`] bytes.
+    pub resource: String,
+    /// Usable bytes.
+    pub datasize: u64,
+    /// Bytes per extent.
+    pub extentsize: u32,
+    /// How many most recently written extents stay marked dirty.
+    pub keepdirty: u32,
+    /// Byte at which the data area begins.
+    pub localoff: u64,
+    /// Random id of the resource; 0 until a handshake has reached its second step.
+    pub resuid: u64,
+    /// This node's modification count.
+    pub localcnt: u64,
+    /// The other node's modification count, as far as this node knows.
+    pub remotecnt: u64,
+    /// The role that wrote the block.
+    pub prevrole: Role,
+}
+
+#[cfg(feature = "alloc")]
+impl Metadata {
+    /// Reads the block at the start of a provider: the first 4096 bytes of `block`, of which there may be more.
+    ///
+    /// All nine pairs must be there with their types; other pairs are ignored. A `prevrole` that is no role
+    /// reads as init.
+    pub fn decode(block: &[u8]) -> Result<Metadata, MetadataError> {
+        let block = block.get(..BLOCK).ok_or(MetadataError::Short { length: block.len() })?;
+        let list = nv::List::parse(block)?;
+        let number = |name| list.u64(name).ok_or(MetadataError::Missing { name });
+        let small = |name| list.u32(name).ok_or(MetadataError::Missing { name });
+        let resource = list.str("resource").ok_or(MetadataError::Missing { name: "resource" })?;
+        if resource.len() > RESOURCE_NAME_MAX {
+            return Err(MetadataError::NameTooLong { length: resource.len() });
+        }
+        Ok(Metadata {
+            resource: String::from(resource),
+            datasize: number("datasize")?,
+            extentsize: small("extentsize")?,
+            keepdirty: small("keepdirty")?,
+            localoff: number("offset")?,
+            resuid: number("resuid")?,
+            localcnt: number("localcnt")?,
+            remotecnt: number("remotecnt")?,
+            prevrole: match list.find("prevrole") {
+                Some(pair) if pair.kind == nv::Type::String => {
+                    pair.as_str().and_then(Role::parse).unwrap_or(Role::Init)
+                }
+                _ => return Err(MetadataError::Missing { name: "prevrole" }),
+            },
+        })
+    }
+
+    /// The block as it is written at offset 0, in one write. The list takes at most its first 510 bytes, so
+    /// it lies within one sector; the rest is zero.
+    ///
+    /// A resource name longer than [`RESOURCE_NAME_MAX`] cannot come from a configuration or a block; it is
+    /// written cut off, so that the provider would be refused rather than misread.
+    pub fn encode(&self) -> [u8; BLOCK] {
+        debug_assert!(self.resource.len() <= RESOURCE_NAME_MAX, "resource name too long: {}", self.resource);
+        let name =
+            self.resource.get(..self.resource.floor_char_boundary(RESOURCE_NAME_MAX)).unwrap_or_default();
+        let mut list = nv::Writer::with_capacity(512);
+        list.str("resource", name)
+            .u64("datasize", self.datasize)
+            .u32("extentsize", self.extentsize)
+            .u32("keepdirty", self.keepdirty)
+            .u64("offset", self.localoff)
+            .u64("resuid", self.resuid)
+            .u64("localcnt", self.localcnt)
+            .u64("remotecnt", self.remotecnt)
+            .str("prevrole", self.prevrole.as_str());
+        let mut block = [0; BLOCK];
+        for (to, from) in block.iter_mut().zip(list.as_bytes()) {
+            *to = *from;
+        }
+        block
+    }
+}
+
+/// Why a block is no metadata.
+#[cfg(feature = "alloc")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MetadataError {
+    /// Fewer than 4096 bytes.
+    #[error("the metadata block has {length} bytes instead of 4096")]
+    Short {
+        /// How many there are.
+        length: usize,
+    },
+    /// The block holds no name-value list.
+    #[error("the metadata block holds no metadata: {0}")]
+    Malformed(#[from] nv::Error),
+    /// A pair that must be there is not, or its type is another.
+    #[error("the metadata has no valid \"{name}\"; was the provider initialized with `hastctl create`?")]
+    Missing {
+        /// Name of the pair.
+        name: &'static str,
+    },
+    /// A resource name that no configuration can hold.
+    #[error("the metadata's resource name has {length} bytes, more than 254")]
+    NameTooLong {
+        /// Bytes of the name.
+        length: usize,
+    },
+}
+
+/// What a node is for a resource.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Role {
+    /// Neither: the provider is not in use.
+    Init,
+    /// Serves the device.
+    Primary,
+    /// Stores what the primary sends.
+    Secondary,
+}
+
+impl Role {
+    /// The word used on disk, on the control socket, in logs and by hastctl.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Role::Init => "init",
+            Role::Primary => "primary",
+            Role::Secondary => "secondary",
+        }
+    }
+
+    /// The role of that word.
+    pub fn parse(word: &str) -> Option<Role> {
+        [Role::Init, Role::Primary, Role::Secondary].into_iter().find(|role| role.as_str() == word)
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+#[cfg(all(test, feature = "alloc"))]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+    use alloc::vec::Vec;
+
+    fn sample() -> Metadata {
+        Metadata {
+            resource: "disk0".to_string(),
+            datasize: 2_092_544,
+            extentsize: 131_072,
+            keepdirty: 16,
+            localoff: 4608,
+            resuid: 0xfed4_0000_0000_0001,
+            localcnt: 3,
+            remotecnt: 2,
+            prevrole: Role::Secondary,
+        }
+    }
+
+    #[test]
+    fn a_zeroed_block_lacks_everything() {
+        assert_eq!(Metadata::decode(&[0; 4096]), Err(MetadataError::Missing { name: "resource" }));
+    }
+
+    #[test]
+    fn a_short_block_is_refused() {
+        let block = sample().encode();
+        assert_eq!(Metadata::decode(&block[..4095]), Err(MetadataError::Short { length: 4095 }));
+    }
+
+    #[test]
+    fn every_pair_is_mandatory() {
+        let block = sample().encode();
+        let list = nv::List::parse(&block).unwrap();
+        let names: Vec<_> = list.pairs().map(|pair| core::str::from_utf8(pair.name).unwrap()).collect();
+        assert_eq!(names.len(), 9);
+        for name in names {
+            // Rename the pair in place: "x" is a name of its own.
+            let mut block = block;
+            let at =
+                block.windows(name.len() + 1).position(|w| w == [name.as_bytes(), b"\0"].concat()).unwrap();
+            block[at] = b'X';
+            match Metadata::decode(&block) {
+                Err(MetadataError::Missing { name: missing }) => assert_eq!(missing, name),
+                other => panic!("{name}: {other:?}"),
+            }
+            // And once more with another type of the same size.
+            let mut block = sample().encode();
+            block[at - 6] = match block[at - 6] {
+                6 => 5,
+                8 => 7,
+                17 => 10,
+                other => panic!("{other}"),
+            };
+            match Metadata::decode(&block) {
+                Err(MetadataError::Missing { name: missing }) => assert_eq!(missing, name),
+                other => panic!("{name}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn an_unknown_prevrole_reads_as_init() {
+        let mut block = sample().encode();
+        let at = block.windows(9).position(|w| w == b"secondary").unwrap();
+        block[at] = b'S';
+        assert_eq!(Metadata::decode(&block).unwrap().prevrole, Role::Init);
+        block[at] = 0xff;
+        assert_eq!(Metadata::decode(&block).unwrap().prevrole, Role::Init);
+    }
+
+    #[test]
+    fn the_longest_name_fits_one_sector() {
+        let mut metadata = sample();
+        metadata.resource = "n".repeat(RESOURCE_NAME_MAX);
+        let block = metadata.encode();
+        assert!(nv::List::parse(&block).unwrap().as_bytes().len() <= 510);
+        assert_eq!(Metadata::decode(&block).unwrap(), metadata);
+    }
+
+    #[test]
+    fn a_longer_name_is_refused() {
+        let mut list = nv::Writer::new();
+        list.str("resource", &"n".repeat(RESOURCE_NAME_MAX + 1));
+        let mut block = list.into_bytes();
+        block.resize(4096, 0);
+        assert_eq!(Metadata::decode(&block), Err(MetadataError::NameTooLong { length: 255 }));
+    }
+
+    #[test]
+    fn roles_have_words() {
+        for role in [Role::Init, Role::Primary, Role::Secondary] {
+            assert_eq!(Role::parse(role.as_str()), Some(role));
+        }
+        assert_eq!(Role::parse("Primary"), None);
+        assert_eq!(alloc::format!("{:<10}|", Role::Init), "init      |");
+    }
+}
