@@ -10,3 +10,8 @@ extern crate alloc;
 pub mod layout;
 pub mod metadata;
 pub mod nv;
+
+#[cfg(feature = "alloc")]
+pub mod activemap;
+#[cfg(feature = "alloc")]
+pub mod bitmap;
