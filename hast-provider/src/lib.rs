@@ -11,11 +11,13 @@ mod device;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use hast_format::layout::{Layout, METADATA_SIZE};
+use hast_format::metadata::{Metadata, MetadataError};
 use hast_log::error_text;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -107,6 +109,75 @@ impl Provider {
         }
     }
 
+    /// Reads the metadata block.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read, or is no metadata. Whether the numbers fit the provider, [`Layout::open`] says.
+    pub fn read_metadata(&self) -> Result<Metadata, ProviderError> {
+        let available = usize::try_from(self.mediasize.min(METADATA_SIZE)).unwrap_or_default();
+        let mut block = vec![0; available];
+        self.file
+            .read_exact_at(&mut block, 0)
+            .map_err(|error| ProviderError::ReadMetadata { path: self.path.clone(), error })?;
+        Metadata::decode(&block)
+            .map_err(|error| ProviderError::BadMetadata { path: self.path.clone(), error })
+    }
+
+    /// Reads the metadata block and checks that it is that of `resource`.
+    ///
+    /// # Errors
+    ///
+    /// As [`read_metadata`](Self::read_metadata), and [`ProviderError::NotPartOf`].
+    pub fn read_metadata_of(&self, resource: &str) -> Result<Metadata, ProviderError> {
+        let metadata = self.read_metadata()?;
+        if metadata.resource == resource {
+            Ok(metadata)
+        } else {
+            Err(ProviderError::NotPartOf { path: self.path.clone(), resource: resource.to_owned() })
+        }
+    }
+
+    /// Writes the metadata block, in one write, and makes it durable.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written or flushed: then what is on the disk is unknown. A disk that knows no flush
+    /// has no cache to lose, which is no error.
+    pub fn write_metadata(&self, metadata: &Metadata) -> Result<(), ProviderError> {
+        self.write_block(&metadata.encode())
+            .map_err(|error| ProviderError::WriteMetadata { path: self.path.clone(), error })
+    }
+
+    /// Reads the activemap of the data area: `layout.map_bytes()` bytes, from right behind the metadata.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read in full.
+    pub fn read_map(&self, layout: &Layout) -> Result<Vec<u8>, ProviderError> {
+        let read = |error| ProviderError::ReadMap { path: self.path.clone(), error };
+        let length = usize::try_from(layout.map_bytes()).map_err(|error| read(io::Error::other(error)))?;
+        let mut map = vec![0; length];
+        self.file.read_exact_at(&mut map, layout.map_offset()).map_err(read)?;
+        Ok(map)
+    }
+
+    /// Makes a fresh provider of it: an empty map and `metadata`, durably.
+    ///
+    /// Whenever the power goes, there is never a block that describes a map which is not its own: the old
+    /// metadata is gone before the map is touched, the new one comes when the map is durable.
+    ///
+    /// # Errors
+    ///
+    /// When something cannot be written or flushed; the provider then holds no metadata or the new one.
+    pub fn initialize(&self, metadata: &Metadata, layout: &Layout) -> Result<(), ProviderError> {
+        self.write_block(&[0; BLOCK])
+            .map_err(|error| ProviderError::WriteMetadata { path: self.path.clone(), error })?;
+        self.write_zeros(layout.map_offset(), layout.map_capacity())
+            .map_err(|error| ProviderError::WriteMap { path: self.path.clone(), error })?;
+        self.write_metadata(metadata)
+    }
+
     /// Makes everything written so far durable: the file system's and the disk's caches are flushed.
     ///
     /// # Errors
@@ -146,6 +217,30 @@ impl Provider {
         self.is_device
     }
 
+    fn write_block(&self, block: &[u8; BLOCK]) -> io::Result<()> {
+        self.file.write_all_at(block, 0)?;
+        self.flush_if_known()
+    }
+
+    fn write_zeros(&self, mut offset: u64, mut length: u64) -> io::Result<()> {
+        let zeros = vec![0; ZEROS];
+        while length > 0 {
+            let piece = usize::try_from(length).unwrap_or(ZEROS).min(ZEROS);
+            let (piece, _) = zeros.split_at(piece);
+            self.file.write_all_at(piece, offset)?;
+            offset = offset.saturating_add(piece.len() as u64);
+            length = length.saturating_sub(piece.len() as u64);
+        }
+        self.flush_if_known()
+    }
+
+    fn flush_if_known(&self) -> io::Result<()> {
+        match self.flush() {
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+            result => result,
+        }
+    }
+
     fn measure(file: File, path: &Path) -> Result<Provider, ProviderError> {
         let stat = |error| ProviderError::Stat { path: path.to_owned(), error };
         let metadata = file.metadata().map_err(stat)?;
@@ -163,6 +258,12 @@ impl Provider {
         Ok(Provider { file, path: path.to_owned(), mediasize, sectorsize, is_device })
     }
 }
+
+/// Bytes of the metadata block.
+const BLOCK: usize = METADATA_SIZE as usize;
+
+/// Bytes that are zeroed at a time: a multiple of every sector size.
+const ZEROS: usize = 1 << 20;
 
 /// How often, and how far apart, [`Provider::lock`] asks for a disk that is locked.
 const LOCK_ATTEMPTS: u32 = 10;
@@ -238,4 +339,55 @@ pub enum ProviderError {
         /// The system's reason.
         error: io::Error,
     },
+    /// The metadata block cannot be read.
+    #[error("Unable to read metadata from {}: {}.", path.display(), error_text(error))]
+    ReadMetadata {
+        /// The provider.
+        path: PathBuf,
+        /// The system's reason.
+        error: io::Error,
+    },
+    /// The metadata block is none.
+    #[error("Unable to read metadata from {}: {error}.", path.display())]
+    BadMetadata {
+        /// The provider.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: MetadataError,
+    },
+    /// The metadata is that of another resource.
+    #[error("Provider {} is not part of resource {resource}.", path.display())]
+    NotPartOf {
+        /// The provider.
+        path: PathBuf,
+        /// The resource that was expected.
+        resource: String,
+    },
+    /// The metadata block cannot be written.
+    #[error("Unable to write metadata to {}: {}.", path.display(), error_text(error))]
+    WriteMetadata {
+        /// The provider.
+        path: PathBuf,
+        /// The system's reason.
+        error: io::Error,
+    },
+    /// The map cannot be read.
+    #[error("Unable to read activemap from {}: {}.", path.display(), error_text(error))]
+    ReadMap {
+        /// The provider.
+        path: PathBuf,
+        /// The system's reason.
+        error: io::Error,
+    },
+    /// The map cannot be written.
+    #[error("Unable to store initial bitmap on {}: {}.", path.display(), error_text(error))]
+    WriteMap {
+        /// The provider.
+        path: PathBuf,
+        /// The system's reason.
+        error: io::Error,
+    },
 }
+
+#[cfg(test)]
+mod tests;
