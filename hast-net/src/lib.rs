@@ -4,3 +4,48 @@
 
 pub mod address;
 pub mod buffer;
+pub mod checksum;
+pub mod frame;
+pub mod handshake;
+pub mod lzf;
+pub mod payload;
+
+use std::fmt;
+
+/// When a primary calls a write done: the `replication` statement of hast.conf.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Replication {
+    /// When both nodes have stored it.
+    Fullsync,
+    /// When the primary has stored it and the secondary has received it.
+    #[default]
+    Memsync,
+    /// When the primary has stored it.
+    Async,
+}
+
+impl Replication {
+    /// The name in hast.conf and in `hastctl` output.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Replication::Fullsync => "fullsync",
+            Replication::Memsync => "memsync",
+            Replication::Async => "async",
+        }
+    }
+
+    /// The mode of that name, as [`Replication::as_str`] writes it.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Replication> {
+        [Replication::Fullsync, Replication::Memsync, Replication::Async]
+            .into_iter()
+            .find(|mode| mode.as_str() == name)
+    }
+}
+
+impl fmt::Display for Replication {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

@@ -1,0 +1,543 @@
+//! The two steps with which a primary and a secondary agree to be a pair (spec: wire, handshake).
+//!
+//! The primary says [`FirstHello`] on its first connection and is answered with a token; it opens the second
+//! connection with [`SecondHello`], which proves the token, and the [`SecondAnswer`] comes back on the
+//! first. This module translates between those and nv lists. Who is refused and why, and what the counts
+//! mean, is decided elsewhere; only the texts of the refusals are kept here, because both ends show them.
+
+use crate::buffer::Buffer;
+use crate::frame::VERSION;
+use hast_format::nv::{List, Writer};
+use thiserror::Error;
+
+/// Bytes in a token.
+pub const TOKEN_SIZE: usize = 16;
+
+/// The secret with which the second connection is recognised as the first one's twin.
+pub type Token = [u8; TOKEN_SIZE];
+
+/// What a primary says first, in a frame of version 1 while nothing is negotiated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FirstHello {
+    /// Name of the resource.
+    pub resource: String,
+    /// The highest protocol version that the primary speaks, at least 1: the peer's word, so it may be
+    /// above ours (see [`FirstHello::negotiated`]).
+    pub version: u8,
+}
+
+impl FirstHello {
+    /// The pairs to send.
+    #[must_use]
+    pub fn encode(&self) -> Writer {
+        let mut nv = Writer::new();
+        nv.str("resource", &self.resource).u8("version", self.version);
+        nv
+    }
+
+    /// Reads the pairs. A version that is absent or 0 stands for 1.
+    ///
+    /// # Errors
+    /// No resource is named.
+    pub fn decode(list: &List<'_>) -> Result<FirstHello, HandshakeError> {
+        Ok(FirstHello { resource: resource(list)?, version: version(list) })
+    }
+
+    /// The version that both ends speak: the lower one.
+    #[must_use]
+    pub fn negotiated(&self) -> u8 {
+        self.version.clamp(1, VERSION)
+    }
+}
+
+/// The secondary's answer to [`FirstHello`], on the same connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FirstAnswer {
+    /// The protocol version to be used, 1 or 2.
+    pub version: u8,
+    /// What [`SecondHello`] must repeat.
+    pub token: Token,
+}
+
+impl FirstAnswer {
+    /// The pairs to send.
+    #[must_use]
+    pub fn encode(&self) -> Writer {
+        let mut nv = Writer::new();
+        nv.u8("version", self.version).u8_array("token", &self.token);
+        nv
+    }
+
+    /// Reads the pairs. A version that is absent or 0 stands for 1.
+    ///
+    /// # Errors
+    /// The token is missing or of another size than 16 bytes, or the version is one we never offered.
+    pub fn decode(list: &List<'_>) -> Result<FirstAnswer, HandshakeError> {
+        let version = version(list);
+        if version > VERSION {
+            return Err(HandshakeError::Range { field: "version", value: version.into() });
+        }
+        let token = list.u8_array("token").ok_or(HandshakeError::Missing("token"))?;
+        Ok(FirstAnswer { version, token: self::token(token)? })
+    }
+}
+
+/// A refusal of [`FirstHello`], or of a [`SecondHello`] whose token is wrong, on the connection that
+/// carried what is refused, in a frame of version 2.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Why, as the other node's administrator reads it; see [`texts`].
+    pub errmsg: String,
+    /// The refusing node is primary itself: ask again each second until `timeout`, then go on alone.
+    pub wait: bool,
+}
+
+impl Refusal {
+    /// A refusal that is not worth waiting for.
+    #[must_use]
+    pub fn new(errmsg: impl Into<String>) -> Refusal {
+        Refusal { errmsg: errmsg.into(), wait: false }
+    }
+
+    /// The pairs to send.
+    #[must_use]
+    pub fn encode(&self) -> Writer {
+        let mut nv = Writer::new();
+        nv.str("errmsg", &self.errmsg);
+        if self.wait {
+            nv.u8("wait", 1);
+        }
+        nv
+    }
+
+    /// Reads the pairs; None if this is no refusal. The text may be any bytes; what is not UTF-8 in it is
+    /// replaced.
+    #[must_use]
+    pub fn decode(list: &List<'_>) -> Option<Refusal> {
+        Some(Refusal { errmsg: errmsg(list)?, wait: list.contains("wait") })
+    }
+}
+
+/// What a primary gets for its [`FirstHello`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FirstReply {
+    /// Go on with the second step.
+    Answer(FirstAnswer),
+    /// Not now.
+    Refused(Refusal),
+}
+
+impl FirstReply {
+    /// Reads the pairs.
+    ///
+    /// # Errors
+    /// Neither a refusal nor a valid [`FirstAnswer`].
+    pub fn decode(list: &List<'_>) -> Result<FirstReply, HandshakeError> {
+        match Refusal::decode(list) {
+            Some(refusal) => Ok(FirstReply::Refused(refusal)),
+            None => FirstAnswer::decode(list).map(FirstReply::Answer),
+        }
+    }
+}
+
+/// What a primary says on the second connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SecondHello {
+    /// Name of the resource.
+    pub resource: String,
+    /// The token of the [`FirstAnswer`].
+    pub token: Token,
+    /// The primary drew `resuid` in this very attempt: its data counts as never written.
+    pub virgin: bool,
+    /// Identity of the resource. A header without it reads as 0, which is no identity.
+    pub resuid: u64,
+    /// The primary's count of its own solitary periods.
+    pub localcnt: u64,
+    /// The primary's last knowledge of the secondary's count.
+    pub remotecnt: u64,
+}
+
+impl SecondHello {
+    /// The pairs to send.
+    #[must_use]
+    pub fn encode(&self) -> Writer {
+        let mut nv = Writer::new();
+        nv.str("resource", &self.resource).u8_array("token", &self.token);
+        if self.virgin {
+            nv.i8("virgin", 1);
+        }
+        nv.u64("resuid", self.resuid).u64("localcnt", self.localcnt).u64("remotecnt", self.remotecnt);
+        nv
+    }
+
+    /// Reads the pairs. Absent counts read as 0, so that a header with a wrong token and nothing else can be
+    /// refused for its token.
+    ///
+    /// # Errors
+    /// No resource is named, or the token is missing or of another size than 16 bytes.
+    pub fn decode(list: &List<'_>) -> Result<SecondHello, HandshakeError> {
+        let resource = resource(list)?;
+        let token = list.u8_array("token").ok_or(HandshakeError::Missing("token"))?;
+        Ok(SecondHello {
+            resource,
+            token: self::token(token)?,
+            virgin: list.contains("virgin"),
+            resuid: list.u64("resuid").unwrap_or(0),
+            localcnt: list.u64("localcnt").unwrap_or(0),
+            remotecnt: list.u64("remotecnt").unwrap_or(0),
+        })
+    }
+}
+
+/// The first frame on a connection that somebody opened to a secondary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hello {
+    /// Step one, on a new first connection.
+    First(FirstHello),
+    /// Step two, on a second connection.
+    Second(SecondHello),
+}
+
+impl Hello {
+    /// Reads the pairs: with a token this is step two.
+    ///
+    /// # Errors
+    /// As for the two steps; such a connection is closed without an answer.
+    pub fn decode(list: &List<'_>) -> Result<Hello, HandshakeError> {
+        match list.u8_array("token") {
+            Some(_) => SecondHello::decode(list).map(Hello::Second),
+            None => FirstHello::decode(list).map(Hello::First),
+        }
+    }
+}
+
+/// Whose data is the right one where the maps say that the nodes may differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum SyncSource {
+    /// The primary's data goes to the secondary.
+    Primary = 1,
+    /// The secondary's data goes to the primary.
+    Secondary = 2,
+}
+
+impl SyncSource {
+    /// The value of the `syncsrc` pair.
+    #[must_use]
+    pub fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// The source with that code.
+    #[must_use]
+    pub fn from_code(code: u8) -> Option<SyncSource> {
+        [SyncSource::Primary, SyncSource::Secondary].into_iter().find(|source| source.code() == code)
+    }
+}
+
+/// The secondary's answer to [`SecondHello`], on the first connection. Its map follows as the frame's payload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SecondAnswer {
+    /// Bytes in the secondary's data area.
+    pub datasize: u64,
+    /// Bytes per extent.
+    pub extentsize: u32,
+    /// The secondary's count of its own solitary periods.
+    pub localcnt: u64,
+    /// The secondary's last knowledge of the primary's count.
+    pub remotecnt: u64,
+    /// The secondary has never been used.
+    pub virgin: bool,
+    /// Where to synchronise from.
+    pub syncsrc: SyncSource,
+    /// Bytes of map that follow; 0 for none.
+    pub mapsize: u32,
+}
+
+impl SecondAnswer {
+    /// The pairs to send.
+    #[must_use]
+    pub fn encode(&self) -> Writer {
+        let mut nv = sizes_and_counts(self.datasize, self.extentsize, self.localcnt, self.remotecnt);
+        if self.virgin {
+            nv.i8("virgin", 1);
+        }
+        nv.u8("syncsrc", self.syncsrc.code()).u32("mapsize", self.mapsize);
+        nv
+    }
+
+    /// Reads the pairs.
+    ///
+    /// # Errors
+    /// A pair is missing or has a value that cannot be.
+    pub fn decode(list: &List<'_>) -> Result<SecondAnswer, HandshakeError> {
+        let datasize = list.i64("datasize").ok_or(HandshakeError::Missing("datasize"))?;
+        let extentsize = list.i32("extentsize").ok_or(HandshakeError::Missing("extentsize"))?;
+        let syncsrc = list.u8("syncsrc").ok_or(HandshakeError::Missing("syncsrc"))?;
+        Ok(SecondAnswer {
+            datasize: u64::try_from(datasize)
+                .map_err(|_| HandshakeError::Range { field: "datasize", value: datasize })?,
+            extentsize: u32::try_from(extentsize)
+                .map_err(|_| HandshakeError::Range { field: "extentsize", value: extentsize.into() })?,
+            localcnt: list.u64("localcnt").ok_or(HandshakeError::Missing("localcnt"))?,
+            remotecnt: list.u64("remotecnt").ok_or(HandshakeError::Missing("remotecnt"))?,
+            virgin: list.contains("virgin"),
+            syncsrc: SyncSource::from_code(syncsrc)
+                .ok_or(HandshakeError::Range { field: "syncsrc", value: syncsrc.into() })?,
+            mapsize: list.u32("mapsize").ok_or(HandshakeError::Missing("mapsize"))?,
+        })
+    }
+
+    /// The map that came with the answer: the frame's decoded payload, if it is what was announced.
+    ///
+    /// # Errors
+    /// The payload is of another length than `mapsize`.
+    pub fn map(&self, payload: Option<Buffer>) -> Result<Option<Buffer>, HandshakeError> {
+        let length = payload.as_ref().map_or(0, |map| map.len());
+        if u64::try_from(length).ok() != Some(self.mapsize.into()) {
+            return Err(HandshakeError::Map { announced: self.mapsize, length });
+        }
+        Ok(payload)
+    }
+}
+
+/// A refusal of [`SecondHello`] after its token was found right: on the first connection, in a frame of
+/// version 2.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SecondRefusal {
+    /// As in [`SecondAnswer`].
+    pub datasize: u64,
+    /// As in [`SecondAnswer`].
+    pub extentsize: u32,
+    /// As in [`SecondAnswer`].
+    pub localcnt: u64,
+    /// As in [`SecondAnswer`].
+    pub remotecnt: u64,
+    /// Why, as the primary's administrator reads it; see [`texts`].
+    pub errmsg: String,
+}
+
+impl SecondRefusal {
+    /// The pairs to send.
+    #[must_use]
+    pub fn encode(&self) -> Writer {
+        let mut nv = sizes_and_counts(self.datasize, self.extentsize, self.localcnt, self.remotecnt);
+        nv.str("errmsg", &self.errmsg);
+        nv
+    }
+}
+
+/// What a primary gets for its [`SecondHello`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SecondReply {
+    /// The pair is connected.
+    Answer(SecondAnswer),
+    /// Refused, with the reason as the secondary words it.
+    Refused(String),
+}
+
+impl SecondReply {
+    /// Reads the pairs.
+    ///
+    /// # Errors
+    /// Neither a refusal nor a valid [`SecondAnswer`].
+    pub fn decode(list: &List<'_>) -> Result<SecondReply, HandshakeError> {
+        match errmsg(list) {
+            Some(errmsg) => Ok(SecondReply::Refused(errmsg)),
+            None => SecondAnswer::decode(list).map(SecondReply::Answer),
+        }
+    }
+}
+
+/// Why a frame is no part of a handshake. The connection is closed.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum HandshakeError {
+    /// A pair is absent or of the wrong type.
+    #[error("no '{0}' field in the header")]
+    Missing(&'static str),
+    /// A token that cannot be one of ours.
+    #[error("token of invalid size (expected {TOKEN_SIZE}, got {0})")]
+    TokenSize(usize),
+    /// A number outside what it can be.
+    #[error("invalid '{field}' in the header ({value})")]
+    Range {
+        /// Name of the pair.
+        field: &'static str,
+        /// Its value.
+        value: i64,
+    },
+    /// The map that came is not the map that was announced.
+    #[error("activemap of {announced} bytes announced, {length} bytes received")]
+    Map {
+        /// Bytes announced by `mapsize`.
+        announced: u32,
+        /// Bytes of payload.
+        length: usize,
+    },
+}
+
+/// Every text that a refusal may carry, as the reference words it.
+pub mod texts {
+    /// There is no such resource.
+    pub const NOT_CONFIGURED: &str = "Resource not configured.";
+    /// The peer's address is not the resource's `remote`.
+    pub const NO_ACCESS: &str = "No access to the resource.";
+    /// The second connection's token is not the pending one.
+    pub const TOKEN_MISMATCH: &str = "Token doesn't match.";
+    /// Both nodes changed data while apart.
+    pub const SPLIT_BRAIN: &str = "Split-brain condition!";
+
+    /// The node is `role` (`init` or `primary`), where a secondary was looked for.
+    #[must_use]
+    pub fn not_secondary(role: &str) -> String {
+        format!("Remote node acts as {role} for the resource and not as secondary.")
+    }
+
+    /// Both nodes know who they are, and they are not parts of one resource.
+    #[must_use]
+    pub fn resuid_mismatch(primary: u64, secondary: u64) -> String {
+        format!("Resource unique ID mismatch (primary={primary}, secondary={secondary}).")
+    }
+}
+
+/// What answer and refusal of the second step have in common. The two sizes are signed on the wire.
+fn sizes_and_counts(datasize: u64, extentsize: u32, localcnt: u64, remotecnt: u64) -> Writer {
+    let mut nv = Writer::new();
+    nv.i64("datasize", datasize.cast_signed())
+        .i32("extentsize", extentsize.cast_signed())
+        .u64("localcnt", localcnt)
+        .u64("remotecnt", remotecnt);
+    nv
+}
+
+fn resource(list: &List<'_>) -> Result<String, HandshakeError> {
+    list.str("resource").map(str::to_owned).ok_or(HandshakeError::Missing("resource"))
+}
+
+fn version(list: &List<'_>) -> u8 {
+    list.u8("version").unwrap_or(0).max(1)
+}
+
+fn token(bytes: &[u8]) -> Result<Token, HandshakeError> {
+    bytes.try_into().map_err(|_| HandshakeError::TokenSize(bytes.len()))
+}
+
+/// The `errmsg` string, in whatever encoding the peer's administrator uses.
+fn errmsg(list: &List<'_>) -> Option<String> {
+    let pair = list.find("errmsg").filter(|pair| pair.kind == hast_format::nv::Type::String)?;
+    let text = pair.data.strip_suffix(&[0]).unwrap_or(pair.data);
+    Some(String::from_utf8_lossy(text).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read<T>(writer: &Writer, decode: impl FnOnce(&List<'_>) -> T) -> T {
+        decode(&List::parse(writer.as_bytes()).unwrap())
+    }
+
+    fn hello() -> SecondHello {
+        SecondHello {
+            resource: "disk0".into(),
+            token: [7; 16],
+            virgin: false,
+            resuid: 1,
+            localcnt: 2,
+            remotecnt: 3,
+        }
+    }
+
+    #[test]
+    fn a_missing_or_zero_version_stands_for_one() {
+        let mut nv = Writer::new();
+        nv.str("resource", "disk0");
+        assert_eq!(read(&nv, FirstHello::decode).unwrap().version, 1);
+        nv.u8("version", 0);
+        assert_eq!(read(&nv, FirstHello::decode).unwrap().negotiated(), 1);
+        let newer = FirstHello { resource: "disk0".into(), version: 3 };
+        assert_eq!(read(&newer.encode(), FirstHello::decode).unwrap(), newer);
+        assert_eq!(newer.negotiated(), 2);
+    }
+
+    #[test]
+    fn headers_that_are_closed_on_are_errors() {
+        assert_eq!(read(&Writer::new(), Hello::decode), Err(HandshakeError::Missing("resource")));
+        let mut nv = Writer::new();
+        nv.str("resource", "disk0").u8_array("token", &[1; 8]);
+        assert_eq!(read(&nv, Hello::decode), Err(HandshakeError::TokenSize(8)));
+        let mut nv = Writer::new();
+        nv.u8_array("token", &[1; 16]);
+        assert_eq!(read(&nv, Hello::decode), Err(HandshakeError::Missing("resource")));
+    }
+
+    #[test]
+    fn a_token_of_another_type_makes_no_second_step() {
+        let mut nv = Writer::new();
+        nv.str("resource", "disk0").str("token", "0123456789abcdef");
+        assert!(matches!(read(&nv, Hello::decode), Ok(Hello::First(_))));
+    }
+
+    #[test]
+    fn answers_from_a_later_version_are_refused() {
+        let answer = FirstAnswer { version: 3, token: [0; 16] };
+        assert_eq!(
+            read(&answer.encode(), FirstReply::decode),
+            Err(HandshakeError::Range { field: "version", value: 3 })
+        );
+    }
+
+    #[test]
+    fn virgin_is_a_matter_of_presence() {
+        for virgin in [false, true] {
+            let hello = SecondHello { virgin, ..hello() };
+            assert_eq!(read(&hello.encode(), Hello::decode), Ok(Hello::Second(hello)));
+        }
+        let mut nv = hello().encode();
+        nv.u64("virgin", 0);
+        assert!(read(&nv, SecondHello::decode).unwrap().virgin);
+    }
+
+    #[test]
+    fn answers_with_impossible_numbers_are_errors() {
+        let good = SecondAnswer {
+            datasize: 1 << 40,
+            extentsize: 1 << 21,
+            localcnt: 1,
+            remotecnt: 2,
+            virgin: true,
+            syncsrc: SyncSource::Secondary,
+            mapsize: 512,
+        };
+        assert_eq!(read(&good.encode(), SecondReply::decode), Ok(SecondReply::Answer(good.clone())));
+        let negative = SecondAnswer { datasize: u64::MAX, ..good.clone() };
+        assert_eq!(
+            read(&negative.encode(), SecondReply::decode),
+            Err(HandshakeError::Range { field: "datasize", value: -1 })
+        );
+        let mut nv = sizes_and_counts(1, 1, 1, 1);
+        nv.u8("syncsrc", 3).u32("mapsize", 0);
+        assert_eq!(read(&nv, SecondReply::decode), Err(HandshakeError::Range { field: "syncsrc", value: 3 }));
+        let map = Buffer::from(vec![0; 512]);
+        assert_eq!(good.map(Some(map.clone())), Ok(Some(map.clone())));
+        assert_eq!(good.map(None), Err(HandshakeError::Map { announced: 512, length: 0 }));
+        assert!(good.map(Some(map.slice(0..511))).is_err());
+    }
+
+    #[test]
+    fn refusals_keep_text_and_wait() {
+        let refusal = Refusal { errmsg: texts::not_secondary("primary"), wait: true };
+        assert_eq!(read(&refusal.encode(), FirstReply::decode), Ok(FirstReply::Refused(refusal)));
+        let refusal = SecondRefusal {
+            datasize: 1,
+            extentsize: 2,
+            localcnt: 3,
+            remotecnt: 4,
+            errmsg: texts::SPLIT_BRAIN.into(),
+        };
+        assert_eq!(
+            read(&refusal.encode(), SecondReply::decode),
+            Ok(SecondReply::Refused("Split-brain condition!".into()))
+        );
+    }
+}
