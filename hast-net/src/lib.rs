@@ -5,6 +5,8 @@
 pub mod address;
 pub mod buffer;
 pub mod checksum;
+pub mod control;
+pub mod errno;
 pub mod frame;
 pub mod handshake;
 pub mod lzf;

@@ -1,0 +1,489 @@
+//! What `hastctl` and `hastd` say to each other: one request frame, one reply frame (spec "The control socket").
+//!
+//! Owns the pairs, their order and the meaning of what is missing. Sockets, frames, and what a role change or a
+//! status is, belong to others.
+
+use std::collections::HashMap;
+
+use hast_format::metadata::Role;
+use hast_format::nv::{List, Pair, Type, Writer};
+
+/// `error`: there is no such resource.
+pub const ERROR_NO_ENTRY: i16 = 1;
+/// `error`: the request is not valid.
+pub const ERROR_INVALID: i16 = 2;
+/// `error`: no memory.
+pub const ERROR_NO_MEMORY: i16 = 3;
+/// `error`: there is no such command.
+pub const ERROR_UNIMPLEMENTED: i16 = 4;
+
+/// The name that stands for every resource, if it comes first.
+pub const ALL: &str = "all";
+
+/// Stands for a text that was not sent.
+const ABSENT: &str = "-";
+/// `status`: both connections are up.
+const COMPLETE: &str = "complete";
+/// `status`: they are not.
+const DEGRADED: &str = "degraded";
+
+/// What `hastctl` asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// What to do.
+    pub command: Command,
+    /// With which resources: names in the order asked for, or [`ALL`] first.
+    pub resources: Vec<String>,
+}
+
+impl Request {
+    /// Whether every resource is meant.
+    pub fn is_all(&self) -> bool {
+        self.resources.first().is_some_and(|name| name == ALL)
+    }
+
+    /// The list to send.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut list = Writer::new();
+        match self.command {
+            Command::SetRole(role) => list.u8("cmd", SET_ROLE).u8("role", role_code(role)),
+            Command::Status => list.u8("cmd", STATUS),
+        };
+        for (index, name) in self.resources.iter().enumerate() {
+            list.str(&format!("resource{index}"), name);
+        }
+        list.into_bytes()
+    }
+
+    /// Understands a list as the reference's hastd does. The names end at the first gap in their numbers; there is
+    /// at least one.
+    pub fn decode(list: &List<'_>) -> Result<Request, Rejected> {
+        let command = list.u8("cmd").filter(|command| *command != 0).ok_or(Rejected::Close)?;
+        // Checked in the reference's order: of several faults the first one is answered.
+        let role = list.u8("role").and_then(role_of_code);
+        if command == SET_ROLE && role.is_none() {
+            return Err(Rejected::Error(ERROR_INVALID));
+        }
+        let pairs = Pairs::new(list);
+        let resources: Vec<String> = (0..).map_while(|index| pairs.text("resource", index)).collect();
+        if resources.is_empty() {
+            return Err(Rejected::Error(ERROR_INVALID));
+        }
+        let command = match (command, role) {
+            (SET_ROLE, Some(role)) => Command::SetRole(role),
+            (STATUS, _) => Command::Status,
+            _ => return Err(Rejected::Error(ERROR_UNIMPLEMENTED)),
+        };
+        Ok(Request { command, resources })
+    }
+}
+
+/// What to do with resources.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Change their role.
+    SetRole(Role),
+    /// Tell about them.
+    Status,
+}
+
+const SET_ROLE: u8 = 1;
+const STATUS: u8 = 2;
+
+/// What a request that is none gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejected {
+    /// The connection is closed without an answer.
+    #[error("control request without a command")]
+    Close,
+    /// [`Reply::Error`] with that number.
+    #[error("control request answered with error {0}")]
+    Error(i16),
+}
+
+/// What `hastd` answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// The request as a whole failed: an `ERROR_` number, or an errno from a worker. Never 0.
+    Error(i16),
+    /// One entry per resource, in the order asked for.
+    Entries(Vec<Entry>),
+}
+
+impl Reply {
+    /// The list to send, pairs in the reference's order.
+    ///
+    /// Without entries it still has a pair that no reader knows: the reference's hastctl aborts on an empty list.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut list = Writer::new();
+        match self {
+            Reply::Error(error) => {
+                list.i16("error", *error);
+            }
+            Reply::Entries(entries) if entries.is_empty() => {
+                list.u32("resources", 0);
+            }
+            Reply::Entries(entries) => {
+                for (index, entry) in entries.iter().enumerate() {
+                    entry.encode(&mut Numbered { list: &mut list, index });
+                }
+            }
+        }
+        list.into_bytes()
+    }
+
+    /// Understands a list. The entries end at the first gap in their numbers; no entry at all is a valid reply.
+    /// What is missing in a status reads as `-` or 0, as the reference's hastctl shows it.
+    pub fn decode(list: &List<'_>) -> Result<Reply, ReplyError> {
+        if let Some(error) = list.i16("error").filter(|error| *error != 0) {
+            return Ok(Reply::Error(error));
+        }
+        let pairs = Pairs::new(list);
+        let entries = (0..).map_while(|index| {
+            let name = pairs.text("resource", index)?;
+            Some(Entry::decode(name, index, &pairs))
+        });
+        entries.collect::<Result<_, _>>().map(Reply::Entries)
+    }
+}
+
+/// What `hastd` says about one resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// It could not be done.
+    Error {
+        /// The resource as asked for.
+        name: String,
+        /// An `ERROR_` number or an errno, never 0.
+        error: i16,
+    },
+    /// Answer to [`Command::SetRole`].
+    RoleWas {
+        /// The resource.
+        name: String,
+        /// The role that it had before.
+        role: String,
+    },
+    /// Answer to [`Command::Status`].
+    Status {
+        /// The resource.
+        name: String,
+        /// All about it.
+        status: Box<ResourceStatus>,
+    },
+}
+
+impl Entry {
+    /// The resource's name.
+    pub fn name(&self) -> &str {
+        match self {
+            Entry::Error { name, .. } | Entry::RoleWas { name, .. } | Entry::Status { name, .. } => name,
+        }
+    }
+
+    fn encode(&self, list: &mut Numbered<'_>) {
+        list.str("resource", self.name());
+        match self {
+            Entry::Error { error, .. } => list.i16("error", *error),
+            Entry::RoleWas { role, .. } => list.str("role", role),
+            Entry::Status { status, .. } => status.encode(list),
+        }
+    }
+
+    fn decode(name: String, index: usize, pairs: &Pairs<'_>) -> Result<Entry, ReplyError> {
+        if let Some(error) = pairs.i16("error", index).filter(|error| *error != 0) {
+            return Ok(Entry::Error { name, error });
+        }
+        // Only a status has these, and every status has them.
+        let is_status = ["provname", "localpath", "remoteaddr", "replication", "workerpid"]
+            .iter()
+            .any(|key| pairs.get(key, index).is_some());
+        if is_status {
+            return Ok(Entry::Status { name, status: Box::new(ResourceStatus::decode(index, pairs)) });
+        }
+        match pairs.text("role", index) {
+            Some(role) => Ok(Entry::RoleWas { name, role }),
+            None => Err(ReplyError { name }),
+        }
+    }
+}
+
+/// A resource is named in a reply, and nothing is said about it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("hastd names resource {name} in its reply, but says nothing about it")]
+pub struct ReplyError {
+    /// The resource.
+    pub name: String,
+}
+
+/// All that `hastctl list` and `status` show of a resource. Texts are passed on as the daemon has them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct ResourceStatus {
+    pub provname: String,
+    pub localpath: String,
+    /// As configured; `none` without a remote node.
+    pub remoteaddr: String,
+    pub sourceaddr: Option<String>,
+    pub replication: String,
+    pub checksum: String,
+    pub compression: String,
+    pub role: String,
+    /// 0 without a worker.
+    pub workerpid: i32,
+    /// What the worker says, if one runs.
+    pub worker: Option<WorkerStatus>,
+}
+
+impl ResourceStatus {
+    fn encode(&self, list: &mut Numbered<'_>) {
+        list.str("provname", &self.provname);
+        list.str("localpath", &self.localpath);
+        list.str("remoteaddr", &self.remoteaddr);
+        if let Some(sourceaddr) = &self.sourceaddr {
+            list.str("sourceaddr", sourceaddr);
+        }
+        list.str("replication", &self.replication);
+        list.str("checksum", &self.checksum);
+        list.str("compression", &self.compression);
+        list.str("role", &self.role);
+        list.i32("workerpid", self.workerpid);
+        if let Some(worker) = &self.worker {
+            list.str("status", if worker.complete { COMPLETE } else { DEGRADED });
+            list.u64("dirty", worker.dirty);
+            list.u32("extentsize", worker.extentsize);
+            list.u32("keepdirty", worker.keepdirty);
+            for (key, value) in STATISTICS.iter().zip(worker.statistics.values()) {
+                list.u64(key, value);
+            }
+        }
+    }
+
+    fn decode(index: usize, pairs: &Pairs<'_>) -> ResourceStatus {
+        let text = |key| pairs.text(key, index).unwrap_or_else(|| ABSENT.to_owned());
+        let number = |key| pairs.u64(key, index).unwrap_or_default();
+        let worker = pairs.text("status", index).map(|status| WorkerStatus {
+            complete: status == COMPLETE,
+            dirty: number("dirty"),
+            extentsize: pairs.u32("extentsize", index).unwrap_or_default(),
+            keepdirty: pairs.u32("keepdirty", index).unwrap_or_default(),
+            statistics: Statistics::from_values(STATISTICS.map(number)),
+        });
+        ResourceStatus {
+            provname: text("provname"),
+            localpath: text("localpath"),
+            remoteaddr: text("remoteaddr"),
+            sourceaddr: pairs.text("sourceaddr", index),
+            replication: text("replication"),
+            checksum: text("checksum"),
+            compression: text("compression"),
+            role: text("role"),
+            workerpid: pairs.i32("workerpid", index).unwrap_or_default(),
+            worker,
+        }
+    }
+}
+
+/// What a worker says about itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WorkerStatus {
+    /// Both connections are up.
+    pub complete: bool,
+    /// Bytes of the extents that are being written or still to synchronise; 0 on a secondary.
+    pub dirty: u64,
+    /// Bytes per extent.
+    pub extentsize: u32,
+    /// Extents kept dirty; 0 on a secondary.
+    pub keepdirty: u32,
+    /// Counted since the worker began.
+    pub statistics: Statistics,
+}
+
+/// What a worker has counted, and the lengths of its queues. "Queue" is the reference's word: requests free, at
+/// the local disk, waiting to be sent, waiting for their reply, and done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Statistics {
+    pub reads: u64,
+    pub writes: u64,
+    pub deletes: u64,
+    pub flushes: u64,
+    pub activemap_updates: u64,
+    pub read_errors: u64,
+    /// Includes failed writes of the map.
+    pub write_errors: u64,
+    pub delete_errors: u64,
+    /// Includes failed flushes of the map.
+    pub flush_errors: u64,
+    pub idle_queue: u64,
+    pub local_queue: u64,
+    pub send_queue: u64,
+    pub recv_queue: u64,
+    pub done_queue: u64,
+}
+
+/// Names on the control socket, in the order of [`Statistics::values`].
+const STATISTICS: [&str; 14] = [
+    "stat_read",
+    "stat_write",
+    "stat_delete",
+    "stat_flush",
+    "stat_activemap_update",
+    "stat_read_error",
+    "stat_write_error",
+    "stat_delete_error",
+    "stat_flush_error",
+    "idle_queue_size",
+    "local_queue_size",
+    "send_queue_size",
+    "recv_queue_size",
+    "done_queue_size",
+];
+
+impl Statistics {
+    fn values(&self) -> [u64; 14] {
+        [
+            self.reads,
+            self.writes,
+            self.deletes,
+            self.flushes,
+            self.activemap_updates,
+            self.read_errors,
+            self.write_errors,
+            self.delete_errors,
+            self.flush_errors,
+            self.idle_queue,
+            self.local_queue,
+            self.send_queue,
+            self.recv_queue,
+            self.done_queue,
+        ]
+    }
+
+    fn from_values(values: [u64; 14]) -> Statistics {
+        let [
+            reads,
+            writes,
+            deletes,
+            flushes,
+            activemap_updates,
+            read_errors,
+            write_errors,
+            delete_errors,
+            flush_errors,
+            idle_queue,
+            local_queue,
+            send_queue,
+            recv_queue,
+            done_queue,
+        ] = values;
+        Statistics {
+            reads,
+            writes,
+            deletes,
+            flushes,
+            activemap_updates,
+            read_errors,
+            write_errors,
+            delete_errors,
+            flush_errors,
+            idle_queue,
+            local_queue,
+            send_queue,
+            recv_queue,
+            done_queue,
+        }
+    }
+}
+
+fn role_code(role: Role) -> u8 {
+    match role {
+        Role::Init => 1,
+        Role::Primary => 2,
+        Role::Secondary => 3,
+    }
+}
+
+fn role_of_code(code: u8) -> Option<Role> {
+    [Role::Init, Role::Primary, Role::Secondary].into_iter().find(|role| role_code(*role) == code)
+}
+
+/// Writes pairs whose names end in the number of a resource.
+struct Numbered<'a> {
+    list: &'a mut Writer,
+    index: usize,
+}
+
+impl Numbered<'_> {
+    fn name(&self, key: &str) -> String {
+        format!("{key}{}", self.index)
+    }
+
+    fn str(&mut self, key: &str, value: &str) {
+        self.list.str(&self.name(key), value);
+    }
+
+    fn i16(&mut self, key: &str, value: i16) {
+        self.list.i16(&self.name(key), value);
+    }
+
+    fn i32(&mut self, key: &str, value: i32) {
+        self.list.i32(&self.name(key), value);
+    }
+
+    fn u32(&mut self, key: &str, value: u32) {
+        self.list.u32(&self.name(key), value);
+    }
+
+    fn u64(&mut self, key: &str, value: u64) {
+        self.list.u64(&self.name(key), value);
+    }
+}
+
+/// Finds numbered pairs. A list may hold very many names; each is looked up without going through all others.
+struct Pairs<'a>(HashMap<&'a [u8], Pair<'a>>);
+
+impl<'a> Pairs<'a> {
+    fn new(list: &List<'a>) -> Pairs<'a> {
+        let mut first = HashMap::new();
+        for pair in list.pairs() {
+            // The first pair of a name decides.
+            first.entry(pair.name).or_insert(pair);
+        }
+        Pairs(first)
+    }
+
+    fn get(&self, key: &str, index: usize) -> Option<&Pair<'a>> {
+        self.0.get(format!("{key}{index}").as_bytes())
+    }
+
+    /// Text need not be UTF-8 (a path of the other side's): what is not is shown as U+FFFD.
+    fn text(&self, key: &str, index: usize) -> Option<String> {
+        match self.get(key, index)? {
+            Pair { kind: Type::String, data: [text @ .., 0], .. } => {
+                Some(String::from_utf8_lossy(text).into_owned())
+            }
+            _ => None,
+        }
+    }
+
+    fn i16(&self, key: &str, index: usize) -> Option<i16> {
+        self.number(key, index, Type::Int16).map(i16::from_le_bytes)
+    }
+
+    fn i32(&self, key: &str, index: usize) -> Option<i32> {
+        self.number(key, index, Type::Int32).map(i32::from_le_bytes)
+    }
+
+    fn u32(&self, key: &str, index: usize) -> Option<u32> {
+        self.number(key, index, Type::UInt32).map(u32::from_le_bytes)
+    }
+
+    fn u64(&self, key: &str, index: usize) -> Option<u64> {
+        self.number(key, index, Type::UInt64).map(u64::from_le_bytes)
+    }
+
+    fn number<const N: usize>(&self, key: &str, index: usize, kind: Type) -> Option<[u8; N]> {
+        self.get(key, index).filter(|pair| pair.kind == kind)?.data.try_into().ok()
+    }
+}
