@@ -10,6 +10,7 @@ pub mod errno;
 pub mod frame;
 pub mod handshake;
 pub mod lzf;
+pub mod message;
 pub mod payload;
 
 use std::fmt;

@@ -1,0 +1,408 @@
+//! What a connected pair says to each other: requests, replies and keepalives, typed (spec: wire, requests
+//! and replies).
+//!
+//! Decoding takes a [`Frame`] whose payload has been through [`payload::decode`], and moves that payload into
+//! the message without a copy. What a frame must be to be a message at all is checked here; whether a range
+//! lies inside the data area and on sectors is not, because that needs the layout.
+
+use crate::buffer::Buffer;
+use crate::errno::Errno;
+use crate::frame::{self, Frame, FrameError};
+use crate::handshake::{FirstHello, SecondAnswer, SecondHello, SecondRefusal};
+use crate::payload::{self, Stages};
+use hast_format::nv::{self, List, Writer};
+use std::fmt;
+use thiserror::Error;
+
+/// The value of `cmd` in a keepalive.
+const KEEPALIVE: u8 = 5;
+
+/// What a request asks the secondary's disk to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Command {
+    /// Send back `length` bytes.
+    Read = 1,
+    /// Store the payload.
+    Write = 2,
+    /// The range is no longer needed (TRIM).
+    Delete = 3,
+    /// Make every write that was answered before durable.
+    Flush = 4,
+}
+
+impl Command {
+    /// The value of the `cmd` pair.
+    #[must_use]
+    pub fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// The command with that code.
+    #[must_use]
+    pub fn from_code(code: u8) -> Option<Command> {
+        [Command::Read, Command::Write, Command::Delete, Command::Flush]
+            .into_iter()
+            .find(|command| command.code() == code)
+    }
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Command::Read => "READ",
+            Command::Write => "WRITE",
+            Command::Delete => "DELETE",
+            Command::Flush => "FLUSH",
+        })
+    }
+}
+
+/// One request of a primary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// What to do.
+    pub command: Command,
+    /// Chosen by the primary, never 0, echoed in the reply. A reference primary uses one more than once.
+    pub seq: u64,
+    /// First byte of the range, counted from the start of the data area; 0 for a flush.
+    pub offset: u64,
+    /// Bytes in the range; 0 for a flush.
+    pub length: u64,
+    /// A write that is to be answered twice: when it has arrived and when it is stored.
+    pub memsync: bool,
+    /// The bytes of a write, exactly `length`; None for everything else and for a write of length 0.
+    pub data: Option<Buffer>,
+}
+
+impl Request {
+    fn encode(&self) -> Writer {
+        let mut nv = Writer::with_capacity(256);
+        nv.u8("cmd", self.command.code())
+            .u64("seq", self.seq)
+            .u64("offset", self.offset)
+            .u64("length", self.length);
+        if self.memsync {
+            nv.u8("memsync", 1);
+        }
+        nv
+    }
+}
+
+/// What arrives at a secondary after the handshake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FromPrimary {
+    /// A request to carry out, if its range is one.
+    Request(Request),
+    /// The primary is there and has nothing to ask.
+    Keepalive,
+    /// A request that cannot be carried out but harms nobody: it is answered with EINVAL and the connection
+    /// stays.
+    Invalid {
+        /// To be echoed; 0 if there was none.
+        seq: u64,
+        /// It was a memsync write: the one answer has `received` and the error together.
+        memsync: bool,
+        /// What to log.
+        reason: String,
+    },
+}
+
+impl FromPrimary {
+    /// Reads a frame whose payload has been decoded.
+    ///
+    /// # Errors
+    /// The frame is no message of this protocol; the connection is closed.
+    pub fn decode(frame: Frame) -> Result<FromPrimary, MessageError> {
+        let list = List::parse(&frame.nv)?;
+        let data = frame.payload;
+        let code = list.u8("cmd").filter(|&code| code != 0).ok_or(MessageError::NoCommand)?;
+        let command = match code {
+            KEEPALIVE => None,
+            _ => Some(Command::from_code(code).ok_or(MessageError::UnknownCommand(code))?),
+        };
+        if let (Some(data), true) = (&data, command != Some(Command::Write)) {
+            return Err(MessageError::UnexpectedData { cmd: code, length: data.len() });
+        }
+        let Some(command) = command else { return Ok(FromPrimary::Keepalive) };
+        let Some(seq) = list.u64("seq").filter(|&seq| seq != 0) else {
+            let reason = "Header contains no 'seq' field.".into();
+            return Ok(FromPrimary::Invalid { seq: 0, memsync: false, reason });
+        };
+        if command == Command::Flush {
+            let request = Request { command, seq, offset: 0, length: 0, memsync: false, data: None };
+            return Ok(FromPrimary::Request(request));
+        }
+        let memsync = command == Command::Write && list.contains("memsync");
+        let (offset, length) = match (list.u64("offset"), list.u64("length")) {
+            (Some(offset), Some(length)) => (offset, length),
+            (offset, _) => {
+                let field = if offset.is_none() { "offset" } else { "length" };
+                let reason = format!("Header is missing '{field}' field.");
+                return Ok(FromPrimary::Invalid { seq, memsync, reason });
+            }
+        };
+        if command == Command::Write {
+            let received = data.as_ref().map_or(0, |data| data.len());
+            if u64::try_from(received).ok() != Some(length) {
+                return Err(MessageError::DataLength { seq, length, received });
+            }
+        }
+        Ok(FromPrimary::Request(Request { command, seq, offset, length, memsync, data }))
+    }
+}
+
+/// What a secondary answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// The request's; 0 if the request had none.
+    pub seq: u64,
+    /// A memsync write has arrived and is not yet stored: another reply with the same `seq` follows, unless
+    /// this one carries an error.
+    pub received: bool,
+    /// Why the request failed; None if it succeeded.
+    pub error: Option<Errno>,
+    /// The bytes of a successful read.
+    pub data: Option<Buffer>,
+}
+
+impl Reply {
+    /// Reads a frame whose payload has been decoded.
+    ///
+    /// # Errors
+    /// The frame is no reply; the connection is closed.
+    pub fn decode(frame: Frame) -> Result<Reply, MessageError> {
+        let list = List::parse(&frame.nv)?;
+        let seq = list.u64("seq").ok_or(MessageError::NoSeq)?;
+        // An error that cannot be read must not pass for a success.
+        let error = match list.i16("error") {
+            Some(error) => Errno::from_wire(error),
+            None if list.contains("error") => return Err(MessageError::UnreadableError { seq }),
+            None => None,
+        };
+        Ok(Reply { seq, received: list.contains("received"), error, data: frame.payload })
+    }
+
+    fn encode(&self) -> Writer {
+        let mut nv = Writer::with_capacity(128);
+        nv.u64("seq", self.seq);
+        if self.received {
+            nv.i8("received", 1);
+        }
+        if let Some(error) = self.error {
+            nv.i16("error", error.to_wire());
+        }
+        nv
+    }
+}
+
+/// Everything that the two workers of a pair send each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// Step one of the handshake, primary to secondary, first connection.
+    FirstHello(FirstHello),
+    /// Step two, primary to secondary, second connection.
+    SecondHello(SecondHello),
+    /// Its answer with the map (exactly `mapsize` bytes), secondary to primary, first connection.
+    SecondAnswer(SecondAnswer, Option<Buffer>),
+    /// Its refusal, in a frame of version 2.
+    SecondRefusal(SecondRefusal),
+    /// Primary to secondary, first connection.
+    Request(Request),
+    /// Primary to secondary, first connection.
+    Keepalive,
+    /// Secondary to primary, second connection.
+    Reply(Reply),
+}
+
+impl Message {
+    /// The pairs in the reference's order, and the payload as it is. What goes out is
+    /// [`payload::encode`] of the payload, which appends its own pairs; then [`frame::encode`].
+    #[must_use]
+    pub fn encode(&self) -> (Writer, Option<Buffer>) {
+        match self {
+            Message::FirstHello(hello) => (hello.encode(), None),
+            Message::SecondHello(hello) => (hello.encode(), None),
+            Message::SecondAnswer(answer, map) => (answer.encode(), map.clone()),
+            Message::SecondRefusal(refusal) => (refusal.encode(), None),
+            Message::Request(request) => (request.encode(), request.data.clone()),
+            Message::Keepalive => {
+                let mut nv = Writer::new();
+                nv.u8("cmd", KEEPALIVE);
+                (nv, None)
+            }
+            Message::Reply(reply) => (reply.encode(), reply.data.clone()),
+        }
+    }
+}
+
+/// A message as it goes on the wire: frame header with list, then the payload as sent. The payload shares the
+/// message's memory unless a stage changed it.
+///
+/// # Errors
+/// The version is above ours, or the message is too long for the format.
+pub fn to_wire(
+    message: &Message,
+    version: u8,
+    stages: Stages,
+) -> Result<(Vec<u8>, Option<Buffer>), FrameError> {
+    let (mut nv, data) = message.encode();
+    let data = match data.filter(|data| !data.is_empty()) {
+        Some(data) if u32::try_from(data.len()).is_err() => {
+            return Err(FrameError::PayloadTooLong { size: data.len() as u64, limit: u32::MAX });
+        }
+        Some(data) => Some(payload::encode(&mut nv, &data, stages)),
+        None => None,
+    };
+    Ok((frame::encode(version, nv.as_bytes())?, data))
+}
+
+/// Why a frame is no message. The connection is closed: what follows cannot be trusted to be in step.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum MessageError {
+    /// The list of pairs is malformed.
+    #[error("{0}")]
+    List(#[from] nv::Error),
+    /// No `cmd`, or 0.
+    #[error("Header contains no 'cmd' field.")]
+    NoCommand,
+    /// A command that nobody agreed on.
+    #[error("Header contains invalid 'cmd' ({0}).")]
+    UnknownCommand(u8),
+    /// A payload where none belongs.
+    #[error("{length} bytes of data came with a request of cmd {cmd}, which has none")]
+    UnexpectedData {
+        /// The request's command.
+        cmd: u8,
+        /// Bytes of payload.
+        length: usize,
+    },
+    /// A write with more or less data than it says.
+    #[error("write of {length} bytes (seq {seq}) came with {received} bytes of data")]
+    DataLength {
+        /// The request's number.
+        seq: u64,
+        /// Bytes to write.
+        length: u64,
+        /// Bytes of decoded payload.
+        received: usize,
+    },
+    /// A reply to nothing.
+    #[error("Header contains no 'seq' field.")]
+    NoSeq,
+    /// The pair `error` is there and is no int16.
+    #[error("reply (seq {seq}) carries an error that cannot be read")]
+    UnreadableError {
+        /// The reply's number.
+        seq: u64,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(nv: &Writer, payload: Option<&[u8]>) -> Frame {
+        let payload = payload.map(|bytes| Buffer::from(bytes.to_vec()));
+        Frame { version: 2, nv: nv.as_bytes().to_vec(), payload }
+    }
+
+    fn header(command: u8) -> Writer {
+        let mut nv = Writer::new();
+        nv.u8("cmd", command).u64("seq", 7).u64("offset", 0).u64("length", 512);
+        nv
+    }
+
+    #[test]
+    fn a_write_has_exactly_its_length_of_data() {
+        let write = |data: Option<&[u8]>| FromPrimary::decode(frame(&header(2), data));
+        assert!(matches!(write(Some(&[1; 512])), Ok(FromPrimary::Request(Request { data: Some(_), .. }))));
+        for received in [1, 511, 513] {
+            assert_eq!(
+                write(Some(&vec![1; received])),
+                Err(MessageError::DataLength { seq: 7, length: 512, received })
+            );
+        }
+        assert_eq!(write(None), Err(MessageError::DataLength { seq: 7, length: 512, received: 0 }));
+    }
+
+    #[test]
+    fn a_write_of_nothing_is_left_to_the_range_check() {
+        let mut nv = Writer::new();
+        nv.u8("cmd", 2).u64("seq", 7).u64("offset", 0).u64("length", 0);
+        assert!(matches!(
+            FromPrimary::decode(frame(&nv, None)),
+            Ok(FromPrimary::Request(Request { length: 0, data: None, .. }))
+        ));
+    }
+
+    #[test]
+    fn only_writes_bring_data() {
+        for command in [1, 3, 4, 5] {
+            assert_eq!(
+                FromPrimary::decode(frame(&header(command), Some(&[1; 512]))),
+                Err(MessageError::UnexpectedData { cmd: command, length: 512 })
+            );
+        }
+    }
+
+    #[test]
+    fn unknown_commands_and_empty_lists_close() {
+        assert_eq!(FromPrimary::decode(frame(&Writer::new(), None)), Err(MessageError::NoCommand));
+        for command in [6, 255] {
+            assert_eq!(
+                FromPrimary::decode(frame(&header(command), None)),
+                Err(MessageError::UnknownCommand(command))
+            );
+        }
+        assert_eq!(FromPrimary::decode(frame(&header(0), None)), Err(MessageError::NoCommand));
+    }
+
+    #[test]
+    fn an_invalid_memsync_write_is_still_a_memsync_write() {
+        let mut nv = Writer::new();
+        nv.u8("cmd", 2).u64("seq", 7).u64("length", 512).u8("memsync", 1);
+        let Ok(FromPrimary::Invalid { seq: 7, memsync: true, reason }) =
+            FromPrimary::decode(frame(&nv, Some(&[0; 512])))
+        else {
+            panic!("not taken for an invalid memsync write");
+        };
+        assert_eq!(reason, "Header is missing 'offset' field.");
+        let mut nv = header(1);
+        nv.u8("memsync", 1);
+        assert!(matches!(
+            FromPrimary::decode(frame(&nv, None)),
+            Ok(FromPrimary::Request(Request { command: Command::Read, memsync: false, .. }))
+        ));
+    }
+
+    #[test]
+    fn an_unreadable_error_is_no_success() {
+        let mut nv = Writer::new();
+        nv.u64("seq", 7).u32("error", 5);
+        assert_eq!(Reply::decode(frame(&nv, None)), Err(MessageError::UnreadableError { seq: 7 }));
+        let mut nv = Writer::new();
+        nv.u64("seq", 7).i16("error", 0);
+        assert_eq!(Reply::decode(frame(&nv, None)).unwrap().error, None);
+        let mut nv = Writer::new();
+        nv.u64("seq", 7).i16("error", -1);
+        assert_eq!(Reply::decode(frame(&nv, None)).unwrap().error, Some(Errno::EIO));
+        assert_eq!(Reply::decode(frame(&Writer::new(), None)), Err(MessageError::NoSeq));
+    }
+
+    #[test]
+    fn what_is_sent_shares_the_memory_of_the_message() {
+        let data = Buffer::from(vec![7; 4096]);
+        let request = Request {
+            command: Command::Write,
+            seq: 1,
+            offset: 0,
+            length: 4096,
+            memsync: true,
+            data: Some(data.clone()),
+        };
+        let (_, sent) = to_wire(&Message::Request(request), 2, Stages::default()).unwrap();
+        assert_eq!(sent.unwrap().as_ptr(), data.as_ptr());
+        assert_eq!(to_wire(&Message::Keepalive, 3, Stages::default()), Err(FrameError::Version(3)));
+    }
+}
