@@ -60,6 +60,13 @@ impl Address {
         Address::parse(text).map(Some)
     }
 
+    /// An address that need not be read because the program knows it; `text` should be a spelling
+    /// of `endpoint` that [`Address::parse`] takes.
+    #[must_use]
+    pub fn spelled(text: &str, endpoint: Endpoint) -> Address {
+        Address { text: text.to_owned(), endpoint }
+    }
+
     /// Where the address leads, independent of how it was spelled.
     #[must_use]
     pub fn endpoint(&self) -> &Endpoint {
