@@ -1,0 +1,112 @@
+//! The configuration of one node: what remains of the file once scopes, defaults and node sections
+//! are worked out.
+
+use crate::error::ConfError;
+use crate::node::Node;
+use crate::parse::Parser;
+use hast_net::Replication;
+use hast_net::address::Address;
+use hast_net::payload::{Checksum, Compression};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// Where `hastctl` reaches `hastd` unless a `control` statement says otherwise.
+pub const DEFAULT_CONTROL: &str = "uds:///var/run/hastctl";
+/// The pidfile unless a `pidfile` statement or `-P` says otherwise.
+pub const DEFAULT_PIDFILE: &str = "/var/run/hastd.pid";
+/// Seconds, unless a `timeout` statement says otherwise.
+pub const DEFAULT_TIMEOUT: u32 = 20;
+
+/// Bytes of a file that are read at most: thousands of resources.
+const MAX_FILE: u64 = 1 << 20;
+
+/// What the file says for this node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// The control socket.
+    pub control: Address,
+    /// The pidfile; `-P` overrides it.
+    pub pidfile: PathBuf,
+    /// Addresses to accept other nodes on: this node's own, then the global ones, each endpoint
+    /// once. May be empty only if the defaults apply and the kernel has neither IP family.
+    pub listen: Vec<Address>,
+    /// No `listen` was given, so that `listen` holds the defaults for the kernel's IP families.
+    pub listen_is_default: bool,
+    /// The directory in which NBD sockets appear.
+    pub nbd: PathBuf,
+    /// The resources in the order of the file.
+    pub resources: Vec<Resource>,
+    /// What was skipped in the file, one message each, with file, line and column.
+    pub warnings: Vec<String>,
+}
+
+impl Config {
+    /// The resource of this name.
+    #[must_use]
+    pub fn resource(&self, name: &str) -> Option<&Resource> {
+        self.resources.iter().find(|resource| resource.name == name)
+    }
+}
+
+/// One resource as this node sees it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Resource {
+    /// The name; 1 to 254 bytes.
+    pub name: String,
+    /// The name of the provider that a primary creates; 1 to 254 bytes.
+    pub provname: String,
+    /// The disk or file below.
+    pub localpath: PathBuf,
+    /// The other node; `None` stands for `remote none`, not known yet.
+    pub remote: Option<Address>,
+    /// The address to connect from and, if it names a host, its port 0 unless given.
+    pub source: Option<Address>,
+    /// When a write is complete.
+    pub replication: Replication,
+    /// How payloads are protected on the wire.
+    pub checksum: Checksum,
+    /// How payloads are shortened on the wire.
+    pub compression: Compression,
+    /// Seconds, from 1 to 2147483647.
+    pub timeout: u32,
+    /// The program to run on events.
+    pub exec: Option<PathBuf>,
+    /// Whether each write of the activemap is followed by a flush.
+    pub metaflush: bool,
+}
+
+impl Resource {
+    /// The `remote` value as configured: an address or `none`.
+    #[must_use]
+    pub fn remote_text(&self) -> &str {
+        self.remote.as_ref().map_or("none", Address::as_str)
+    }
+}
+
+/// Reads and checks a configuration file.
+///
+/// # Errors
+///
+/// [`ConfError::File`] if it cannot be read, otherwise what is wrong in it.
+pub fn load(path: &Path, node: &Node) -> Result<Config, ConfError> {
+    let unreadable = |source| ConfError::File { path: path.to_owned(), source };
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(unreadable)?;
+    // One byte more than allowed tells a file at the limit from one above it.
+    file.take(MAX_FILE.saturating_add(1)).read_to_end(&mut bytes).map_err(unreadable)?;
+    if u64::try_from(bytes.len()).is_ok_and(|length| length > MAX_FILE) {
+        return Err(ConfError::TooLarge { path: path.to_owned(), limit: MAX_FILE });
+    }
+    // Bytes that are no text are skipped like other strange characters, also inside comments.
+    parse(&String::from_utf8_lossy(&bytes), &path.display().to_string(), node)
+}
+
+/// Checks the text of a configuration file; messages call it `file`.
+///
+/// # Errors
+///
+/// [`ConfError::Invalid`] with the first thing that is wrong.
+pub fn parse(text: &str, file: &str, node: &Node) -> Result<Config, ConfError> {
+    Parser::new(text, file, node).config()
+}
