@@ -283,8 +283,8 @@ pub enum ProviderError {
     },
     /// The kernel has given the disk to somebody else.
     #[error(
-        "Provider {} is in use: a file system, swap, volume or another program has it open exclusively. \
-         Unmount or release it first.",
+        "Provider {} is in use: a file system, swap, a volume or hastd (in the primary or secondary role) has it \
+         open exclusively. Unmount it, or change the role to init, first.",
         path.display()
     )]
     Mounted {
