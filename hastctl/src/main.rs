@@ -1,2 +1,213 @@
-//! Being built.
-fn main() {}
+//! `hastctl`: creates providers, changes roles, shows status and metadata, stops the daemon.
+//!
+//! Options, output, messages and exit statuses are those of spec/control.md. Scripts depend on all of them:
+//! whatever is new shows only with a new option.
+#![forbid(unsafe_code)]
+
+mod client;
+mod create;
+mod dump;
+mod human;
+mod options;
+mod report;
+mod size;
+mod stop;
+
+use std::env;
+use std::io::{self, ErrorKind, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use hast_conf::{Config, Node, Resource};
+use hast_format::metadata::Role;
+use hast_log::{Sink, error_text};
+use hast_net::control::{self, Entry, Reply, Request};
+use hast_provider::Provider;
+
+use create::Sizes;
+use options::{Command, Dumped, Invocation};
+
+/// Exit statuses, from sysexits(3).
+mod exit {
+    pub(crate) const USAGE: u8 = 64;
+    pub(crate) const DATAERR: u8 = 65;
+    pub(crate) const NOINPUT: u8 = 66;
+    pub(crate) const UNAVAILABLE: u8 = 69;
+    pub(crate) const SOFTWARE: u8 = 70;
+    pub(crate) const OSERR: u8 = 71;
+    pub(crate) const IOERR: u8 = 74;
+    pub(crate) const TEMPFAIL: u8 = 75;
+    pub(crate) const CONFIG: u8 = 78;
+    /// `dump` cannot read a provider or its metadata.
+    pub(crate) const DUMP: u8 = 255;
+}
+
+fn main() -> ExitCode {
+    let mut arguments = env::args_os();
+    let program = arguments.next().unwrap_or_default();
+    match Invocation::parse(arguments) {
+        Ok(invocation) => {
+            hast_log::init(Sink::Terminal, invocation.debug);
+            match run(invocation) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(Failed(status)) => ExitCode::from(status),
+            }
+        }
+        Err(error) => {
+            let name = Path::new(&program).file_name().unwrap_or(program.as_os_str()).to_string_lossy();
+            let _ = io::stderr().write_all(error.text(&name).as_bytes());
+            ExitCode::from(exit::USAGE)
+        }
+    }
+}
+
+/// Something went wrong and has been said; what remains is the exit status.
+#[derive(Clone, Copy, Debug)]
+struct Failed(u8);
+
+fn run(invocation: Invocation) -> Result<(), Failed> {
+    if let Command::Dump { what: Dumped::File(path), map } = &invocation.command {
+        return dump_file(path, *map);
+    }
+    let config = configuration(&invocation)?;
+    match invocation.command {
+        Command::Create { names, extentsize, keepdirty, mediasize } => {
+            let sizes = Sizes { extentsize, keepdirty, mediasize };
+            each(names.iter().map(|name| {
+                let _scope = hast_log::scope(Some(name), None);
+                create::create(named(&config, name)?, sizes)
+                    .map_err(|error| failed(&error, error.exit_code()))
+            }))
+        }
+        Command::Role { role, names } => {
+            let entries = ask(&config, control::Command::SetRole(role), names)?;
+            report_roles(&entries, role);
+            outcome(&entries)
+        }
+        Command::List { names } => {
+            let entries = ask(&config, control::Command::Status, names)?;
+            print(&report::list(&entries))?;
+            outcome(&entries)
+        }
+        Command::Status { names } => {
+            let entries = ask(&config, control::Command::Status, names)?;
+            print(&report::status(&entries))?;
+            outcome(&entries)
+        }
+        Command::Dump { what: Dumped::Resources(names), map } => {
+            if names.is_empty() {
+                each(config.resources.iter().map(|resource| dump_resource(resource, map)))
+            } else {
+                each(names.iter().map(|name| dump_resource(named(&config, name)?, map)))
+            }
+        }
+        Command::Dump { what: Dumped::File(path), map } => dump_file(&path, map),
+        Command::Stop => stop::stop(&config.pidfile).map_err(|error| failed(&error, error.exit_code())),
+    }
+}
+
+fn configuration(invocation: &Invocation) -> Result<Config, Failed> {
+    let node = match &invocation.node {
+        Some(name) => Node::named(name),
+        None => Node::detect(),
+    };
+    let config = hast_conf::load(&invocation.config, &node)
+        .map_err(|error| failed(&error, u8::try_from(error.exit_code()).unwrap_or(exit::CONFIG)))?;
+    for warning in &config.warnings {
+        log::warn!("{warning}");
+    }
+    Ok(config)
+}
+
+fn named<'a>(config: &'a Config, name: &str) -> Result<&'a Resource, Failed> {
+    config.resources.iter().find(|resource| resource.name == name).ok_or_else(|| {
+        let _plain = hast_log::scope(None, None);
+        failed(&format_args!("Unknown resource {name}."), exit::DATAERR)
+    })
+}
+
+fn dump_resource(resource: &Resource, map: bool) -> Result<(), Failed> {
+    let path = Path::new(&resource.localpath);
+    dump_provider(path, map, |provider| provider.read_metadata_of(&resource.name))
+}
+
+fn dump_file(path: &Path, map: bool) -> Result<(), Failed> {
+    dump_provider(path, map, Provider::read_metadata)
+}
+
+fn dump_provider(
+    path: &Path,
+    map: bool,
+    read: impl FnOnce(&Provider) -> Result<hast_format::metadata::Metadata, hast_provider::ProviderError>,
+) -> Result<(), Failed> {
+    let unreadable = |error| failed(&error, exit::DUMP);
+    let provider = Provider::open(path, false).map_err(unreadable)?;
+    log::debug!("Obtained info about {}.", path.display());
+    let metadata = read(&provider).map_err(unreadable)?;
+    print(&dump::metadata(&metadata))?;
+    if map {
+        let text = dump::map(&provider, &metadata).map_err(|error| failed(&error, exit::DUMP))?;
+        print(&text)?;
+    }
+    Ok(())
+}
+
+fn ask(config: &Config, command: control::Command, resources: Vec<String>) -> Result<Vec<Entry>, Failed> {
+    let reply = client::ask(&config.control, &Request { command, resources });
+    match reply.map_err(|error| failed(&error, error.exit_code()))? {
+        Reply::Entries(entries) => Ok(entries),
+        Reply::Error(error) => {
+            Err(failed(&format_args!("Error {error} received from hastd."), exit::SOFTWARE))
+        }
+    }
+}
+
+fn report_roles(entries: &[Entry], new: Role) {
+    for entry in entries {
+        let _scope = hast_log::scope(Some(entry.name()), None);
+        match entry {
+            Entry::Error { error, .. } => log::warn!("Received error {error} from hastd."),
+            Entry::RoleWas { role: old, .. } if old == new.as_str() => log::trace!("Role unchanged ({old})."),
+            Entry::RoleWas { role: old, .. } => log::debug!("Role changed from {old} to {new}."),
+            Entry::Status { .. } => {}
+        }
+    }
+}
+
+/// The first resource that failed decides the exit status: its error's number.
+fn outcome(entries: &[Entry]) -> Result<(), Failed> {
+    let first = entries.iter().find_map(|entry| match entry {
+        Entry::Error { error, .. } => Some(*error),
+        _ => None,
+    });
+    match first {
+        None => Ok(()),
+        // Of a status only eight bits come through, and they must not say success.
+        Some(error) => Err(Failed(u8::try_from(error & 0xff).unwrap_or(u8::MAX).max(1))),
+    }
+}
+
+/// Does all of them; the first failure decides the exit status.
+fn each(results: impl Iterator<Item = Result<(), Failed>>) -> Result<(), Failed> {
+    let mut outcome = Ok(());
+    for result in results {
+        outcome = outcome.and(result);
+    }
+    outcome
+}
+
+fn print(text: &str) -> Result<(), Failed> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        // Whoever read it has seen enough.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(failed(&format_args!("Unable to write output: {}.", error_text(&error)), exit::IOERR))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn failed(message: &dyn std::fmt::Display, status: u8) -> Failed {
+    log::error!("{message}");
+    Failed(status)
+}

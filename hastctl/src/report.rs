@@ -1,0 +1,122 @@
+//! What `list` and `status` print of a daemon's answer, byte for byte as the original (spec/control.md).
+
+use std::fmt::Write;
+
+use hast_net::control::{Entry, ResourceStatus, WorkerStatus};
+
+use crate::human::{human, printable};
+
+/// The terse report: one line per resource under a header, which appears only if there is a resource.
+pub(crate) fn status(entries: &[Entry]) -> String {
+    let mut out = Text::default();
+    if !entries.is_empty() {
+        out.line(format_args!("Name\tStatus\t Role\t\tComponents"));
+    }
+    for entry in entries {
+        let name = printable(entry.name());
+        match entry {
+            Entry::Error { error, .. } => out.line(format_args!("{name}\tERR{error}")),
+            // No answer to a question about status has only a role.
+            Entry::RoleWas { role, .. } => {
+                out.line(format_args!("{name}\t{:<9}{:<15}-\t-", "-", printable(role)));
+            }
+            Entry::Status { status, .. } => out.line(format_args!(
+                "{name}\t{:<9}{:<15}{}\t{}",
+                status.worker.as_ref().map_or("-", word),
+                printable(&status.role),
+                printable(&status.localpath),
+                printable(&status.remoteaddr)
+            )),
+        }
+    }
+    out.0
+}
+
+/// The verbose report: a block per resource.
+pub(crate) fn list(entries: &[Entry]) -> String {
+    let mut out = Text::default();
+    for entry in entries {
+        out.line(format_args!("{}:", printable(entry.name())));
+        match entry {
+            Entry::Error { error, .. } => out.line(format_args!("  error: {error}")),
+            Entry::RoleWas { role, .. } => out.line(format_args!("  role: {}", printable(role))),
+            Entry::Status { status, .. } => resource(&mut out, status),
+        }
+    }
+    out.0
+}
+
+fn resource(out: &mut Text, status: &ResourceStatus) {
+    let unknown = WorkerStatus::default();
+    let worker = status.worker.as_ref().unwrap_or(&unknown);
+    out.line(format_args!("  role: {}", printable(&status.role)));
+    out.line(format_args!("  provname: {}", printable(&status.provname)));
+    out.line(format_args!("  localpath: {}", printable(&status.localpath)));
+    out.line(format_args!("  extentsize: {} ({})", worker.extentsize, human(worker.extentsize.into())));
+    out.line(format_args!("  keepdirty: {}", worker.keepdirty));
+    out.line(format_args!("  remoteaddr: {}", printable(&status.remoteaddr)));
+    if let Some(source) = &status.sourceaddr {
+        out.line(format_args!("  sourceaddr: {}", printable(source)));
+    }
+    out.line(format_args!("  replication: {}", printable(&status.replication)));
+    if let Some(worker) = &status.worker {
+        out.line(format_args!("  status: {}", word(worker)));
+    }
+    if status.workerpid != 0 {
+        out.line(format_args!("  workerpid: {}", status.workerpid));
+    }
+    out.line(format_args!("  dirty: {} ({})", worker.dirty, human(worker.dirty)));
+    let counted = &worker.statistics;
+    out.line(format_args!("  statistics:"));
+    out.line(format_args!("    reads: {}", counted.reads));
+    out.line(format_args!("    writes: {}", counted.writes));
+    out.line(format_args!("    deletes: {}", counted.deletes));
+    out.line(format_args!("    flushes: {}", counted.flushes));
+    out.line(format_args!("    activemap updates: {}", counted.activemap_updates));
+    out.line(format_args!(
+        "    local errors: read: {}, write: {}, delete: {}, flush: {}",
+        counted.read_errors, counted.write_errors, counted.delete_errors, counted.flush_errors
+    ));
+    out.line(format_args!(
+        "    queues: local: {}, send: {}, recv: {}, done: {}, idle: {}",
+        counted.local_queue, counted.send_queue, counted.recv_queue, counted.done_queue, counted.idle_queue
+    ));
+}
+
+fn word(worker: &WorkerStatus) -> &'static str {
+    if worker.complete { "complete" } else { "degraded" }
+}
+
+#[derive(Default)]
+struct Text(String);
+
+impl Text {
+    fn line(&mut self, line: std::fmt::Arguments<'_>) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.0, "{line}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_said_about_nothing() {
+        assert_eq!(status(&[]), "");
+        assert_eq!(list(&[]), "");
+    }
+
+    #[test]
+    fn an_unknown_resource_has_its_error() {
+        let entries = [Entry::Error { name: "nosuch".to_owned(), error: 1 }];
+        assert_eq!(status(&entries), "Name\tStatus\t Role\t\tComponents\nnosuch\tERR1\n");
+        assert_eq!(list(&entries), "nosuch:\n  error: 1\n");
+    }
+
+    #[test]
+    fn a_daemon_cannot_steer_the_terminal() {
+        let entries = [Entry::Error { name: "a\u{1b}[2J\nb".to_owned(), error: 1 }];
+        assert_eq!(list(&entries), "a?[2J?b:\n  error: 1\n");
+    }
+}

@@ -1,0 +1,109 @@
+//! `hastctl stop`: ends the daemon that the pidfile names, and waits for its end.
+//!
+//! A process id alone proves nothing, as it may be another program's by now. What counts is the lock that a
+//! running hastd holds on its pidfile.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use hast_log::error_text;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::exit;
+
+/// How often it is looked whether the daemon has ended.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// How often somebody who waits is told that we do.
+const REMINDER: Duration = Duration::from_secs(10);
+
+/// Sends the daemon whose pidfile is `pidfile` a SIGTERM and returns when it has ended. Its workers finish
+/// their writes first, so this takes as long as they take.
+pub(crate) fn stop(pidfile: &Path) -> Result<(), StopError> {
+    let not_running = || StopError::NotRunning { pidfile: pidfile.to_owned() };
+    let read = |error| StopError::Read { pidfile: pidfile.to_owned(), error };
+    let file = match File::open(pidfile) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Err(not_running()),
+        result => result.map_err(read)?,
+    };
+    if !is_locked(&file).map_err(read)? {
+        return Err(not_running());
+    }
+    let text = fs::read_to_string(pidfile).map_err(read)?;
+    let pid = process_in(&text).ok_or_else(|| StopError::NoProcess { pidfile: pidfile.to_owned() })?;
+    match kill(pid, Signal::SIGTERM) {
+        Ok(()) => log::debug!("Sent SIGTERM to hastd ({pid})."),
+        Err(Errno::ESRCH) => return Err(not_running()),
+        Err(errno) => return Err(StopError::Kill { pid, error: errno.into() }),
+    }
+    let mut reminded = Instant::now();
+    while is_locked(&file).map_err(read)? && kill(pid, None) != Err(Errno::ESRCH) {
+        if reminded.elapsed() >= REMINDER {
+            log::info!("Waiting for hastd ({pid}) to stop its workers.");
+            reminded = Instant::now();
+        }
+        thread::sleep(PAUSE);
+    }
+    log::debug!("hastd ({pid}) has stopped.");
+    Ok(())
+}
+
+/// Why no daemon was stopped.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StopError {
+    #[error("hastd is not running: nobody holds the lock on its pidfile {}.", pidfile.display())]
+    NotRunning { pidfile: PathBuf },
+    #[error("Unable to read pidfile {}: {}.", pidfile.display(), error_text(error))]
+    Read { pidfile: PathBuf, error: io::Error },
+    #[error(
+        "hastd is running, but its pidfile {} holds no process id (yet). Try again, or end it where it was started.",
+        pidfile.display()
+    )]
+    NoProcess { pidfile: PathBuf },
+    #[error("Unable to stop hastd ({pid}): {}.", error_text(error))]
+    Kill { pid: Pid, error: io::Error },
+}
+
+impl StopError {
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            StopError::NotRunning { .. } | StopError::Kill { .. } => exit::OSERR,
+            StopError::Read { .. } => exit::IOERR,
+            StopError::NoProcess { .. } => exit::TEMPFAIL,
+        }
+    }
+}
+
+/// Whether somebody else holds an exclusive lock on `file`. Asked by taking a shared one, for a moment.
+fn is_locked(file: &File) -> io::Result<bool> {
+    match Flock::lock(file.try_clone()?, FlockArg::LockSharedNonblock) {
+        Ok(_lock) => Ok(false),
+        Err((_, Errno::EWOULDBLOCK)) => Ok(true),
+        Err((_, errno)) => Err(errno.into()),
+    }
+}
+
+/// The process that a pidfile names. Never 0, 1 or a group of processes.
+fn process_in(text: &str) -> Option<Pid> {
+    text.trim().parse::<i32>().ok().filter(|pid| *pid > 1).map(Pid::from_raw)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_process_is_a_process() {
+        assert_eq!(process_in("4711"), Some(Pid::from_raw(4711)));
+        assert_eq!(process_in(" 4711\n"), Some(Pid::from_raw(4711)));
+        for text in ["", "0", "1", "-1", "-4711", "x", "4711 2", "99999999999"] {
+            assert_eq!(process_in(text), None, "{text}");
+        }
+    }
+}

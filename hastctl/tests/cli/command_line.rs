@@ -1,0 +1,123 @@
+//! Usage, configuration errors and their exit statuses.
+
+use std::fs;
+
+use crate::program::{HASTCTL, Node, Ran, hastctl};
+
+/// The original's part of the usage message.
+const USAGE: &str = "usage: hastctl create [-d] [-c config] [-e extentsize] [-k keepdirty]
+\t\t[-m mediasize] name ...
+       hastctl role [-d] [-c config] <init | primary | secondary> all | name ...
+       hastctl list [-d] [-c config] [all | name ...]
+       hastctl status [-d] [-c config] [all | name ...]
+       hastctl dump [-d] [-c config] [all | name ...]
+       hastctl stop [-d] [-c config]
+";
+
+fn assert_usage(ran: &Ran, first: &str) {
+    assert_eq!(ran.status, 64);
+    assert_eq!(ran.stdout, "");
+    let usage = ran.stderr.strip_prefix(first).unwrap_or_else(|| panic!("{}", ran.stderr));
+    assert!(usage.starts_with(USAGE), "{usage}");
+}
+
+#[test]
+fn usage_is_shown_with_status_64() {
+    for line in [
+        &[][..],
+        &["help"],
+        &["-h"],
+        &["create"],
+        &["create", "-h"],
+        &["list", "-h"],
+        &["role"],
+        &["role", "primary"],
+        &["role", "master", "test"],
+        &["stop", "now"],
+    ] {
+        assert_usage(&hastctl(line), "");
+    }
+    assert_usage(&hastctl(&["list", "-x"]), "hastctl: illegal option -- x\n");
+    assert_usage(&hastctl(&["list", "-c"]), "hastctl: option requires an argument -- c\n");
+    assert_usage(&hastctl(&["status", "-e", "4m"]), "hastctl: illegal option -- e\n");
+}
+
+#[test]
+fn invalid_sizes_are_named() {
+    for (option, name) in [("-e", "extentsize"), ("-k", "keepdirty"), ("-m", "mediasize")] {
+        for value in ["x", "", "4mX", "08", "16e", "-1", "1 k"] {
+            let ran = hastctl(&["create", option, value, "test"]);
+            let expected =
+                Ran { status: 64, stdout: String::new(), stderr: format!("hastctl: Invalid {name}\n") };
+            assert_eq!(ran, expected, "{option} {value:?}");
+        }
+    }
+}
+
+#[test]
+fn a_missing_configuration_is_72() {
+    let node = Node::with_provider(1 << 20);
+    let missing = node.path("missing.conf");
+    for sub in
+        [&["status"][..], &["list"], &["dump"], &["create", "test"], &["role", "init", "all"], &["stop"]]
+    {
+        let (first, rest) = sub.split_first().unwrap();
+        let mut line = vec![*first, "-N", "a", "-c", missing.to_str().unwrap()];
+        line.extend(rest);
+        let ran = hastctl(&line);
+        assert_eq!((ran.status, ran.stdout.as_str()), (72, ""), "{ran:?}");
+        assert!(ran.stderr.starts_with("[ERROR] "), "{ran:?}");
+        assert!(ran.stderr.contains("missing.conf"), "{ran:?}");
+        assert!(ran.stderr.contains("No such file or directory"), "{ran:?}");
+    }
+    let ran: Ran = std::process::Command::new(HASTCTL)
+        .args(["status", "-c", "also/missing.conf"])
+        .output()
+        .unwrap()
+        .into();
+    assert_eq!(ran.status, 72);
+}
+
+#[test]
+fn a_wrong_configuration_is_78() {
+    let node = Node::new("a", "resource test {\n\tnonsense\n}\n");
+    let ran = node.hastctl(&["status"]);
+    assert_eq!((ran.status, ran.stdout.as_str()), (78, ""), "{ran:?}");
+    assert!(ran.stderr.contains("hast.conf:2:"), "{ran:?}");
+    assert!(ran.stderr.contains("nonsense"), "{ran:?}");
+}
+
+#[test]
+fn the_node_can_be_chosen() {
+    let node = Node::with_provider(1 << 20);
+    let configuration = node.path("hast.conf");
+    let ran = hastctl(&["dump", "-c", configuration.to_str().unwrap(), "-N", "nobody"]);
+    assert_eq!(ran.status, 78, "{ran:?}");
+    assert_eq!(node.hastctl(&["create", "test"]).status, 0);
+    assert_eq!(node.hastctl(&["dump"]).status, 0);
+}
+
+#[test]
+fn output_that_cannot_be_written_is_74() {
+    let node = Node::with_provider(1 << 20);
+    assert_eq!(node.hastctl(&["create", "test"]).status, 0);
+    let Ok(full) = fs::OpenOptions::new().write(true).open("/dev/full") else {
+        eprintln!("skipped: no /dev/full here");
+        return;
+    };
+    let ran: Ran =
+        node.command(&["dump"]).stdout(full).stderr(std::process::Stdio::piped()).output().unwrap().into();
+    assert_eq!(ran.status, 74);
+    assert_eq!(ran.stderr, "[ERROR] Unable to write output: No space left on device.\n");
+}
+
+#[test]
+fn a_reader_that_has_gone_is_no_error() {
+    let node = Node::with_provider(1 << 20);
+    assert_eq!(node.hastctl(&["create", "test"]).status, 0);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let ran: Ran =
+        node.command(&["dump"]).stdout(writer).stderr(std::process::Stdio::piped()).output().unwrap().into();
+    assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
+}

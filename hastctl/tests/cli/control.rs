@@ -1,0 +1,242 @@
+//! Talking to a daemon: a stand-in that plays what the original's answered.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixListener;
+use std::thread::{self, JoinHandle};
+
+use crate::captured::{between, block, bytes, directory, json, masked, names, text};
+use crate::program::{Node, Ran, words};
+
+/// A daemon that takes one request and answers it with fixed bytes.
+struct Daemon {
+    thread: JoinHandle<Vec<u8>>,
+}
+
+impl Daemon {
+    fn on(node: &Node, answer: Vec<u8>) -> Daemon {
+        let listener = UnixListener::bind(node.path("a.ctl")).unwrap();
+        Daemon::listening(listener, answer)
+    }
+
+    fn listening(listener: UnixListener, answer: Vec<u8>) -> Daemon {
+        let thread = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = vec![0; 5];
+            stream.read_exact(&mut request).unwrap();
+            let length = u32::from_le_bytes(request[1..].try_into().unwrap()) as usize;
+            request.resize(5 + length, 0);
+            stream.read_exact(&mut request[5..]).unwrap();
+            stream.write_all(&answer).unwrap();
+            // The client has nothing more to say, and hears that we neither.
+            stream.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+            request
+        });
+        Daemon { thread }
+    }
+
+    /// The request that it got.
+    fn request(self) -> Vec<u8> {
+        self.thread.join().unwrap()
+    }
+}
+
+fn node() -> Node {
+    Node::new(
+        "a",
+        "on a { control uds:///hast/a.ctl }\nresource test { on a { local /hast/a.img remote none } }\n",
+    )
+}
+
+/// Lets a daemon answer `words` with `answer`.
+fn answered(words: &[&str], answer: Vec<u8>) -> Ran {
+    let node = node();
+    let daemon = Daemon::on(&node, answer);
+    let ran = node.hastctl(words);
+    daemon.request();
+    ran
+}
+
+fn frame(list: &[u8]) -> Vec<u8> {
+    let mut frame = vec![2];
+    frame.extend_from_slice(&u32::try_from(list.len()).unwrap().to_le_bytes());
+    frame.extend_from_slice(list);
+    frame
+}
+
+#[test]
+fn captured_commands_send_and_print_what_the_original_does() {
+    let mut tested = 0;
+    for name in names("control", "control-", ".txt") {
+        if name.starts_with("control-raw-") {
+            continue;
+        }
+        let description = text("control", &format!("{name}.txt"));
+        let command = json("control", &format!("{name}.json"))["cmd"].as_str().unwrap().to_owned();
+        let node_name = between(&description, "\nNode ", ":");
+        let node = Node::new(node_name, &block(&description, "hast.conf:"));
+        let listener = UnixListener::bind(node.path(&format!("{node_name}.ctl"))).unwrap();
+        let daemon = Daemon::listening(listener, bytes("control", &format!("{name}.d2c.bin")));
+
+        let mut line = words(&command);
+        let config = line.iter().position(|word| *word == "-c").unwrap();
+        line.drain(config..config + 2);
+        let ran = node.hastctl(&line);
+
+        let request = daemon.request();
+        let captured = bytes("control", &format!("{name}.c2d.bin"));
+        assert_eq!(request[..5], captured[..5], "{name}");
+        assert_eq!(masked(&request[5..]), masked(&captured[5..]), "{name}");
+        assert_eq!(request[5..], masked(&request[5..]), "{name}: padding is not zero");
+        let expected = Ran {
+            status: between(&description, "\nhastctl exit status ", "\n").parse().unwrap(),
+            stdout: block(&description, "hastctl stdout:"),
+            stderr: block(&description, "hastctl stderr:"),
+        };
+        assert_eq!(ran, expected, "{name}: {command}");
+        tested += 1;
+    }
+    assert_eq!(tested, 15, "captures in {}", directory("control").display());
+}
+
+#[test]
+fn role_changes_show_with_debug_levels() {
+    let changed = bytes("control", "control-role-primary-a.d2c.bin");
+    let was = "init";
+    let line = |level: u8, text: &str| format!("[DEBUG][{level}] {text}\n");
+    let ran = answered(&["role", "-d", "primary", "disk0", "second", "third"], changed);
+    let expected: String = ["disk0", "second", "third"]
+        .iter()
+        .map(|name| line(1, &format!("[{name}] Role changed from {was} to primary.")))
+        .collect();
+    assert_eq!(ran, Ran { status: 0, stdout: expected, stderr: String::new() });
+
+    let unchanged = bytes("control", "control-role-primary-again.d2c.bin");
+    let ran = answered(&["role", "-d", "primary", "disk0"], unchanged.clone());
+    assert_eq!(ran, Ran { status: 0, stdout: String::new(), stderr: String::new() });
+    let ran = answered(&["role", "-dd", "primary", "disk0"], unchanged);
+    assert_eq!(ran.stdout, line(2, "[disk0] Role unchanged (primary)."));
+}
+
+#[test]
+fn an_error_for_the_whole_request_is_70() {
+    for (name, error) in [("bad-cmd", 4), ("bad-cmd-all", 4), ("bad-role", 2), ("no-resource", 2)] {
+        let reply = bytes("control", &format!("control-raw-{name}.d2c.bin"));
+        let ran = answered(&["status"], reply);
+        let stderr = format!("[ERROR] Error {error} received from hastd.\n");
+        assert_eq!(ran, Ran { status: 70, stdout: String::new(), stderr }, "{name}");
+    }
+}
+
+#[test]
+fn the_first_failed_resource_decides_the_status() {
+    use hast_net::control::{Entry, Reply};
+    let error = |name: &str, error| Entry::Error { name: name.to_owned(), error };
+    let fine = |name: &str| Entry::RoleWas { name: name.to_owned(), role: "init".to_owned() };
+    let reply = |entries| frame(&Reply::Entries(entries).encode());
+    let two = || reply(vec![fine("x"), error("y", 12), error("z", 1)]);
+    let ran = answered(&["role", "init", "x", "y", "z"], two());
+    let stderr = "[WARNING] [y] Received error 12 from hastd.\n[WARNING] [z] Received error 1 from hastd.\n";
+    assert_eq!(ran, Ran { status: 12, stdout: String::new(), stderr: stderr.to_owned() });
+    let ran = answered(&["list", "y", "z"], reply(vec![error("y", 12), error("z", 1)]));
+    assert_eq!((ran.status, ran.stdout.as_str()), (12, "y:\n  error: 12\nz:\n  error: 1\n"));
+    let ran = answered(&["status", "y", "z"], reply(vec![error("z", 1), error("y", 12)]));
+    assert_eq!(
+        (ran.status, ran.stdout.as_str()),
+        (1, "Name\tStatus\t Role\t\tComponents\nz\tERR1\ny\tERR12\n")
+    );
+    // Eight bits of an error make no success.
+    assert_eq!(answered(&["status"], reply(vec![error("y", 256)])).status, 1);
+    assert_eq!(answered(&["status"], reply(vec![error("y", -1)])).status, 255);
+}
+
+#[test]
+fn an_answer_without_resources_prints_nothing() {
+    let nobody = frame(&hast_net::control::Reply::Entries(Vec::new()).encode());
+    for answer in [frame(&[]), nobody] {
+        for line in [&["status"][..], &["list"], &["role", "init", "all"]] {
+            let ran = answered(line, answer.clone());
+            assert_eq!(ran, Ran { status: 0, stdout: String::new(), stderr: String::new() }, "{line:?}");
+        }
+    }
+}
+
+#[test]
+fn a_connection_that_breaks_is_69() {
+    let whole = bytes("control", "control-status-one.d2c.bin");
+    for length in [0, 1, 4, 5, 6, whole.len() / 2, whole.len() - 1] {
+        let node = node();
+        let daemon = Daemon::on(&node, whole[..length].to_vec());
+        let ran = node.hastctl(&["status", "second"]);
+        daemon.request();
+        let stderr = format!(
+            "[ERROR] cannot receive reply from hastd via uds://{}: Transport endpoint is not connected.\n",
+            node.path("a.ctl").display()
+        );
+        if cfg!(target_os = "linux") {
+            assert_eq!(ran, Ran { status: 69, stdout: String::new(), stderr }, "{length}");
+        } else {
+            assert_eq!(ran.status, 69);
+        }
+    }
+}
+
+#[test]
+fn an_answer_that_is_none_is_69() {
+    let with = |at: usize, byte: u8| {
+        let mut answer = bytes("control", "control-status-one.d2c.bin");
+        answer[at] = byte;
+        answer
+    };
+    let oversized = [&[2][..], &(16_u32 << 20).wrapping_add(1).to_le_bytes(), &[0; 100]].concat();
+    for (what, answer) in [
+        ("version 3", with(0, 3)),
+        ("unknown type", with(5, 0x7f)),
+        ("no data", with(7, 0)),
+        ("too large", oversized),
+        ("text", b"HTTP/1.0 400 Bad request\r\n".to_vec()),
+    ] {
+        let ran = answered(&["list"], answer);
+        assert_eq!((ran.status, ran.stdout.as_str()), (69, ""), "{what}: {ran:?}");
+        assert!(
+            ran.stderr.starts_with("[ERROR] cannot receive reply from hastd via uds://"),
+            "{what}: {ran:?}"
+        );
+    }
+}
+
+#[test]
+fn without_a_daemon_it_is_71() {
+    let node = node();
+    let refused = |reason: &str| Ran {
+        status: 71,
+        stdout: String::new(),
+        stderr: format!(
+            "[ERROR] Unable to connect to hastd via uds://{}: {reason}.\n",
+            node.path("a.ctl").display()
+        ),
+    };
+    for line in [&["status"][..], &["list", "test"], &["role", "primary", "test"]] {
+        assert_eq!(node.hastctl(line), refused("No such file or directory"));
+    }
+    drop(UnixListener::bind(node.path("a.ctl")).unwrap());
+    assert_eq!(node.hastctl(&["status"]), refused("Connection refused"));
+}
+
+#[test]
+fn the_control_socket_may_be_a_tcp_port() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let daemon = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut request = [0; 57];
+        stream.read_exact(&mut request).unwrap();
+        stream.write_all(&bytes("control", "control-status-init-all.d2c.bin")).unwrap();
+    });
+    let node = Node::new("a", &format!("control tcp://127.0.0.1:{port}\n"));
+    let ran = node.hastctl(&["status"]);
+    daemon.join().unwrap();
+    assert_eq!(ran.status, 0, "{ran:?}");
+    assert_eq!(ran.stdout.lines().count(), 4);
+}
