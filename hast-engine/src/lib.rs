@@ -1,3 +1,27 @@
-//! Being built.
+//! What HAST replication means: the primary and the secondary of one resource as pure state machines.
+//!
+//! An engine is told what happened (`handle_*`) and asked what to do (`poll_*`). It knows no socket, no
+//! file, no thread and no clock: time is an argument, a [`Duration`] since some start. The worker drives
+//! it with a real disk and real connections, the simulator with simulated ones, and it is the same code.
+//!
+//! Rules for whoever drives it:
+//!
+//! - After every event, carry out actions until [`Primary::poll_action`] gives none.
+//! - Disk operations may run side by side and end in any order; the engine holds back what must wait. A
+//!   [`DiskOp::Flush`] covers every operation whose end was reported before the flush was asked for.
+//! - Messages of one [`Side`] are sent in order. After [`Action::Close`], or once `handle_lost` was
+//!   called, nothing from the old connections may reach the engine any more.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
+
+mod counts;
+mod primary;
+mod ranges;
+mod secondary;
+mod types;
+
+pub use counts::{Counts, Decision, Hello, MapToSend, decide};
+pub use primary::{Primary, PrimaryStart};
+pub use ranges::{Key, RangeQueue};
+pub use secondary::{Secondary, SecondaryStart};
+pub use types::{Action, DiskOp, DiskResult, Event, MAX_REQUEST, Op, OpId, RequestId, Settings, Side};

@@ -1,0 +1,254 @@
+//! Flushes: one at a time on both nodes, shared by every client that waits, and by the map's housekeeping.
+//!
+//! A flush covers what was answered before it began. A client's flush also covers writes that were completed
+//! before the secondary had stored them (async; memsync after `received`): the secondary is asked to flush
+//! only when it has answered those.
+
+use core::time::Duration;
+
+use hast_net::errno::Errno;
+use hast_net::message::Command;
+
+use super::link::Awaited;
+use super::{Phase, Primary, Purpose};
+use crate::types::{DiskOp, DiskResult, RequestId};
+
+/// The map's housekeeping flushes at latest this long after the first answer that no flush covers (M2).
+const LATEST: Duration = Duration::from_secs(1);
+/// ... or as soon as this many extents wait.
+const EXTENTS: u32 = 256;
+
+/// The flush under way and those who want the next one.
+#[derive(Debug, Default)]
+pub(super) struct Flush {
+    running: Option<Run>,
+    waiting: Vec<RequestId>,
+    /// Somebody other than a client wants one: the ticket of the last who asked, and of the last one served.
+    asked: u64,
+    begun: u64,
+    /// When the first answer came that no flush has covered.
+    unflushed_since: Option<Duration>,
+    /// The local disk has no cache to flush (M4).
+    no_local_cache: bool,
+    /// The peer's disk has none.
+    no_peer_cache: bool,
+    /// Clients whose flush is done but for a durable rise of localcnt (L9).
+    counting: Vec<RequestId>,
+}
+
+#[derive(Debug)]
+struct Run {
+    clients: Vec<RequestId>,
+    /// Everybody who asked up to this ticket is served.
+    ticket: u64,
+    local: Part,
+    remote: Part,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    /// Waits until the secondary has answered all that it was asked up to this number.
+    Behind(u64),
+    Awaited,
+    Done,
+    /// There is no cache to flush.
+    Unsupported,
+    /// There is no secondary.
+    Absent,
+    /// The connection broke.
+    Lost,
+    Failed(Errno),
+}
+
+impl Part {
+    fn is_over(self) -> bool {
+        !matches!(self, Part::Behind(_) | Part::Awaited)
+    }
+
+    /// Whether what was answered before is durable on that node.
+    fn is_durable(self) -> bool {
+        matches!(self, Part::Done | Part::Unsupported)
+    }
+}
+
+impl Flush {
+    /// A client's flush; it begins with the next [`Primary::kick_flush`].
+    pub(super) fn request(&mut self, id: RequestId) {
+        self.waiting.push(id);
+    }
+
+    /// Wants a flush that begins from now on; gives a ticket that the flush will name.
+    pub(super) fn ask(&mut self) -> u64 {
+        self.asked += 1;
+        self.asked
+    }
+
+    pub(super) fn is_busy(&self) -> bool {
+        self.running.is_some()
+            || !self.waiting.is_empty()
+            || self.asked > self.begun
+            || !self.counting.is_empty()
+    }
+
+    pub(super) fn no_local_cache(&mut self) {
+        self.no_local_cache = true;
+    }
+
+    pub(super) fn note_unflushed(&mut self, now: Duration) {
+        self.unflushed_since.get_or_insert(now);
+    }
+
+    /// A new connection: its disk may have a cache.
+    pub(super) fn peer_connected(&mut self) {
+        self.no_peer_cache = false;
+    }
+}
+
+impl Primary {
+    /// Begins a flush if one is wanted and none is under way.
+    pub(super) fn kick_flush(&mut self) {
+        let serving = matches!(self.phase, Phase::Serving | Phase::Draining { .. });
+        let many = self.link.is_up() && self.map.unflushed() >= EXTENTS;
+        let wanted = self.flush.asked > self.flush.begun || !self.flush.waiting.is_empty() || many;
+        if !serving || !wanted || self.flush.running.is_some() {
+            return;
+        }
+        self.flush.begun = self.flush.asked;
+        self.flush.unflushed_since = None;
+        self.map.flush_begins();
+        let local = if self.flush.no_local_cache {
+            Part::Unsupported
+        } else {
+            self.disk(Purpose::Flush, DiskOp::Flush);
+            Part::Awaited
+        };
+        let remote = if !self.link.is_up() {
+            Part::Absent
+        } else if self.flush.no_peer_cache {
+            Part::Unsupported
+        } else {
+            Part::Behind(self.link.last_seq())
+        };
+        let clients = std::mem::take(&mut self.flush.waiting);
+        self.flush.running = Some(Run { clients, ticket: self.flush.begun, local, remote });
+        self.advance_flush();
+    }
+
+    /// The secondary has answered something: a flush may have waited for it.
+    pub(super) fn advance_flush(&mut self) {
+        let Some(run) = &mut self.flush.running else { return };
+        if let Part::Behind(seq) = run.remote
+            && !self.link.awaits_writes_up_to(seq)
+        {
+            run.remote = Part::Awaited;
+            self.ask(Awaited::Flush, Command::Flush, 0, 0, false, None);
+        }
+        self.end_flush();
+    }
+
+    pub(super) fn locally_flushed(&mut self, result: DiskResult) {
+        let part = match result {
+            Ok(_) => Part::Done,
+            Err(Errno::EOPNOTSUPP) => {
+                self.flush.no_local_cache = true;
+                Part::Unsupported
+            }
+            Err(error) => {
+                log::error!("Local flush failed: {error}.");
+                self.statistics.flush_errors += 1;
+                Part::Failed(error)
+            }
+        };
+        if let Some(run) = &mut self.flush.running {
+            run.local = part;
+        }
+        self.end_flush();
+    }
+
+    /// The secondary has flushed. It may have no cache; the original then says EINVAL from the second time on
+    /// (M4).
+    pub(super) fn remotely_flushed(&mut self, result: Result<(), Errno>) {
+        let part = match result {
+            Ok(()) => Part::Done,
+            Err(Errno::EOPNOTSUPP | Errno::EINVAL) => {
+                self.flush.no_peer_cache = true;
+                Part::Unsupported
+            }
+            Err(error) => {
+                log::error!("Remote flush failed: {error}.");
+                Part::Failed(error)
+            }
+        };
+        if let Some(run) = &mut self.flush.running {
+            run.remote = part;
+        }
+        self.end_flush();
+    }
+
+    /// The connection broke: the flush under way speaks for this node alone.
+    pub(super) fn remote_flush_lost(&mut self) {
+        if let Some(run) = &mut self.flush.running
+            && !run.remote.is_over()
+        {
+            run.remote = Part::Lost;
+        }
+        self.end_flush();
+    }
+
+    fn end_flush(&mut self) {
+        let Some(run) = self.flush.running.take_if(|run| run.local.is_over() && run.remote.is_over()) else {
+            return;
+        };
+        let Run { clients, ticket, local, remote } = run;
+        let mut counting = false;
+        if let Part::Failed(_) = remote {
+            // L9: what the secondary did not flush it may lose.
+            self.map.peer_lost();
+            self.begin_session();
+            self.sync_failed();
+            self.count();
+            counting = !self.is_counted();
+        } else if local.is_durable() && remote.is_durable() {
+            self.map.flush_succeeded();
+            self.copies_are_durable(ticket);
+        } else {
+            self.map.flush_failed();
+            if self.link.is_up() {
+                self.flush.note_unflushed(self.now);
+                self.sync_failed();
+            }
+        }
+        let result = match (local, remote) {
+            (Part::Failed(error), _) => Err(error),
+            (Part::Unsupported, Part::Done) | (Part::Done, _) => Ok(None),
+            _ => Err(Errno::EOPNOTSUPP),
+        };
+        for id in clients {
+            if counting && result.is_ok() {
+                self.flush.counting.push(id);
+            } else {
+                self.complete(id, result.clone());
+            }
+        }
+    }
+
+    /// What waited for localcnt to rise is complete, or has failed.
+    pub(super) fn flush_counted(&mut self, durable: bool) {
+        for id in std::mem::take(&mut self.flush.counting) {
+            self.complete(id, if durable { Ok(None) } else { Err(Errno::EIO) });
+        }
+    }
+
+    pub(super) fn flush_timeout(&mut self) {
+        if self.flush_deadline().is_some_and(|deadline| deadline <= self.now) {
+            self.flush.ask();
+        }
+    }
+
+    pub(super) fn flush_deadline(&self) -> Option<Duration> {
+        if self.flush.running.is_some() || !self.link.is_up() {
+            return None;
+        }
+        self.flush.unflushed_since.map(|since| since + LATEST)
+    }
+}

@@ -1,0 +1,403 @@
+//! The primary: owns the device's requests, the map, the counts and the link to the secondary.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `request` | a device request from its arrival to its completion, in every mode |
+//! | `storage` | map writes (grouped) and metadata writes: what must be durable before what |
+//! | `flush` | flushes of clients and of the map's housekeeping, one at a time, shared |
+//! | `link` | connecting, the handshake, keepalives, silence, loss |
+//! | `sync` | copying what differs, and equalising the counts when nothing does |
+
+mod flush;
+mod link;
+mod request;
+mod storage;
+mod sync;
+
+use core::time::Duration;
+use std::collections::{BTreeMap, VecDeque};
+
+use hast_format::activemap::Activemap;
+use hast_format::layout::Layout;
+use hast_format::metadata::{Metadata, Role};
+use hast_net::buffer::Buffer;
+use hast_net::control::{Statistics, WorkerStatus};
+use hast_net::errno::Errno;
+
+use crate::ranges::{Key, RangeQueue};
+use crate::types::{Action, DiskOp, DiskResult, Op, OpId, RequestId, Settings};
+
+/// Requests that may be in flight at once; the idle queue of the status counts down from it.
+const SLOTS: usize = 255;
+
+/// What a primary starts from.
+#[derive(Clone, Debug)]
+pub struct PrimaryStart {
+    /// From hast.conf.
+    pub settings: Settings,
+    /// As read from the provider.
+    pub metadata: Metadata,
+    /// Checked against the provider.
+    pub layout: Layout,
+    /// The on-disk map, [`Layout::map_bytes`] long.
+    pub map: Vec<u8>,
+    /// A random number other than 0, should a resource id have to be drawn.
+    pub random: u64,
+}
+
+/// One resource in the primary role.
+#[derive(Debug)]
+pub struct Primary {
+    settings: Settings,
+    layout: Layout,
+    metadata: Metadata,
+    random: u64,
+    now: Duration,
+    phase: Phase,
+    actions: VecDeque<Action>,
+    next_op: u64,
+    ops: BTreeMap<OpId, Purpose>,
+    next_key: u64,
+    ranges: RangeQueue,
+    requests: BTreeMap<Key, request::Request>,
+    /// Requests that wait until the first attempt to connect has ended, or a drained link is back.
+    held: VecDeque<(RequestId, Op)>,
+    map: Activemap,
+    map_io: storage::MapIo,
+    meta: storage::MetaIo,
+    flush: flush::Flush,
+    link: link::Link,
+    sync: sync::Sync,
+    /// The save that made this disconnected period's rise of localcnt durable, or will (C1).
+    counted: Option<u64>,
+    statistics: Statistics,
+}
+
+/// What the primary is about to do with the device's requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// What lies on the disk is being made durable before anything relies on it.
+    Starting,
+    /// Requests wait for the first attempt to connect to end.
+    Connecting,
+    /// Requests are served.
+    Serving,
+    /// No new requests; those in flight end, both nodes flush.
+    Draining { after: AfterDrain, deadline: Duration, flushed: bool },
+    /// Nothing any more.
+    Ended,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AfterDrain {
+    Exit,
+    Reconnect,
+}
+
+/// Why a disk operation was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    StartFlush,
+    Request(Key),
+    Map,
+    MapFlush,
+    Metadata,
+    MetadataFlush,
+    Flush,
+    SyncRead(Key),
+    SyncWrite(Key),
+}
+
+impl Primary {
+    /// A primary that has just got its provider. It connects by itself; requests may come at once.
+    #[must_use]
+    pub fn new(start: PrimaryStart, now: Duration) -> Primary {
+        let PrimaryStart { settings, mut metadata, layout, map, random } = start;
+        if metadata.resuid == 0 {
+            metadata.localcnt = 0;
+            metadata.remotecnt = 0;
+        }
+        metadata.prevrole = Role::Primary;
+        let extents = u32::try_from(layout.nextents()).unwrap_or(u32::MAX);
+        let mut primary = Primary {
+            link: link::Link::new(&settings, now),
+            sync: sync::Sync::new(extents),
+            map: Activemap::new(extents, metadata.keepdirty, layout.sectorsize(), &map),
+            map_io: storage::MapIo::new(settings.metaflush),
+            meta: storage::MetaIo::default(),
+            flush: flush::Flush::default(),
+            settings,
+            layout,
+            metadata,
+            random: random.max(1),
+            now,
+            phase: Phase::Starting,
+            actions: VecDeque::new(),
+            next_op: 0,
+            ops: BTreeMap::new(),
+            next_key: 0,
+            ranges: RangeQueue::new(),
+            requests: BTreeMap::new(),
+            held: VecDeque::new(),
+            counted: None,
+            statistics: Statistics::default(),
+        };
+        primary.disk(Purpose::StartFlush, DiskOp::Flush);
+        primary
+    }
+
+    /// A request of the device. Every request is completed exactly once, unless the worker ends first.
+    pub fn handle_request(&mut self, now: Duration, id: RequestId, op: Op) {
+        self.now = now;
+        self.take_request(id, op);
+        self.settle();
+    }
+
+    /// A disk operation has ended.
+    pub fn handle_disk(&mut self, now: Duration, id: OpId, result: DiskResult) {
+        self.now = now;
+        let Some(purpose) = self.ops.remove(&id) else { return };
+        match purpose {
+            Purpose::StartFlush => self.started(result),
+            Purpose::Request(key) => self.local_answered(key, result),
+            Purpose::Map => self.map_written(result),
+            Purpose::MapFlush => self.map_flushed(result),
+            Purpose::Metadata => self.metadata_written(result),
+            Purpose::MetadataFlush => self.metadata_flushed(result),
+            Purpose::Flush => self.locally_flushed(result),
+            Purpose::SyncRead(key) => self.block_read_locally(key, result),
+            Purpose::SyncWrite(key) => self.block_written_locally(key, result),
+        }
+        self.settle();
+    }
+
+    /// Time has passed: the moment that [`Primary::poll_timeout`] gave is here.
+    pub fn handle_timeout(&mut self, now: Duration) {
+        self.now = now;
+        self.link_timeout();
+        self.parked_timeout();
+        self.flush_timeout();
+        self.sync_timeout();
+        if let Phase::Draining { deadline, .. } = self.phase
+            && now >= deadline
+        {
+            self.drain_timeout();
+        }
+        self.settle();
+    }
+
+    /// hast.conf was read again. With `reconnect` the addresses have changed: what is in flight ends on
+    /// both nodes first (C4), then the connections are made anew.
+    pub fn handle_reload(&mut self, now: Duration, settings: Settings, reconnect: bool) {
+        self.now = now;
+        self.map_io.set_flush(settings.metaflush, self.settings.metaflush);
+        self.settings = settings;
+        if reconnect && matches!(self.phase, Phase::Connecting | Phase::Serving) {
+            self.drain(AfterDrain::Reconnect);
+        }
+        self.settle();
+    }
+
+    /// The worker is to end: take no new requests, finish those in flight on both nodes, flush both, then
+    /// exit (C4). Bounded by the resource's `timeout`.
+    pub fn handle_stop(&mut self, now: Duration) {
+        self.now = now;
+        match self.phase {
+            Phase::Ended | Phase::Draining { after: AfterDrain::Exit, .. } => {}
+            _ => self.drain(AfterDrain::Exit),
+        }
+        self.settle();
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When to call [`Primary::handle_timeout`], on the clock of `now`.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        let drain = match self.phase {
+            Phase::Draining { deadline, .. } => Some(deadline),
+            _ => None,
+        };
+        [self.link_deadline(), self.parked_deadline(), self.flush_deadline(), self.sync_deadline(), drain]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// What `hastctl status` and `list` show.
+    #[must_use]
+    pub fn status(&self) -> WorkerStatus {
+        let busy = self.requests.len().saturating_add(self.held.len());
+        let mut statistics = self.statistics;
+        statistics.idle_queue = SLOTS.saturating_sub(busy) as u64;
+        statistics.local_queue =
+            self.ops.values().filter(|purpose| matches!(purpose, Purpose::Request(_))).count() as u64;
+        statistics.recv_queue = self.link.outstanding_requests() as u64;
+        WorkerStatus {
+            complete: self.link.is_up(),
+            dirty: u64::from(self.map.dirty()).saturating_mul(u64::from(self.layout.extentsize())),
+            extentsize: self.layout.extentsize(),
+            keepdirty: self.metadata.keepdirty,
+            statistics,
+        }
+    }
+
+    /// The longest payload the secondary may send now, in bytes, once decoded: a map during the handshake,
+    /// the answer to a read later.
+    #[must_use]
+    pub fn payload_limit(&self) -> u32 {
+        let map = u32::try_from(self.layout.map_bytes()).unwrap_or(u32::MAX);
+        // The other node's provider may be larger than ours, and its map with it.
+        map.saturating_mul(2).max(1 << 20)
+    }
+
+    fn started(&mut self, result: DiskResult) {
+        match result {
+            Ok(_) => {}
+            Err(Errno::EOPNOTSUPP) => self.flush.no_local_cache(),
+            Err(error) => {
+                log::error!("Unable to flush the provider: {error}. The resource cannot be served safely.");
+                self.exit(66);
+                return;
+            }
+        }
+        if self.metadata.resuid == 0 {
+            self.save_metadata();
+        }
+        if self.phase != Phase::Starting {
+            return; // told to stop meanwhile
+        }
+        self.phase = Phase::Connecting;
+        self.connect();
+    }
+
+    /// Serves what has waited so far.
+    fn serve(&mut self) {
+        if self.phase == Phase::Connecting {
+            self.phase = Phase::Serving;
+            while let Some((id, op)) = self.held.pop_front() {
+                self.admit(id, op);
+            }
+        }
+    }
+
+    fn drain(&mut self, after: AfterDrain) {
+        let deadline = self.now + self.settings.timeout;
+        self.phase = Phase::Draining { after, deadline, flushed: false };
+        if after == AfterDrain::Exit {
+            for (id, _) in std::mem::take(&mut self.held) {
+                self.complete(id, Err(Errno::ECANCELED));
+            }
+        }
+        self.fail_parked();
+        self.stop_copying();
+    }
+
+    /// The peer or the disk did not let the drain end in time: what is in flight counts as lost.
+    fn drain_timeout(&mut self) {
+        let Phase::Draining { after, flushed, .. } = self.phase else { return };
+        log::warn!("Requests in flight did not end within {} seconds.", self.settings.timeout.as_secs());
+        if self.link.is_connected() {
+            self.lose_link("the secondary did not finish what was in flight");
+            // What that completes still has to be counted, durably.
+            let deadline = self.now + self.settings.timeout;
+            self.phase = Phase::Draining { after, deadline, flushed };
+        } else if after == AfterDrain::Exit {
+            self.exit(0);
+        } else {
+            self.phase = Phase::Connecting;
+            self.connect();
+        }
+    }
+
+    /// After each event: does what has become possible.
+    fn settle(&mut self) {
+        if self.phase == Phase::Ended {
+            return;
+        }
+        self.kick_metadata();
+        self.kick_flush();
+        self.kick_map();
+        self.fill_sync();
+        self.check_synchronised();
+        self.check_drained();
+        self.check_invariants();
+    }
+
+    fn check_drained(&mut self) {
+        let Phase::Draining { after, deadline, flushed } = self.phase else { return };
+        let busy = !self.requests.is_empty()
+            || self.sync.is_copying()
+            || self.flush.is_busy()
+            || self.meta.is_busy()
+            || self.map.is_writing()
+            || self.ops.values().any(|purpose| *purpose == Purpose::StartFlush);
+        if busy {
+            return;
+        }
+        if !flushed {
+            self.phase = Phase::Draining { after, deadline, flushed: true };
+            self.flush.ask();
+            self.kick_flush();
+            return self.check_drained();
+        }
+        match after {
+            AfterDrain::Exit => self.exit(0),
+            AfterDrain::Reconnect => {
+                self.phase = Phase::Connecting;
+                self.reconnect();
+            }
+        }
+    }
+
+    fn exit(&mut self, code: i32) {
+        self.phase = Phase::Ended;
+        self.actions.push_back(Action::Close);
+        self.actions.push_back(Action::Exit(code));
+    }
+
+    fn complete(&mut self, id: RequestId, result: DiskResult) {
+        self.actions.push_back(Action::Complete { id, result });
+    }
+
+    fn disk(&mut self, purpose: Purpose, op: DiskOp) {
+        self.next_op += 1;
+        let id = OpId(self.next_op);
+        self.ops.insert(id, purpose);
+        self.actions.push_back(Action::Disk { id, op });
+    }
+
+    fn new_key(&mut self) -> Key {
+        self.next_key += 1;
+        Key(self.next_key)
+    }
+
+    /// Gives the bytes that `key` holds to whoever waits for them.
+    fn release(&mut self, key: Key) {
+        let mut ready = Vec::new();
+        self.ranges.release(key, &mut ready);
+        for key in ready {
+            self.ready(key);
+        }
+    }
+
+    /// `key` holds its bytes now.
+    fn ready(&mut self, key: Key) {
+        if self.requests.contains_key(&key) { self.request_ready(key) } else { self.block_ready(key) }
+    }
+
+    /// What must hold after every event.
+    fn check_invariants(&self) {
+        if cfg!(debug_assertions) {
+            self.check_requests();
+        }
+    }
+}
+
+/// The data of a successful read, if it is as long as was asked for.
+fn exactly(data: Option<Buffer>, length: u64) -> Option<Buffer> {
+    data.filter(|data| data.len() as u64 == length)
+}

@@ -1,0 +1,555 @@
+//! A device request from its arrival to its completion.
+
+use core::ops::Range;
+use core::time::Duration;
+
+use hast_format::activemap::Outcome;
+use hast_net::Replication;
+use hast_net::buffer::Buffer;
+use hast_net::errno::Errno;
+use hast_net::message::Command;
+
+use super::link::Awaited;
+use super::{Phase, Primary, Purpose, exactly};
+use crate::ranges::Key;
+use crate::types::{DiskOp, DiskResult, MAX_REQUEST, Op, RequestId};
+
+/// A read, write or delete under way.
+#[derive(Debug)]
+pub(super) struct Request {
+    id: RequestId,
+    op: Op,
+    extents: Range<u32>,
+    stage: Stage,
+    local: Half,
+    remote: Half,
+    /// memsync: the secondary has the data, though not on its disk yet.
+    received: bool,
+}
+
+impl Request {
+    pub(super) fn extents(&self) -> Range<u32> {
+        self.extents.clone()
+    }
+
+    fn is_answered(&self) -> bool {
+        self.local.is_answered() && self.remote.is_answered()
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Overlaps an earlier request.
+    Queued,
+    /// Needs the secondary, which is not there, until then.
+    Parked(Duration),
+    /// A write whose bits are not durable yet.
+    Map,
+    /// With the disk, the peer or both.
+    Issued,
+    /// Stored, but localcnt has to rise durably first (C1).
+    Counting,
+    /// The device has its answer; a half is still awaited.
+    Completed,
+}
+
+/// What became of one node's part.
+#[derive(Clone, Debug, PartialEq)]
+enum Half {
+    /// Was not asked.
+    NotAsked,
+    /// Has not answered.
+    Awaited,
+    /// Done.
+    Done,
+    /// Answered with an error.
+    Failed(Errno),
+    /// The connection broke before the answer.
+    Lost,
+}
+
+impl Half {
+    fn is_answered(&self) -> bool {
+        !matches!(self, Half::Awaited)
+    }
+
+    fn error(&self) -> Option<Errno> {
+        match self {
+            Half::NotAsked | Half::Awaited | Half::Done => None,
+            Half::Failed(error) => Some(*error),
+            Half::Lost => Some(Errno::ENOTCONN),
+        }
+    }
+}
+
+impl Primary {
+    pub(super) fn take_request(&mut self, id: RequestId, op: Op) {
+        match op {
+            Op::Read { .. } => self.statistics.reads += 1,
+            Op::Write { .. } => self.statistics.writes += 1,
+            Op::Delete { .. } => self.statistics.deletes += 1,
+            Op::Flush => self.statistics.flushes += 1,
+        }
+        let (offset, length) = op.range();
+        let invalid = match op {
+            Op::Flush => false,
+            Op::Delete { .. } => self.layout.check_range(offset, length).is_err(),
+            Op::Read { .. } | Op::Write { .. } => {
+                length > u64::from(MAX_REQUEST) || self.layout.check_range(offset, length).is_err()
+            }
+        };
+        if invalid {
+            log::warn!("The device asked for {length} bytes at {offset}, which are not in the data area.");
+            return self.complete(id, Err(Errno::EINVAL));
+        }
+        match self.phase {
+            Phase::Serving => self.admit(id, op),
+            Phase::Starting
+            | Phase::Connecting
+            | Phase::Draining { after: super::AfterDrain::Reconnect, .. } => self.held.push_back((id, op)),
+            Phase::Draining { .. } | Phase::Ended => self.complete(id, Err(Errno::ECANCELED)),
+        }
+    }
+
+    pub(super) fn admit(&mut self, id: RequestId, op: Op) {
+        if matches!(op, Op::Flush) {
+            return self.flush.request(id);
+        }
+        let key = self.new_key();
+        let (offset, length) = op.range();
+        let shared = matches!(op, Op::Read { .. });
+        let extents = self.layout.extents_of(offset, length);
+        let request = Request {
+            id,
+            op,
+            extents,
+            stage: Stage::Queued,
+            local: Half::NotAsked,
+            remote: Half::NotAsked,
+            received: false,
+        };
+        self.requests.insert(key, request);
+        if self.ranges.insert(key, offset..offset.saturating_add(length), shared) {
+            self.request_ready(key);
+        }
+    }
+
+    /// Nothing earlier overlaps `key` any more, or the secondary that it waited for is here.
+    pub(super) fn request_ready(&mut self, key: Key) {
+        let Some(request) = self.requests.get_mut(&key) else { return };
+        let extents = request.extents();
+        let is_read = matches!(request.op, Op::Read { .. });
+        if !self.link.is_up() && self.needs_secondary(key) {
+            return self.park(key);
+        }
+        if is_read {
+            return self.issue_read(key);
+        }
+        self.map.start(extents.clone());
+        if self.map.is_durable(extents) {
+            self.issue_write(key);
+        } else {
+            if let Some(request) = self.requests.get_mut(&key) {
+                request.stage = Stage::Map;
+            }
+            self.wait_for_map(key);
+        }
+    }
+
+    /// Keeps `key` until the secondary is here, for `timeout` at most.
+    fn park(&mut self, key: Key) {
+        if matches!(self.phase, Phase::Draining { .. }) {
+            return self.not_issued(key, Errno::EIO);
+        }
+        let until = self.now + self.settings.timeout;
+        if let Some(request) = self.requests.get_mut(&key) {
+            request.stage = Stage::Parked(until);
+        }
+    }
+
+    /// Whether `key` makes no sense without the secondary: a read of what is out of date here, a write that
+    /// would mix new data into that, any write while this node is itself the target of a synchronisation
+    /// (durability.md, out-of-date nodes).
+    fn needs_secondary(&self, key: Key) -> bool {
+        let Some(request) = self.requests.get(&key) else { return false };
+        let is_write = !matches!(request.op, Op::Read { .. });
+        if is_write && self.sync.target {
+            return true;
+        }
+        !self.sync.stale.is_empty()
+            && request.extents().any(|extent| {
+                self.sync.stale.contains(extent) && !(is_write && self.covers(&request.op, extent))
+            })
+    }
+
+    /// Whether `op` writes all of `extent`, so that nothing of what was there matters.
+    fn covers(&self, op: &Op, extent: u32) -> bool {
+        let (offset, length) = op.range();
+        let (first, size) = self.layout.extent_range(extent);
+        matches!(op, Op::Write { .. })
+            && offset <= first
+            && offset.saturating_add(length) >= first.saturating_add(u64::from(size))
+    }
+
+    /// Whether our copy of `extent` is right and the secondary's is not.
+    fn is_behind(&self, extent: u32) -> bool {
+        self.map.to_synchronise().contains(extent) && !self.sync.stale.contains(extent)
+    }
+
+    fn issue_read(&mut self, key: Key) {
+        let remote = self.link.is_up() && self.needs_secondary(key);
+        let Some(request) = self.requests.get(&key) else { return };
+        if remote && request.extents().any(|extent| self.is_behind(extent)) {
+            log::error!(
+                "No node has a good copy of all of a requested range; it will after synchronisation."
+            );
+            return self.end_read(key, Err(Errno::EIO));
+        }
+        let Some(request) = self.requests.get_mut(&key) else { return };
+        let Op::Read { offset, length } = request.op else { return };
+        request.stage = Stage::Issued;
+        if remote {
+            request.remote = Half::Awaited;
+            self.ask(Awaited::Request(key), Command::Read, offset, u64::from(length), false, None);
+        } else {
+            request.local = Half::Awaited;
+            let offset = self.layout.localoff() + offset;
+            self.disk(Purpose::Request(key), DiskOp::Read { offset, length });
+        }
+    }
+
+    /// Sends a write or delete to disk and peer; its bits are durable (M1).
+    pub(super) fn issue_write(&mut self, key: Key) {
+        let up = self.link.is_up();
+        let memsync = self.settings.replication == Replication::Memsync && self.link.version() >= 2;
+        let Some(request) = self.requests.get_mut(&key) else { return };
+        request.stage = Stage::Issued;
+        request.local = Half::Awaited;
+        request.remote = if up { Half::Awaited } else { Half::NotAsked };
+        let localoff = self.layout.localoff();
+        let (op, command, data) = match &request.op {
+            Op::Write { offset, data } => {
+                let op = DiskOp::Write { offset: localoff + offset, data: data.clone() };
+                (op, Command::Write, Some(data.clone()))
+            }
+            Op::Delete { offset, length } => {
+                (DiskOp::Delete { offset: localoff + offset, length: *length }, Command::Delete, None)
+            }
+            Op::Read { .. } | Op::Flush => return,
+        };
+        let (offset, length) = request.op.range();
+        if up {
+            let memsync = memsync && command == Command::Write;
+            self.ask(Awaited::Request(key), command, offset, length, memsync, data);
+        }
+        self.disk(Purpose::Request(key), op);
+    }
+
+    /// `key` was given to nobody and never will be.
+    pub(super) fn not_issued(&mut self, key: Key, error: Errno) {
+        let Some(request) = self.requests.remove(&key) else { return };
+        if request.stage == Stage::Map {
+            self.map.finish(request.extents(), Outcome::NotIssued);
+        }
+        self.complete(request.id, Err(error));
+        self.release(key);
+    }
+
+    pub(super) fn local_answered(&mut self, key: Key, result: DiskResult) {
+        let Some(request) = self.requests.get_mut(&key) else { return };
+        let mut data = None;
+        request.local = match result {
+            Ok(read) => {
+                data = read;
+                Half::Done
+            }
+            Err(error) => Half::Failed(error),
+        };
+        if let Half::Failed(error) = request.local {
+            let (offset, length) = request.op.range();
+            let (name, counter) = match request.op {
+                Op::Read { .. } => ("read", &mut self.statistics.read_errors),
+                Op::Write { .. } => ("write", &mut self.statistics.write_errors),
+                Op::Delete { .. } => ("delete", &mut self.statistics.delete_errors),
+                Op::Flush => return,
+            };
+            *counter += 1;
+            log::error!("Local {name} of {length} bytes at {offset} failed: {error}.");
+        }
+        self.advance(key, data);
+    }
+
+    /// The secondary has the data of `key` (memsync).
+    pub(super) fn remote_received(&mut self, key: Key) {
+        if let Some(request) = self.requests.get_mut(&key) {
+            request.received = true;
+            self.advance(key, None);
+        }
+    }
+
+    /// The secondary has answered `key`.
+    pub(super) fn remote_answered(&mut self, key: Key, result: DiskResult) {
+        let Some(request) = self.requests.get_mut(&key) else { return };
+        let (offset, length) = request.op.range();
+        let mut data = None;
+        request.remote = match result {
+            Ok(read) => {
+                data = read;
+                Half::Done
+            }
+            Err(error) => {
+                log::error!("Remote request for {length} bytes at {offset} failed: {error}.");
+                Half::Failed(error)
+            }
+        };
+        self.advance(key, data);
+    }
+
+    /// The connection broke while the secondary had `key`.
+    pub(super) fn remote_lost(&mut self, key: Key) {
+        if let Some(request) = self.requests.get_mut(&key) {
+            request.remote = Half::Lost;
+            self.advance(key, None);
+        }
+    }
+
+    fn advance(&mut self, key: Key, data: Option<Buffer>) {
+        match self.requests.get(&key) {
+            Some(Request { op: Op::Read { .. }, .. }) => self.advance_read(key, data),
+            Some(_) => self.advance_write(key),
+            None => {}
+        }
+    }
+
+    fn advance_read(&mut self, key: Key, data: Option<Buffer>) {
+        let Some(request) = self.requests.get_mut(&key) else { return };
+        let Op::Read { offset, length } = request.op else { return };
+        if let Some(data) = exactly(data, u64::from(length)) {
+            return self.end_read(key, Ok(Some(data)));
+        }
+        if let Half::Done = request.local {
+            request.local = Half::Failed(Errno::EIO); // a short read is no read
+        }
+        if request.local == Half::Awaited || request.remote == Half::Awaited {
+            return;
+        }
+        let extents = request.extents();
+        let behind = extents.clone().any(|extent| self.is_behind(extent));
+        let Some(request) = self.requests.get_mut(&key) else { return };
+        match (&request.local, &request.remote) {
+            // The local disk could not tell: the secondary may.
+            (Half::Failed(_), Half::NotAsked) if self.link.is_up() && !behind => {
+                if let Some(request) = self.requests.get_mut(&key) {
+                    request.remote = Half::Awaited;
+                }
+                self.ask(Awaited::Request(key), Command::Read, offset, u64::from(length), false, None);
+            }
+            // Only the secondary could tell, and it went away: wait for it.
+            (Half::NotAsked, Half::Lost) => {
+                request.remote = Half::NotAsked;
+                self.request_ready(key);
+            }
+            (local, remote) => {
+                let error = local.error().or(remote.error()).unwrap_or(Errno::EIO);
+                self.end_read(key, Err(error));
+            }
+        }
+    }
+
+    fn end_read(&mut self, key: Key, result: DiskResult) {
+        if let Some(request) = self.requests.remove(&key) {
+            self.complete(request.id, result);
+            self.release(key);
+        }
+    }
+
+    fn advance_write(&mut self, key: Key) {
+        let relies = self.needs_secondary(key);
+        let Some(request) = self.requests.get(&key) else { return };
+        let behind = request.extents().any(|extent| self.is_behind(extent));
+        let (here, there) = (request.local == Half::Done, request.remote == Half::Done);
+        let is_write = matches!(request.op, Op::Write { .. });
+        let enough = is_write
+            && here
+            && !relies
+            && match self.settings.replication {
+                Replication::Fullsync => false,
+                Replication::Memsync => request.received,
+                Replication::Async => true,
+            };
+        let answered = request.is_answered();
+        let error = request.local.error().or(request.remote.error()).unwrap_or(Errno::EIO);
+        if request.stage == Stage::Issued && (answered || enough) {
+            if answered && relies && request.remote == Half::Lost {
+                return self.take_back(key);
+            }
+            if here && !relies && answered && !there {
+                // M3, C1: stored here alone; the count must be on disk before anybody hears of it.
+                self.count();
+                if self.is_counted() {
+                    self.end_write(key, Ok(None));
+                } else if let Some(request) = self.requests.get_mut(&key) {
+                    request.stage = Stage::Counting;
+                }
+            } else if (here && (there || !relies)) || (there && !behind) {
+                self.end_write(key, Ok(None));
+            } else {
+                self.end_write(key, Err(error));
+            }
+        }
+        if answered {
+            self.finish_write(key, there && !behind, relies);
+        }
+    }
+
+    /// The connection broke while the only node that could make sense of `key` had it: it starts again once
+    /// the secondary is back.
+    fn take_back(&mut self, key: Key) {
+        let Some(request) = self.requests.get_mut(&key) else { return };
+        request.local = Half::NotAsked;
+        request.remote = Half::NotAsked;
+        request.received = false;
+        let extents = request.extents();
+        for extent in extents.clone() {
+            self.sync.spoil(extent);
+            self.sync.stale.insert(extent);
+        }
+        self.map.finish(extents, Outcome::Unconfirmed);
+        self.park(key);
+    }
+
+    /// Tells the device, and lets others at the bytes.
+    fn end_write(&mut self, key: Key, result: DiskResult) {
+        if let Some(request) = self.requests.get_mut(&key) {
+            request.stage = Stage::Completed;
+            let id = request.id;
+            self.complete(id, result);
+            self.release(key);
+        }
+    }
+
+    /// Both halves are known: the map learns how it ended. `there` says that the secondary's copy is right,
+    /// `relied` that ours alone would not have been.
+    fn finish_write(&mut self, key: Key, there: bool, relied: bool) {
+        let Some(request) = self.requests.get(&key) else { return };
+        let stored_here = request.local == Half::Done;
+        let stored_there = request.remote == Half::Done;
+        let both = stored_here && stored_there;
+        let stage = request.stage;
+        let extents = request.extents();
+        let is_write = matches!(request.op, Op::Write { .. });
+        for extent in extents.clone() {
+            let covered = self.requests.get(&key).is_some_and(|request| self.covers(&request.op, extent));
+            if !both {
+                self.sync.spoil(extent);
+            }
+            if (is_write && !stored_here && there) || (relied && !both) {
+                self.sync.stale.insert(extent); // L3: the secondary's copy is the right one
+            } else if stored_here && covered {
+                self.sync.stale.remove(extent);
+            }
+        }
+        self.map.finish(extents, if both { Outcome::StoredOnBoth } else { Outcome::Unconfirmed });
+        if stage != Stage::Counting {
+            self.requests.remove(&key);
+        }
+        if stage == Stage::Completed && !stored_there && stored_here {
+            self.count(); // C1 (b), (c): somebody has heard of it already
+        }
+        if both {
+            self.flush.note_unflushed(self.now);
+        } else if self.link.is_up() {
+            self.begin_session();
+        }
+    }
+
+    /// localcnt has risen, durably: what waited for that is complete.
+    pub(super) fn counted_completions(&mut self) {
+        if self.is_counted() {
+            self.end_counting(Ok(None));
+            self.flush_counted(true);
+        }
+    }
+
+    /// localcnt could not be raised: nobody may rely on what waited for that.
+    pub(super) fn uncounted_completions(&mut self) {
+        self.end_counting(Err(Errno::EIO));
+        self.flush_counted(false);
+    }
+
+    fn end_counting(&mut self, result: DiskResult) {
+        let waiting: Vec<Key> = self
+            .requests
+            .iter()
+            .filter(|(_, request)| request.stage == Stage::Counting)
+            .map(|(key, _)| *key)
+            .collect();
+        for key in waiting {
+            self.end_write(key, result.clone());
+            self.requests.remove(&key);
+        }
+    }
+
+    /// The secondary is here: whoever waited for it goes on.
+    pub(super) fn unpark(&mut self) {
+        for key in self.parked() {
+            self.request_ready(key);
+        }
+    }
+
+    pub(super) fn parked_timeout(&mut self) {
+        let now = self.now;
+        for key in self.parked() {
+            if matches!(self.requests.get(&key), Some(Request { stage: Stage::Parked(until), .. }) if *until <= now)
+            {
+                log::error!(
+                    "The secondary has the only good copy of a requested range and is not connected."
+                );
+                self.not_issued(key, Errno::EIO);
+            }
+        }
+    }
+
+    pub(super) fn parked_deadline(&self) -> Option<Duration> {
+        self.requests
+            .values()
+            .filter_map(|request| match request.stage {
+                Stage::Parked(until) => Some(until),
+                _ => None,
+            })
+            .min()
+    }
+
+    pub(super) fn fail_parked(&mut self) {
+        for key in self.parked() {
+            self.not_issued(key, Errno::EIO);
+        }
+    }
+
+    fn parked(&self) -> Vec<Key> {
+        self.requests
+            .iter()
+            .filter(|(_, request)| matches!(request.stage, Stage::Parked(_)))
+            .map(|(key, _)| *key)
+            .collect()
+    }
+
+    /// Writes that only one node was given, and that have not ended.
+    pub(super) fn unconfirmed_in_flight(&self) -> bool {
+        self.requests.values().any(|request| {
+            !matches!(request.op, Op::Read { .. })
+                && (request.stage == Stage::Counting
+                    || (request.stage == Stage::Issued && request.remote == Half::NotAsked))
+        })
+    }
+
+    /// M1: whatever was given to disk or peer has its bits on disk.
+    pub(super) fn check_requests(&self) {
+        for request in self.requests.values() {
+            let writing = !matches!(request.op, Op::Read { .. });
+            if writing && request.local == Half::Awaited {
+                debug_assert!(self.map.is_durable(request.extents()), "M1: {request:?}");
+            }
+        }
+    }
+}

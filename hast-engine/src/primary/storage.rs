@@ -1,0 +1,210 @@
+//! Map and metadata writes: one of each at a time, and what waits for them to be durable.
+
+use std::collections::VecDeque;
+
+use hast_net::buffer::Buffer;
+use hast_net::errno::Errno;
+
+use super::{Primary, Purpose};
+use crate::ranges::Key;
+use crate::types::{DiskOp, DiskResult};
+
+/// The map write under way, and the requests that wait for their bits (durability.md M1).
+#[derive(Debug)]
+pub(super) struct MapIo {
+    /// Whether map writes are flushed (`metaflush`, off for good after EOPNOTSUPP).
+    flush: bool,
+    /// Sector runs not yet answered.
+    outstanding: usize,
+    failure: Option<Errno>,
+    /// Requests whose bits are not durable yet, in order of arrival.
+    waiting: VecDeque<Key>,
+}
+
+impl MapIo {
+    pub(super) fn new(flush: bool) -> MapIo {
+        MapIo { flush, outstanding: 0, failure: None, waiting: VecDeque::new() }
+    }
+
+    /// Applies a changed `metaflush`; a disk that has no flush keeps it off.
+    pub(super) fn set_flush(&mut self, new: bool, old: bool) {
+        if new != old {
+            self.flush = new;
+        }
+    }
+}
+
+/// The metadata write under way. Saves are numbered; a save is durable when its number is.
+#[derive(Debug, Default)]
+pub(super) struct MetaIo {
+    wanted: u64,
+    writing: Option<u64>,
+    durable: u64,
+    failed: u64,
+}
+
+impl MetaIo {
+    pub(super) fn is_durable(&self, save: u64) -> bool {
+        self.durable >= save
+    }
+
+    pub(super) fn is_busy(&self) -> bool {
+        self.writing.is_some() || self.wanted > self.durable.max(self.failed)
+    }
+}
+
+impl Primary {
+    /// `key`'s extents are in the map as in flight; it goes on once their bits are durable.
+    pub(super) fn wait_for_map(&mut self, key: Key) {
+        self.map_io.waiting.push_back(key);
+    }
+
+    /// Starts a map write if one is wanted and none is under way.
+    pub(super) fn kick_map(&mut self) {
+        let runs = self.map.begin_write();
+        if runs.is_empty() {
+            return;
+        }
+        self.statistics.activemap_updates += 1;
+        self.map_io.outstanding = runs.len();
+        self.map_io.failure = None;
+        for run in runs {
+            let offset = self.layout.map_offset() + run.offset;
+            self.disk(Purpose::Map, DiskOp::Write { offset, data: Buffer::from(run.bytes) });
+        }
+    }
+
+    pub(super) fn map_written(&mut self, result: DiskResult) {
+        self.map_io.outstanding = self.map_io.outstanding.saturating_sub(1);
+        if let Err(error) = result {
+            log::error!("Unable to write the activemap: {error}.");
+            self.statistics.write_errors += 1;
+            self.map_io.failure = Some(error);
+        }
+        if self.map_io.outstanding > 0 {
+            return;
+        }
+        if self.map_io.failure.is_none() && self.map_io.flush {
+            self.disk(Purpose::MapFlush, DiskOp::Flush);
+        } else {
+            self.map_durable();
+        }
+    }
+
+    pub(super) fn map_flushed(&mut self, result: DiskResult) {
+        match result {
+            Ok(_) => {}
+            Err(Errno::EOPNOTSUPP) => {
+                log::warn!("The provider does not support flushing its cache. Disabling metaflush.");
+                self.map_io.flush = false;
+            }
+            Err(error) => {
+                // L11: a map that may not be durable protects nothing.
+                log::error!("Unable to flush the activemap: {error}.");
+                self.statistics.flush_errors += 1;
+                self.map_io.failure = Some(error);
+            }
+        }
+        self.map_durable();
+    }
+
+    /// The map write has ended, well or not: those whose bits are durable go on, after a failure the others
+    /// fail (M1).
+    fn map_durable(&mut self) {
+        let failure = self.map_io.failure.take();
+        self.map.end_write(failure.is_none());
+        for key in std::mem::take(&mut self.map_io.waiting) {
+            let Some(request) = self.requests.get(&key) else { continue };
+            if self.map.is_durable(request.extents()) {
+                self.issue_write(key);
+            } else if let Some(error) = failure {
+                self.not_issued(key, error);
+            } else {
+                self.map_io.waiting.push_back(key);
+            }
+        }
+        if failure.is_none() { self.merged() } else { self.merge_failed() }
+    }
+
+    /// Asks for the metadata to be written as it is in memory by then; gives the number of the save.
+    pub(super) fn save_metadata(&mut self) -> u64 {
+        self.meta.wanted += 1;
+        self.meta.wanted
+    }
+
+    /// Starts a metadata write if one is wanted and none is under way.
+    pub(super) fn kick_metadata(&mut self) {
+        if self.meta.writing.is_some() || self.meta.wanted <= self.meta.durable.max(self.meta.failed) {
+            return;
+        }
+        self.meta.writing = Some(self.meta.wanted);
+        let mut metadata = self.metadata.clone();
+        if metadata.resuid == 0 {
+            // C5: before the first handshake the map alone records writes.
+            metadata.localcnt = 0;
+            metadata.remotecnt = 0;
+        }
+        let data = Buffer::from(metadata.encode().to_vec());
+        self.disk(Purpose::Metadata, DiskOp::Write { offset: 0, data });
+    }
+
+    pub(super) fn metadata_written(&mut self, result: DiskResult) {
+        match result {
+            // L7: counts are always flushed, whatever metaflush says.
+            Ok(_) => self.disk(Purpose::MetadataFlush, DiskOp::Flush),
+            Err(error) => self.metadata_saved(Some(error)),
+        }
+    }
+
+    pub(super) fn metadata_flushed(&mut self, result: DiskResult) {
+        self.metadata_saved(result.err().filter(|error| *error != Errno::EOPNOTSUPP));
+    }
+
+    fn metadata_saved(&mut self, failure: Option<Errno>) {
+        let Some(save) = self.meta.writing.take() else { return };
+        if let Some(error) = failure {
+            log::error!("Unable to write metadata: {error}.");
+            self.meta.failed = save;
+            self.metadata_failed(save);
+        } else {
+            self.meta.durable = save;
+            self.metadata_durable(save);
+        }
+    }
+
+    fn metadata_durable(&mut self, save: u64) {
+        self.counted_completions();
+        self.resuid_drawn(save);
+        self.equalised(save);
+    }
+
+    fn metadata_failed(&mut self, save: u64) {
+        // The rise is not on disk: the next write that needs it tries again.
+        if self.counted.is_some_and(|counted| counted <= save) {
+            self.counted = None;
+            self.uncounted_completions();
+        }
+        self.resuid_not_drawn(save);
+        self.not_equalised(save);
+    }
+
+    /// C1: raises localcnt, once per disconnected period.
+    pub(super) fn count(&mut self) {
+        if self.counted.is_some() {
+            return;
+        }
+        if self.metadata.resuid == 0 {
+            self.metadata.localcnt = 1;
+            self.counted = Some(0);
+        } else {
+            self.metadata.localcnt = self.metadata.localcnt.saturating_add(1);
+            self.counted = Some(self.save_metadata());
+            self.kick_metadata();
+        }
+    }
+
+    /// Whether this period's rise of localcnt is durable.
+    pub(super) fn is_counted(&self) -> bool {
+        self.counted.is_some_and(|save| self.meta.is_durable(save))
+    }
+}

@@ -1,0 +1,445 @@
+//! Synchronisation: copying every extent of the sync set, many blocks at a time, and equalising the counts
+//! once nothing differs any more.
+//!
+//! A block holds its range like any request, so regular writes to it wait for the copy and the copy for them.
+//! An extent whose block could not be copied stays in the set and is tried again later; until then nothing
+//! claims to be in step (defects.md L15).
+
+use core::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+
+use hast_format::bitmap::Bitmap;
+use hast_net::buffer::Buffer;
+use hast_net::errno::Errno;
+use hast_net::handshake::SyncSource;
+use hast_net::message::Command;
+
+use super::link::Awaited;
+use super::{Phase, Primary, Purpose, exactly};
+use crate::ranges::Key;
+use crate::types::{DiskOp, DiskResult, Event, MAX_REQUEST};
+
+/// Blocks being copied at a time: enough to fill a long link, few enough to leave users room.
+const WINDOW: usize = 32;
+/// How long to wait before an extent that could not be copied is tried again.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// The synchronisation under way.
+#[derive(Debug)]
+pub(super) struct Sync {
+    /// Something may differ, or the counts are not equal yet.
+    session: bool,
+    /// This node is out of date as a whole: the handshake found the secondary to be the source, and the
+    /// counts are not equal yet (L18).
+    pub(super) target: bool,
+    /// Extents that are right on the secondary and wrong here; the other extents of the sync set are right
+    /// here.
+    pub(super) stale: Bitmap,
+    announced: bool,
+    copied: bool,
+    copies: BTreeMap<u32, Copy>,
+    /// The extent whose blocks are being handed out.
+    open: Option<u32>,
+    /// Where the search for the next extent goes on.
+    cursor: u32,
+    blocks: BTreeMap<Key, Block>,
+    /// Extents that could not be copied, until `retry_at`.
+    failed: BTreeSet<u32>,
+    retry_at: Option<Duration>,
+    step: Step,
+}
+
+/// How far the end of a session has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Copying,
+    /// The flush with this ticket covers every copy (C2).
+    Flushing(u64),
+    /// Both nodes hold everything durably.
+    Flushed,
+    /// The equal counts are being written.
+    Saving(u64),
+}
+
+/// An extent being copied.
+#[derive(Debug)]
+struct Copy {
+    next: u64,
+    end: u64,
+    in_flight: u32,
+    failed: bool,
+    /// A write to it was not confirmed meanwhile.
+    spoiled: bool,
+    from: SyncSource,
+}
+
+#[derive(Debug)]
+struct Block {
+    extent: u32,
+    offset: u64,
+    length: u32,
+    from: SyncSource,
+    state: BlockState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BlockState {
+    Queued,
+    Local,
+    Remote,
+    /// The connection broke while the local disk had it: it ends when the disk answers.
+    Orphaned,
+}
+
+impl Sync {
+    pub(super) fn new(extents: u32) -> Sync {
+        Sync {
+            session: false,
+            target: false,
+            stale: Bitmap::new(extents),
+            announced: false,
+            copied: false,
+            copies: BTreeMap::new(),
+            open: None,
+            cursor: 0,
+            blocks: BTreeMap::new(),
+            failed: BTreeSet::new(),
+            retry_at: None,
+            step: Step::Copying,
+        }
+    }
+
+    pub(super) fn is_copying(&self) -> bool {
+        !self.blocks.is_empty()
+    }
+
+    /// A write to `extent` was not confirmed by both nodes: a copy under way does not make it equal.
+    pub(super) fn spoil(&mut self, extent: u32) {
+        if let Some(copy) = self.copies.get_mut(&extent) {
+            copy.spoiled = true;
+        }
+    }
+}
+
+impl Primary {
+    /// The nodes may differ, or their counts do: copy, flush, equalise.
+    pub(super) fn begin_session(&mut self) {
+        self.sync.step = Step::Copying;
+        if !self.sync.session {
+            self.sync.session = true;
+            self.sync.copied = false;
+            self.sync.announced = false;
+        }
+        if !self.sync.announced && !self.map.to_synchronise().is_empty() {
+            self.sync.announced = true;
+            let bytes = u64::from(self.map.dirty()).saturating_mul(u64::from(self.layout.extentsize()));
+            log::info!("Synchronization started. {bytes} bytes to go.");
+            self.actions.push_back(crate::types::Action::Event(Event::SyncStart));
+        }
+    }
+
+    /// The connection is gone, or is about to be.
+    pub(super) fn end_session(&mut self) {
+        if self.sync.session && self.sync.announced {
+            log::warn!("Synchronization interrupted.");
+            self.actions.push_back(crate::types::Action::Event(Event::SyncIntr));
+        }
+        self.sync.session = false;
+        self.sync.announced = false;
+        self.sync.step = Step::Copying;
+        self.sync.failed.clear();
+        self.sync.retry_at = None;
+        self.stop_copying();
+        let gone: Vec<Key> = self.sync.blocks.keys().copied().collect();
+        for key in gone {
+            let Some(block) = self.sync.blocks.get_mut(&key) else { continue };
+            match block.state {
+                BlockState::Local | BlockState::Orphaned => block.state = BlockState::Orphaned,
+                BlockState::Queued | BlockState::Remote => {
+                    self.sync.blocks.remove(&key);
+                    self.release(key);
+                }
+            }
+        }
+        self.sync.copies.clear();
+    }
+
+    /// No further blocks; those under way end.
+    pub(super) fn stop_copying(&mut self) {
+        self.sync.open = None;
+        for copy in self.sync.copies.values_mut() {
+            if copy.next < copy.end {
+                copy.next = copy.end;
+                copy.spoiled = true;
+            }
+        }
+        let queued: Vec<Key> = self
+            .sync
+            .blocks
+            .iter()
+            .filter(|(_, block)| block.state == BlockState::Queued)
+            .map(|(key, _)| *key)
+            .collect();
+        for key in queued {
+            if let Some(block) = self.sync.blocks.remove(&key) {
+                self.sync.spoil(block.extent);
+                self.block_gone(block.extent);
+                self.release(key);
+            }
+        }
+    }
+
+    /// Keeps the window full.
+    pub(super) fn fill_sync(&mut self) {
+        while self.sync.session
+            && self.link.is_up()
+            && self.phase == Phase::Serving
+            && self.sync.blocks.len() < WINDOW
+        {
+            let Some((extent, offset, length, from)) = self.next_block() else { return };
+            let key = self.new_key();
+            self.sync.blocks.insert(key, Block { extent, offset, length, from, state: BlockState::Queued });
+            if self.ranges.insert(key, offset..offset + u64::from(length), false) {
+                self.block_ready(key);
+            }
+        }
+    }
+
+    fn next_block(&mut self) -> Option<(u32, u64, u32, SyncSource)> {
+        let extent = match self.sync.open {
+            Some(extent) => extent,
+            None => {
+                let extent = self.next_extent()?;
+                let (start, length) = self.layout.extent_range(extent);
+                let from = if self.sync.stale.contains(extent) {
+                    SyncSource::Secondary
+                } else {
+                    SyncSource::Primary
+                };
+                let end = start + u64::from(length);
+                let copy = Copy { next: start, end, in_flight: 0, failed: false, spoiled: false, from };
+                self.sync.copies.insert(extent, copy);
+                self.sync.open = Some(extent);
+                extent
+            }
+        };
+        let copy = self.sync.copies.get_mut(&extent)?;
+        let offset = copy.next;
+        let length = u32::try_from(copy.end - offset).unwrap_or(u32::MAX).min(MAX_REQUEST);
+        copy.next += u64::from(length);
+        copy.in_flight += 1;
+        let from = copy.from;
+        if copy.next >= copy.end {
+            self.sync.open = None;
+        }
+        Some((extent, offset, length, from))
+    }
+
+    fn next_extent(&mut self) -> Option<u32> {
+        let set = self.map.to_synchronise();
+        let free =
+            |extent: &u32| !self.sync.copies.contains_key(extent) && !self.sync.failed.contains(extent);
+        let from = |start| std::iter::successors(set.next_from(start), |&extent| set.next_from(extent + 1));
+        let extent = from(self.sync.cursor).find(free).or_else(|| from(0).find(free))?;
+        self.sync.cursor = extent.saturating_add(1);
+        Some(extent)
+    }
+
+    /// A block holds its range: read it from where it is right.
+    pub(super) fn block_ready(&mut self, key: Key) {
+        let Some(block) = self.sync.blocks.get_mut(&key) else { return };
+        let Block { offset, length, from, .. } = *block;
+        match from {
+            SyncSource::Primary => {
+                block.state = BlockState::Local;
+                let offset = self.layout.localoff() + offset;
+                self.disk(Purpose::SyncRead(key), DiskOp::Read { offset, length });
+            }
+            SyncSource::Secondary => {
+                block.state = BlockState::Remote;
+                self.ask(Awaited::SyncRead(key), Command::Read, offset, u64::from(length), false, None);
+            }
+        }
+    }
+
+    pub(super) fn block_read_locally(&mut self, key: Key, result: DiskResult) {
+        let Some(block) = self.sync.blocks.get_mut(&key) else { return };
+        if block.state == BlockState::Orphaned {
+            return self.end_block(key, Err(Errno::ENOTCONN));
+        }
+        let Block { offset, length, .. } = *block;
+        match result.map(|data| exactly(data, u64::from(length))) {
+            Ok(Some(data)) => {
+                block.state = BlockState::Remote;
+                self.ask(
+                    Awaited::SyncWrite(key),
+                    Command::Write,
+                    offset,
+                    u64::from(length),
+                    false,
+                    Some(data),
+                );
+            }
+            Ok(None) => self.block_failed(key, "local read", Errno::EIO),
+            Err(error) => {
+                self.statistics.read_errors += 1;
+                self.block_failed(key, "local read", error);
+            }
+        }
+    }
+
+    pub(super) fn block_read_remotely(&mut self, key: Key, result: Result<Buffer, Errno>) {
+        let Some(block) = self.sync.blocks.get_mut(&key) else { return };
+        match result {
+            Ok(data) => {
+                block.state = BlockState::Local;
+                let offset = self.layout.localoff() + block.offset;
+                self.disk(Purpose::SyncWrite(key), DiskOp::Write { offset, data });
+            }
+            Err(error) => self.block_failed(key, "remote read", error),
+        }
+    }
+
+    pub(super) fn block_written_locally(&mut self, key: Key, result: DiskResult) {
+        let Some(block) = self.sync.blocks.get(&key) else { return };
+        if block.state == BlockState::Orphaned {
+            return self.end_block(key, Err(Errno::ENOTCONN));
+        }
+        match result {
+            Ok(_) => self.end_block(key, Ok(())),
+            Err(error) => {
+                self.statistics.write_errors += 1;
+                self.block_failed(key, "local write", error);
+            }
+        }
+    }
+
+    pub(super) fn block_written_remotely(&mut self, key: Key, result: Result<(), Errno>) {
+        match result {
+            Ok(()) => self.end_block(key, Ok(())),
+            Err(error) => self.block_failed(key, "remote write", error),
+        }
+    }
+
+    fn block_failed(&mut self, key: Key, what: &str, error: Errno) {
+        if let Some(block) = self.sync.blocks.get(&key) {
+            let Block { offset, length, extent, .. } = *block;
+            log::error!(
+                "Synchronization: {what} of {length} bytes at {offset} failed: {error}. Extent {extent} stays dirty."
+            );
+        }
+        self.end_block(key, Err(error));
+    }
+
+    fn end_block(&mut self, key: Key, result: Result<(), Errno>) {
+        let Some(block) = self.sync.blocks.remove(&key) else { return };
+        if result.is_err()
+            && let Some(copy) = self.sync.copies.get_mut(&block.extent)
+        {
+            copy.failed = true;
+        }
+        self.block_gone(block.extent);
+        self.release(key);
+    }
+
+    /// A block of `extent` is not under way any more.
+    fn block_gone(&mut self, extent: u32) {
+        let Some(copy) = self.sync.copies.get_mut(&extent) else { return };
+        copy.in_flight = copy.in_flight.saturating_sub(1);
+        if copy.failed && copy.next < copy.end {
+            copy.next = copy.end; // the rest would be copied in vain
+            if self.sync.open == Some(extent) {
+                self.sync.open = None;
+            }
+        }
+        if copy.in_flight > 0 || copy.next < copy.end {
+            return;
+        }
+        let Some(copy) = self.sync.copies.remove(&extent) else { return };
+        if copy.failed {
+            self.sync.failed.insert(extent);
+            self.sync_failed();
+        } else if !copy.spoiled {
+            self.sync.stale.remove(extent);
+            self.sync.copied = true;
+            self.map.copied(extent);
+            self.flush.note_unflushed(self.now);
+        }
+    }
+
+    /// Something could not be copied or flushed; the session goes on in a while.
+    pub(super) fn sync_failed(&mut self) {
+        self.sync.step = Step::Copying;
+        self.sync.retry_at.get_or_insert(self.now + RETRY);
+    }
+
+    /// When nothing is left to copy: flush, then equalise (C2).
+    pub(super) fn check_synchronised(&mut self) {
+        let done = self.sync.session
+            && self.link.is_up()
+            && self.phase == Phase::Serving
+            && self.map.to_synchronise().is_empty()
+            && self.sync.copies.is_empty()
+            && self.sync.retry_at.is_none()
+            && !self.unconfirmed_in_flight();
+        if !done {
+            if matches!(self.sync.step, Step::Flushing(_) | Step::Flushed) {
+                self.sync.step = Step::Copying;
+            }
+            return;
+        }
+        match self.sync.step {
+            Step::Copying => {
+                self.sync.step = Step::Flushing(self.flush.ask());
+                self.kick_flush();
+            }
+            Step::Flushing(_) | Step::Saving(_) => {}
+            Step::Flushed => {
+                let peer = self.link.peer_counts();
+                self.metadata.localcnt = peer.remote;
+                self.metadata.remotecnt = peer.local;
+                self.counted = None;
+                let save = self.save_metadata();
+                self.sync.step = Step::Saving(save);
+                self.kick_metadata();
+            }
+        }
+    }
+
+    /// The flushes asked for up to `ticket` have succeeded on both nodes.
+    pub(super) fn copies_are_durable(&mut self, ticket: u64) {
+        if matches!(self.sync.step, Step::Flushing(wanted) if wanted <= ticket) {
+            self.sync.step = Step::Flushed;
+        }
+    }
+
+    pub(super) fn equalised(&mut self, save: u64) {
+        if !matches!(self.sync.step, Step::Saving(wanted) if wanted <= save) {
+            return;
+        }
+        self.sync.step = Step::Copying;
+        self.sync.session = false;
+        self.sync.target = false;
+        if std::mem::take(&mut self.sync.announced) && self.sync.copied {
+            log::info!("Synchronization complete.");
+            self.actions.push_back(crate::types::Action::Event(Event::SyncDone));
+        }
+    }
+
+    pub(super) fn not_equalised(&mut self, save: u64) {
+        if matches!(self.sync.step, Step::Saving(wanted) if wanted <= save) {
+            self.sync_failed();
+        }
+    }
+
+    pub(super) fn sync_timeout(&mut self) {
+        if self.sync.retry_at.is_some_and(|at| at <= self.now) {
+            self.sync.retry_at = None;
+            self.sync.failed.clear();
+        }
+    }
+
+    pub(super) fn sync_deadline(&self) -> Option<Duration> {
+        self.sync.retry_at
+    }
+}

@@ -1,0 +1,146 @@
+//! The second step of the handshake: who is out of date, and what must be on disk before the answer.
+
+use hast_format::bitmap::Bitmap;
+use hast_net::buffer::Buffer;
+use hast_net::errno::Errno;
+use hast_net::handshake::{SecondAnswer, SecondRefusal, SyncSource, texts};
+use hast_net::message::Message;
+
+use super::{EXIT_PROVIDER, EXIT_REFUSED, Phase, Purpose, Secondary};
+use crate::counts::{Counts, Decision, Hello, MapToSend, decide};
+use crate::types::{Action, DiskOp, DiskResult, Event, Side};
+
+impl Secondary {
+    pub(super) fn flushed_at_start(&mut self, result: DiskResult) {
+        if let Err(error) = result
+            && error != Errno::EOPNOTSUPP
+        {
+            return self.provider_failed("flush the provider", error);
+        }
+        if self.phase != Phase::Admitting {
+            return;
+        }
+        match self.decision() {
+            Decision::Mismatch => {
+                let text = texts::resuid_mismatch(self.hello.resuid, self.metadata.resuid);
+                self.refuse(&text);
+            }
+            Decision::SplitBrain => {
+                self.refuse(texts::SPLIT_BRAIN);
+                self.actions.push_back(Action::Event(Event::SplitBrain));
+            }
+            Decision::Accept { adopt: false, map, source } => self.answer(false, map, source),
+            Decision::Accept { adopt: true, map: MapToSend::Full, .. } => {
+                // L19: should this first contact break off, the next one must still copy everything.
+                let extents = self.map.len();
+                self.map = Bitmap::full(extents);
+                let data = Buffer::from(self.map.bytes(0..self.map_length()));
+                self.disk(Purpose::FullMap, DiskOp::Write { offset: self.layout.map_offset(), data });
+            }
+            Decision::Accept { adopt: true, .. } => self.adopt(),
+        }
+    }
+
+    fn decision(&self) -> Decision {
+        let hello = Hello {
+            resuid: self.hello.resuid,
+            counts: Counts { local: self.hello.localcnt, remote: self.hello.remotecnt },
+            virgin: self.hello.virgin,
+        };
+        decide(hello, self.metadata.resuid, self.counts(), !self.map.is_empty())
+    }
+
+    fn counts(&self) -> Counts {
+        Counts { local: self.metadata.localcnt, remote: self.metadata.remotecnt }
+    }
+
+    /// The map's bytes on disk, as far as the metadata says (L12).
+    pub(super) fn map_length(&self) -> usize {
+        usize::try_from(self.layout.map_bytes().min(self.layout.map_capacity())).unwrap_or(0)
+    }
+
+    pub(super) fn full_map_written(&mut self, result: DiskResult) {
+        match result {
+            Ok(_) => self.disk(Purpose::FullMapFlush, DiskOp::Flush),
+            Err(error) => self.provider_failed("write the activemap", error),
+        }
+    }
+
+    pub(super) fn full_map_flushed(&mut self, result: DiskResult) {
+        match result {
+            Ok(_) | Err(Errno::EOPNOTSUPP) => self.adopt(),
+            Err(error) => self.provider_failed("flush the activemap", error),
+        }
+    }
+
+    /// Takes the primary's resuid over, durably, before the answer.
+    fn adopt(&mut self) {
+        self.metadata.resuid = self.hello.resuid;
+        let data = Buffer::from(self.metadata.encode().to_vec());
+        self.disk(Purpose::Metadata, DiskOp::Write { offset: 0, data });
+    }
+
+    pub(super) fn adoption_written(&mut self, result: DiskResult) {
+        match result {
+            Ok(_) => self.disk(Purpose::MetadataFlush, DiskOp::Flush),
+            Err(error) => self.provider_failed("write metadata", error),
+        }
+    }
+
+    pub(super) fn adoption_flushed(&mut self, result: DiskResult) {
+        match result {
+            Ok(_) | Err(Errno::EOPNOTSUPP) => {
+                let map = if self.hello.virgin { MapToSend::Nothing } else { MapToSend::Full };
+                self.answer(true, map, SyncSource::Primary);
+            }
+            Err(error) => self.provider_failed("flush metadata", error),
+        }
+    }
+
+    fn answer(&mut self, virgin: bool, map: MapToSend, syncsrc: SyncSource) {
+        if self.phase != Phase::Admitting {
+            return;
+        }
+        let length = usize::try_from(self.layout.sent_map_bytes()).unwrap_or(0);
+        let map = match map {
+            MapToSend::Nothing => None,
+            MapToSend::Own => Some(self.map.bytes(0..length)),
+            MapToSend::Full => Some(vec![0xff; length]),
+        };
+        let answer = SecondAnswer {
+            datasize: self.layout.datasize(),
+            extentsize: self.layout.extentsize(),
+            localcnt: self.metadata.localcnt,
+            remotecnt: self.metadata.remotecnt,
+            virgin,
+            syncsrc,
+            mapsize: map.as_ref().and_then(|map| u32::try_from(map.len()).ok()).unwrap_or(0),
+        };
+        self.send(Side::Out, Message::SecondAnswer(answer, map.map(Buffer::from)));
+        self.phase = Phase::Answered;
+        self.last_received = self.now;
+        log::info!("Connected to the primary.");
+        self.actions.push_back(Action::Event(Event::Connect));
+    }
+
+    fn refuse(&mut self, errmsg: &str) {
+        log::error!("{errmsg}");
+        let refusal = SecondRefusal {
+            datasize: self.layout.datasize(),
+            extentsize: self.layout.extentsize(),
+            localcnt: self.metadata.localcnt,
+            remotecnt: self.metadata.remotecnt,
+            errmsg: errmsg.into(),
+        };
+        self.send(Side::Out, Message::SecondRefusal(refusal));
+        self.end(EXIT_REFUSED);
+    }
+
+    fn provider_failed(&mut self, what: &str, error: Errno) {
+        log::error!("Unable to {what}: {error}.");
+        if !matches!(self.phase, Phase::Ending { .. } | Phase::Ended) {
+            self.actions.push_back(Action::Close);
+            self.end(EXIT_PROVIDER);
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! The secondary: answers the handshake, carries out the primary's requests in the order that overlapping
+//! ranges demand, and keeps every promise it made before it ends.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `admission` | the answer to the handshake and what must be on disk before it |
+//! | `request` | requests, from the frame to the reply |
+
+mod admission;
+mod request;
+
+use core::time::Duration;
+use std::collections::{BTreeMap, VecDeque};
+
+use hast_format::bitmap::Bitmap;
+use hast_format::layout::Layout;
+use hast_format::metadata::{Metadata, Role};
+use hast_net::control::{Statistics, WorkerStatus};
+use hast_net::errno::Errno;
+use hast_net::frame::Frame;
+use hast_net::handshake::SecondHello;
+use hast_net::message::Message;
+
+use crate::ranges::{Key, RangeQueue};
+use crate::types::{Action, DiskOp, DiskResult, Event, OpId, Settings, Side};
+
+/// Silence of the primary that ends the connection: it sends keepalives every 10 s (spec/wire.md).
+const SILENCE: Duration = Duration::from_secs(20);
+/// Requests under way at once; more are left unread.
+const REQUESTS: usize = 512;
+/// Bytes of requests under way at once; more are left unread.
+const BYTES: u64 = 64 << 20;
+/// How long to wait for the disk at the end, at most.
+const LATEST_END: Duration = Duration::from_secs(60);
+
+/// Exit status when the connection has ended.
+const EXIT_DISCONNECTED: i32 = 75;
+/// Exit status when the nodes do not belong together.
+const EXIT_REFUSED: i32 = 78;
+/// Exit status when the provider cannot be relied on.
+const EXIT_PROVIDER: i32 = 66;
+
+/// What a secondary starts from: a primary has come as far as the second step of the handshake.
+#[derive(Clone, Debug)]
+pub struct SecondaryStart {
+    /// From hast.conf.
+    pub settings: Settings,
+    /// As read from the provider.
+    pub metadata: Metadata,
+    /// Checked against the provider.
+    pub layout: Layout,
+    /// The on-disk map, [`Layout::map_bytes`] long.
+    pub map: Vec<u8>,
+    /// The negotiated protocol version.
+    pub version: u8,
+    /// What the primary said in the second step; its token has been checked.
+    pub hello: SecondHello,
+}
+
+/// One resource in the secondary role, for as long as one primary is connected.
+#[derive(Debug)]
+pub struct Secondary {
+    metadata: Metadata,
+    layout: Layout,
+    map: Bitmap,
+    version: u8,
+    hello: SecondHello,
+    now: Duration,
+    phase: Phase,
+    actions: VecDeque<Action>,
+    next_op: u64,
+    ops: BTreeMap<OpId, Purpose>,
+    next_key: u64,
+    ranges: RangeQueue,
+    requests: BTreeMap<Key, request::Request>,
+    bytes_in_flight: u64,
+    /// Writes were stored since the last flush.
+    unflushed: bool,
+    last_received: Duration,
+    statistics: Statistics,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The answer waits for something to be durable.
+    Admitting,
+    /// Answered; the primary has asked for nothing yet.
+    Answered,
+    /// The primary's requests are carried out.
+    Serving,
+    /// No more requests; what was accepted is stored, flushed, and then it is over (L14).
+    Ending { code: i32, flushing: bool, deadline: Duration },
+    /// Over.
+    Ended,
+}
+
+/// Why a disk operation was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    StartFlush,
+    FullMap,
+    FullMapFlush,
+    Metadata,
+    MetadataFlush,
+    ClearMap,
+    Request(Key),
+    LastFlush,
+}
+
+impl Secondary {
+    /// A secondary that is about to answer a primary.
+    #[must_use]
+    pub fn new(start: SecondaryStart, now: Duration) -> Secondary {
+        let SecondaryStart { settings: _, mut metadata, layout, map, version, hello } = start;
+        metadata.prevrole = Role::Secondary;
+        let extents = u32::try_from(layout.nextents()).unwrap_or(u32::MAX);
+        let mut secondary = Secondary {
+            map: Bitmap::from_bytes(extents, &map),
+            metadata,
+            layout,
+            version,
+            hello,
+            now,
+            phase: Phase::Admitting,
+            actions: VecDeque::new(),
+            next_op: 0,
+            ops: BTreeMap::new(),
+            next_key: 0,
+            ranges: RangeQueue::new(),
+            requests: BTreeMap::new(),
+            bytes_in_flight: 0,
+            unflushed: false,
+            last_received: now,
+            statistics: Statistics::default(),
+        };
+        // What an earlier worker left in caches is made durable before it is relied on.
+        secondary.disk(Purpose::StartFlush, DiskOp::Flush);
+        secondary
+    }
+
+    /// A frame has come from the primary, its payload already decoded.
+    pub fn handle_frame(&mut self, now: Duration, frame: Frame) {
+        self.now = now;
+        self.last_received = now;
+        if matches!(self.phase, Phase::Answered | Phase::Serving) {
+            self.take_frame(frame);
+        } else if self.phase == Phase::Admitting {
+            self.lose("the primary did not wait for the answer to its handshake");
+        }
+        self.settle();
+    }
+
+    /// A disk operation has ended.
+    pub fn handle_disk(&mut self, now: Duration, id: OpId, result: DiskResult) {
+        self.now = now;
+        let Some(purpose) = self.ops.remove(&id) else { return };
+        match purpose {
+            Purpose::StartFlush => self.flushed_at_start(result),
+            Purpose::FullMap => self.full_map_written(result),
+            Purpose::FullMapFlush => self.full_map_flushed(result),
+            Purpose::Metadata => self.adoption_written(result),
+            Purpose::MetadataFlush => self.adoption_flushed(result),
+            Purpose::ClearMap => {
+                if let Err(error) = result {
+                    log::error!("Unable to clear the activemap: {error}.");
+                    self.statistics.write_errors += 1;
+                }
+            }
+            Purpose::Request(key) => self.answered(key, result),
+            Purpose::LastFlush => {
+                if let Err(error) = result
+                    && error != Errno::EOPNOTSUPP
+                {
+                    log::error!("Unable to flush the provider: {error}.");
+                }
+                if let Phase::Ending { code, .. } = self.phase {
+                    self.end(code);
+                }
+            }
+        }
+        self.settle();
+    }
+
+    /// Either connection has ended, broke, or brought something that is no message.
+    pub fn handle_lost(&mut self, now: Duration, reason: &str) {
+        self.now = now;
+        self.lose(reason);
+        self.settle();
+    }
+
+    /// The worker is to end: another role, another primary, or the daemon stops.
+    pub fn handle_stop(&mut self, now: Duration) {
+        self.now = now;
+        self.begin_end(0);
+        self.settle();
+    }
+
+    /// Time has passed: the moment that [`Secondary::poll_timeout`] gave is here.
+    pub fn handle_timeout(&mut self, now: Duration) {
+        self.now = now;
+        match self.phase {
+            Phase::Answered | Phase::Serving if self.last_received + SILENCE <= now => {
+                self.lose("the primary has been silent for 20 seconds");
+            }
+            Phase::Ending { code, deadline, .. } if deadline <= now => {
+                log::error!("The disk did not answer; {} requests are given up.", self.requests.len());
+                self.end(code);
+            }
+            _ => {}
+        }
+        self.settle();
+    }
+
+    /// When to call [`Secondary::handle_timeout`], on the clock of `now`.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        match self.phase {
+            Phase::Answered | Phase::Serving => Some(self.last_received + SILENCE),
+            Phase::Ending { deadline, .. } => Some(deadline),
+            Phase::Admitting | Phase::Ended => None,
+        }
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// Whether another frame may be read: what is under way is bounded.
+    #[must_use]
+    pub fn wants_input(&self) -> bool {
+        self.requests.len() < REQUESTS && self.bytes_in_flight < BYTES
+    }
+
+    /// What `hastctl status` and `list` show.
+    #[must_use]
+    pub fn status(&self) -> WorkerStatus {
+        let mut statistics = self.statistics;
+        statistics.idle_queue = 255_u64.saturating_sub(self.requests.len() as u64);
+        statistics.local_queue = self.requests.len() as u64;
+        WorkerStatus {
+            complete: matches!(self.phase, Phase::Answered | Phase::Serving),
+            dirty: 0,
+            extentsize: self.layout.extentsize(),
+            keepdirty: 0,
+            statistics,
+        }
+    }
+
+    fn lose(&mut self, reason: &str) {
+        if matches!(self.phase, Phase::Ending { .. } | Phase::Ended) {
+            return;
+        }
+        log::warn!("Disconnected from the primary: {reason}.");
+        if self.phase != Phase::Admitting {
+            self.actions.push_back(Action::Event(Event::Disconnect));
+        }
+        self.begin_end(EXIT_DISCONNECTED);
+    }
+
+    /// L14: nothing more is accepted; what was is carried out and flushed first.
+    fn begin_end(&mut self, code: i32) {
+        if matches!(self.phase, Phase::Ending { .. } | Phase::Ended) {
+            return;
+        }
+        self.actions.push_back(Action::Close);
+        self.phase = Phase::Ending { code, flushing: false, deadline: self.now + LATEST_END };
+    }
+
+    fn end(&mut self, code: i32) {
+        self.phase = Phase::Ended;
+        self.actions.push_back(Action::Exit(code));
+    }
+
+    fn settle(&mut self) {
+        let Phase::Ending { code, flushing: false, deadline } = self.phase else { return };
+        if !self.requests.is_empty() || !self.ops.is_empty() {
+            return;
+        }
+        if std::mem::take(&mut self.unflushed) {
+            self.phase = Phase::Ending { code, flushing: true, deadline };
+            self.disk(Purpose::LastFlush, DiskOp::Flush);
+        } else {
+            self.end(code);
+        }
+    }
+
+    fn disk(&mut self, purpose: Purpose, op: DiskOp) {
+        self.next_op += 1;
+        let id = OpId(self.next_op);
+        self.ops.insert(id, purpose);
+        self.actions.push_back(Action::Disk { id, op });
+    }
+
+    fn send(&mut self, side: Side, message: Message) {
+        if !matches!(self.phase, Phase::Ending { .. } | Phase::Ended) {
+            self.actions.push_back(Action::Send { side, version: self.version, message });
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Requests of the primary: overlapping ones in the order they came, a flush behind every write before it.
+
+use hast_net::buffer::Buffer;
+use hast_net::errno::Errno;
+use hast_net::frame::Frame;
+use hast_net::message::{Command, FromPrimary, Message, Reply};
+
+use super::{Phase, Purpose, Secondary};
+use crate::ranges::Key;
+use crate::types::{DiskOp, DiskResult, Side};
+
+/// The longest read or write, in bytes (the reference's MAXPHYS on 64-bit FreeBSD 13 and newer).
+const MAXPHYS: u64 = 1_048_576;
+
+/// A request under way.
+#[derive(Debug)]
+pub(super) struct Request {
+    command: Command,
+    seq: u64,
+    offset: u64,
+    length: u64,
+    data: Option<Buffer>,
+    /// With the disk, not waiting for its range or for writes before it.
+    running: bool,
+}
+
+impl Secondary {
+    pub(super) fn take_frame(&mut self, frame: Frame) {
+        match FromPrimary::decode(frame) {
+            Ok(FromPrimary::Keepalive) => {}
+            Ok(FromPrimary::Invalid { seq, memsync, reason }) => {
+                self.first_request();
+                self.invalid(seq, memsync, &reason);
+            }
+            Ok(FromPrimary::Request(request)) => {
+                self.first_request();
+                self.take_request(request);
+            }
+            Err(error) => self.lose(&error.to_string()),
+        }
+    }
+
+    /// The primary has our map, durably, or it would not have gone on: ours has served its purpose.
+    fn first_request(&mut self) {
+        if self.phase != Phase::Answered {
+            return;
+        }
+        self.phase = Phase::Serving;
+        if !self.map.is_empty() {
+            self.map.clear();
+            let data = Buffer::from(vec![0; self.map_length()]);
+            self.disk(Purpose::ClearMap, DiskOp::Write { offset: self.layout.map_offset(), data });
+        }
+    }
+
+    fn take_request(&mut self, request: hast_net::message::Request) {
+        let hast_net::message::Request { command, seq, offset, length, memsync, data } = request;
+        match command {
+            Command::Read => self.statistics.reads += 1,
+            Command::Write => self.statistics.writes += 1,
+            Command::Delete => self.statistics.deletes += 1,
+            Command::Flush => self.statistics.flushes += 1,
+        }
+        if let Some(reason) = self.objection(command, offset, length) {
+            return self.invalid(seq, memsync, &reason);
+        }
+        if memsync && command == Command::Write {
+            self.reply(seq, true, None, None);
+        }
+        self.next_key += 1;
+        let key = Key(self.next_key);
+        self.bytes_in_flight += if command == Command::Delete { 0 } else { length };
+        self.requests.insert(key, Request { command, seq, offset, length, data, running: false });
+        if command == Command::Flush {
+            self.start_flushes();
+        } else if self.ranges.insert(key, offset..offset.saturating_add(length), command == Command::Read) {
+            self.start(key);
+        }
+    }
+
+    fn objection(&self, command: Command, offset: u64, length: u64) -> Option<String> {
+        match command {
+            Command::Flush => None,
+            Command::Read | Command::Write if length > MAXPHYS => {
+                Some(format!("Data length is too large ({length} > {MAXPHYS})."))
+            }
+            _ => self.layout.check_range(offset, length).err().map(|error| error.to_string()),
+        }
+    }
+
+    /// A request that cannot be carried out; the link stays.
+    fn invalid(&mut self, seq: u64, memsync: bool, reason: &str) {
+        log::error!("{reason}");
+        self.reply(seq, memsync, Some(Errno::EINVAL), None);
+    }
+
+    /// Nothing earlier overlaps `key`.
+    fn start(&mut self, key: Key) {
+        let Some(request) = self.requests.get_mut(&key) else { return };
+        request.running = true;
+        let offset = self.layout.localoff() + request.offset;
+        let op = match (request.command, request.data.take()) {
+            (Command::Write, Some(data)) => DiskOp::Write { offset, data },
+            (Command::Read, _) => {
+                DiskOp::Read { offset, length: u32::try_from(request.length).unwrap_or(u32::MAX) }
+            }
+            (Command::Delete, _) => DiskOp::Delete { offset, length: request.length },
+            (Command::Flush, _) => DiskOp::Flush,
+            // The decoder lets no write through without its data.
+            (Command::Write, None) => return self.answered(key, Err(Errno::EINVAL)),
+        };
+        self.disk(Purpose::Request(key), op);
+    }
+
+    /// A flush covers every write received before it, answered or not: a reference primary may have told its
+    /// device about them already (memsync).
+    fn start_flushes(&mut self) {
+        let first_write = self
+            .requests
+            .iter()
+            .find(|(_, request)| matches!(request.command, Command::Write | Command::Delete))
+            .map(|(key, _)| *key);
+        let due: Vec<Key> = self
+            .requests
+            .iter()
+            .take_while(|(key, _)| first_write.is_none_or(|write| **key < write))
+            .filter(|(_, request)| request.command == Command::Flush && !request.running)
+            .map(|(key, _)| *key)
+            .collect();
+        for key in due {
+            self.start(key);
+        }
+    }
+
+    pub(super) fn answered(&mut self, key: Key, result: DiskResult) {
+        let Some(request) = self.requests.remove(&key) else { return };
+        let Request { command, seq, length, offset, .. } = request;
+        if command != Command::Delete {
+            self.bytes_in_flight = self.bytes_in_flight.saturating_sub(length);
+        }
+        let result = match (command, result) {
+            (Command::Read, Ok(data)) if data.as_ref().map_or(0, |data| data.len() as u64) != length => {
+                Err(Errno::EIO)
+            }
+            (_, result) => result,
+        };
+        match (command, &result) {
+            (Command::Write | Command::Delete, Ok(_)) => self.unflushed = true,
+            (_, Ok(_)) => {}
+            (command, Err(error)) => self.count_error(command, offset, length, *error),
+        }
+        match result {
+            Ok(data) => self.reply(seq, false, None, data),
+            Err(error) => self.reply(seq, false, Some(error), None),
+        }
+        if command != Command::Flush {
+            let mut ready = Vec::new();
+            self.ranges.release(key, &mut ready);
+            for key in ready {
+                self.start(key);
+            }
+        }
+        self.start_flushes();
+    }
+
+    fn count_error(&mut self, command: Command, offset: u64, length: u64, error: Errno) {
+        let (name, counter) = match command {
+            Command::Read => ("READ", &mut self.statistics.read_errors),
+            Command::Write => ("WRITE", &mut self.statistics.write_errors),
+            Command::Delete => ("DELETE", &mut self.statistics.delete_errors),
+            // A disk without a cache has nothing to flush: no failure.
+            Command::Flush if error == Errno::EOPNOTSUPP => return,
+            Command::Flush => ("FLUSH", &mut self.statistics.flush_errors),
+        };
+        *counter += 1;
+        log::error!("{name} of {length} bytes at {offset} failed: {error}.");
+    }
+
+    fn reply(&mut self, seq: u64, received: bool, error: Option<Errno>, data: Option<Buffer>) {
+        self.send(Side::In, Message::Reply(Reply { seq, received, error, data }));
+    }
+}
