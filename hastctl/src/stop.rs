@@ -20,6 +20,9 @@ use crate::exit;
 /// How often it is looked whether the daemon has ended.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// How many pauses a daemon has to write its pidfile once it has locked it.
+const STARTING: u32 = 40;
+
 /// How often somebody who waits is told that we do.
 const REMINDER: Duration = Duration::from_secs(10);
 
@@ -35,7 +38,15 @@ pub(crate) fn stop(pidfile: &Path) -> Result<(), StopError> {
     if !is_locked(&file).map_err(read)? {
         return Err(not_running());
     }
-    let text = fs::read_to_string(pidfile).map_err(read)?;
+    let mut text = fs::read_to_string(pidfile).map_err(read)?;
+    for _ in 0..STARTING {
+        // A daemon that has only just started writes it in a moment.
+        if !text.is_empty() {
+            break;
+        }
+        thread::sleep(PAUSE);
+        text = fs::read_to_string(pidfile).map_err(read)?;
+    }
     let pid = process_in(&text).ok_or_else(|| StopError::NoProcess { pidfile: pidfile.to_owned() })?;
     match kill(pid, Signal::SIGTERM) {
         Ok(()) => log::debug!("Sent SIGTERM to hastd ({pid})."),
