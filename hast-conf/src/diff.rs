@@ -51,7 +51,8 @@ pub struct Changes {
     pub control: Option<Address>,
     /// The pidfile moves here (in the background and without `-P`).
     pub pidfile: Option<PathBuf>,
-    /// Listen sockets to open, in the order of the new file. One that cannot be opened is only a
+    /// Listen sockets to open, in the order of the new file, after those in `listen_closed` are
+    /// closed: a wildcard address excludes its port's others. One that cannot be opened is only a
     /// warning unless none is left.
     pub listen_opened: Vec<Address>,
     /// Listen sockets to close, as the old file spelled them. What is in neither list stays open.
