@@ -79,6 +79,11 @@ mod system {
         diocgflush, b'd', 135
     }
 
+    // The numbers of spec/ggate.md, checked where they are used.
+    const _: () = assert!(nix::request_code_read!(b'd', 129, size_of::<libc::off_t>()) == 0x4008_6481);
+    const _: () = assert!(nix::request_code_read!(b'd', 128, size_of::<libc::c_uint>()) == 0x4004_6480);
+    const _: () = assert!(nix::request_code_none!(b'd', 135) == 0x2000_6487);
+
     pub(crate) fn is_disk(kind: FileType) -> bool {
         kind.is_char_device()
     }

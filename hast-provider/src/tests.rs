@@ -2,7 +2,6 @@ use super::*;
 use hast_format::metadata::Role;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
-use std::process::Command;
 
 fn scratch(size: u64) -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
@@ -136,6 +135,8 @@ fn a_fresh_provider_has_an_empty_map_and_its_old_data() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_block_device_is_measured() {
+    use std::process::Command;
+
     let (_dir, path) = scratch(8 << 20);
     let attach =
         Command::new("losetup").args(["--find", "--show", "--sector-size", "4096"]).arg(&path).output();
