@@ -22,6 +22,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::io::{self, Write};
 use std::marker::PhantomData;
+use std::panic;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
@@ -84,6 +85,12 @@ pub fn set_process_prefix(resource: Option<&str>, role: Option<&str>) {
 /// Logs that an assumption of the program itself turned out wrong (`[CRIT] `). Shown at every debug level.
 pub fn critical(message: fmt::Arguments<'_>) {
     emit(Severity::Critical, message);
+}
+
+/// From now on panics are logged as [`critical`] instead of being written to a standard error that a program
+/// in the background does not have.
+pub fn log_panics() {
+    panic::set_hook(Box::new(|information| critical(format_args!("{information}"))));
 }
 
 /// The system's text for an error, without Rust's `(os error N)`: what a message ends with, before the
