@@ -384,12 +384,54 @@ fn a_payload_is_read_straight_into_what_is_handed_out() {
     assert_eq!(space.len(), payload.len(), "room for exactly the payload");
     let address = space.as_ptr();
     space.copy_from_slice(&payload);
-    receiver.advance(payload.len()).unwrap();
+    receiver.advance(payload.len() - 1).unwrap();
+    assert_eq!(receiver.next_frame(), None, "one byte is missing");
+    assert!(!receiver.is_idle());
+    assert_eq!(receiver.space().len(), 1);
+    receiver.advance(1).unwrap();
     let frame = receiver.next_frame().unwrap();
     assert!(receiver.is_idle());
     let received = frame.payload.unwrap();
     assert_eq!(received.as_ptr(), address);
     assert_eq!(received, payload);
+}
+
+#[test]
+fn the_limits_themselves_are_allowed() {
+    let limits = Limits { header: 44, payload: 1000 };
+    let stream = |extra: u32| {
+        let mut nv = Writer::new();
+        nv.u32("size", 1000 + extra).u32("padding", 0);
+        assert_eq!(nv.len(), 44);
+        let mut bytes = frame::encode(2, nv.as_bytes()).unwrap();
+        bytes.resize(bytes.len() + 1000, 7);
+        bytes
+    };
+    let (frames, end) = receive(&stream(0), &[usize::MAX], limits);
+    assert_eq!((frames.len(), end), (1, Ok(true)));
+    let (frames, end) = receive(&stream(1), &[usize::MAX], limits);
+    assert!(frames.is_empty());
+    assert_eq!(end, Err(FrameError::PayloadTooLong { size: 1001, limit: 1000 }));
+    let (frames, end) = receive(&stream(0), &[usize::MAX], Limits { header: 43, ..limits });
+    assert!(frames.is_empty());
+    assert_eq!(end, Err(FrameError::HeaderTooLong { size: 44, limit: 43 }));
+}
+
+#[test]
+fn a_hole_is_zeros_even_in_memory_that_was_used_before() {
+    let pool = Pool::new();
+    let mut used = pool.take(4096);
+    used.fill(0xff);
+    let address = used.as_ptr();
+    drop(used);
+    let mut nv = Writer::new();
+    nv.str("compression", "hole");
+    let payload = Some(Buffer::from(4096_u32.to_le_bytes().to_vec()));
+    let mut frame = Frame { version: 2, nv: nv.into_bytes(), payload };
+    payload::decode(&mut frame, 4096, &pool).unwrap();
+    let zeros = frame.payload.unwrap();
+    assert_eq!(zeros.as_ptr(), address, "the pool handed out the same memory");
+    assert_eq!(zeros[..], [0; 4096]);
 }
 
 #[test]
