@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use hast_net::errno::Errno;
+
 /// An error as NBD spells it. The protocol knows no others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NbdError {
@@ -73,6 +75,20 @@ impl fmt::Display for NbdError {
 
 impl std::error::Error for NbdError {}
 
+impl From<Errno> for NbdError {
+    /// What a client is told of an error of the disk or the peer. The protocol reserves "not supported" for fast
+    /// zeroing, so a command that the device cannot do is an invalid one to the client.
+    fn from(errno: Errno) -> NbdError {
+        match errno {
+            Errno::EPERM | Errno::EACCES | Errno::EROFS => NbdError::Perm,
+            Errno::ENOMEM => NbdError::NoMem,
+            Errno::EINVAL | Errno::EOPNOTSUPP => NbdError::Inval,
+            Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG => NbdError::NoSpc,
+            _ => NbdError::Io,
+        }
+    }
+}
+
 /// Why a client's connection cannot go on and is to be closed. The export and other clients are unharmed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SessionError {
@@ -99,4 +115,34 @@ pub enum SessionError {
     /// A write announces so much data that reading it just to refuse it makes no sense.
     #[error("NBD client announced a write of {0} bytes")]
     WriteTooLong(u32),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_the_system_have_counterparts() {
+        let cases = [
+            (Errno::EIO, NbdError::Io),
+            (Errno::EINVAL, NbdError::Inval),
+            (Errno::ENOSPC, NbdError::NoSpc),
+            (Errno::EFBIG, NbdError::NoSpc),
+            (Errno::EOPNOTSUPP, NbdError::Inval),
+            (Errno::EROFS, NbdError::Perm),
+            (Errno::ENOMEM, NbdError::NoMem),
+            (Errno::ESTALE, NbdError::Io),
+            (Errno::ENOTCONN, NbdError::Io),
+        ];
+        for (errno, expected) in cases {
+            assert_eq!(NbdError::from(errno), expected);
+        }
+    }
+
+    #[test]
+    fn an_undefined_number_counts_as_invalid() {
+        for number in [0, 2, 22, 45, 60, u32::MAX] {
+            assert_eq!(NbdError::from_wire(number), NbdError::Inval);
+        }
+    }
 }
