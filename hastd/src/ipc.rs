@@ -1,0 +1,305 @@
+//! The channel between the supervisor and one worker process: typed messages, one nv list per packet of a
+//! `SOCK_SEQPACKET` socket pair, descriptors beside them (`SCM_RIGHTS`).
+//!
+//! This module owns the socket and, in [`codec`], the encoding; it knows neither roles' rules nor what a message causes. Both
+//! ends run the same binary, so the format is private to one version of hastd. What arrives is checked all the
+//! same: a worker that went wrong must not be able to take the supervisor with it.
+
+mod codec;
+#[cfg(test)]
+mod tests;
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use hast_conf::Resource;
+use hast_engine::{Event, Side};
+use hast_format::metadata::Role;
+use hast_net::control::WorkerStatus;
+use hast_net::handshake::SecondHello;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, recvmsg,
+    sendmsg, socketpair,
+};
+
+/// Longest packet, in bytes. FreeBSD's limit for one packet is 65536 by default; a start message is below 10 KiB.
+const PACKET_MAX: usize = 65536;
+/// Most descriptors in one packet: provider and two sockets.
+const DESCRIPTORS_MAX: usize = 3;
+/// Packets kept for a peer that does not read; one more is an error.
+const QUEUE_MAX: usize = 1024;
+
+/// From the supervisor to a worker.
+#[derive(Debug)]
+pub enum ToWorker {
+    /// The first message of every worker: what it is and what it works with.
+    Start(Box<Start>),
+    /// Answer to [`ToSupervisor::Connect`]: a connected, non-blocking socket.
+    Connected {
+        /// Which of the two connections.
+        side: Side,
+        /// The request's number.
+        id: u32,
+        /// The connection.
+        socket: OwnedFd,
+    },
+    /// Answer to [`ToSupervisor::Connect`]: no connection.
+    ConnectFailed {
+        /// Which of the two connections.
+        side: Side,
+        /// The request's number.
+        id: u32,
+        /// Why, in the system's words, without a full stop.
+        error: String,
+    },
+    /// The configuration changed under a running primary.
+    Reload(Box<Reload>),
+    /// Asks for [`ToSupervisor::Status`] with the same number.
+    Status {
+        /// Echoed in the answer.
+        id: u32,
+    },
+    /// Store what was acknowledged, then exit 0.
+    Stop,
+}
+
+/// What a worker starts with.
+#[derive(Debug)]
+pub struct Start {
+    /// The resource's settings.
+    pub resource: Resource,
+    /// Debug level: how often `-d` was given.
+    pub debug: u8,
+    /// Log to syslog instead of the terminal.
+    pub background: bool,
+    /// Change to user `hast` once everything is open.
+    pub drop_privileges: bool,
+    /// The provider, open for reading and writing, locked by the supervisor through the same open file.
+    pub provider: OwnedFd,
+    /// What depends on the role.
+    pub kind: StartKind,
+}
+
+impl Start {
+    /// The role this worker plays.
+    pub fn role(&self) -> Role {
+        match self.kind {
+            StartKind::Primary { .. } => Role::Primary,
+            StartKind::Secondary { .. } => Role::Secondary,
+        }
+    }
+}
+
+/// The part of [`Start`] that depends on the role.
+#[derive(Debug)]
+pub enum StartKind {
+    /// A primary.
+    Primary {
+        /// Listening socket for NBD clients, non-blocking.
+        nbd: OwnedFd,
+    },
+    /// A secondary with a primary that has completed the second step of the handshake.
+    Secondary {
+        /// The first connection: requests arrive here, the handshake's answer leaves here.
+        out: OwnedFd,
+        /// The second connection: replies leave here.
+        in_: OwnedFd,
+        /// Negotiated protocol version.
+        version: u8,
+        /// The primary's second header.
+        hello: SecondHello,
+    },
+}
+
+/// New settings for a running primary.
+#[derive(Debug)]
+pub struct Reload {
+    /// All settings, changed or not; `local` and `name` are the old ones.
+    pub resource: Resource,
+    /// Another remote or source address: close the connections and connect anew.
+    pub reconnect: bool,
+}
+
+/// From a worker to the supervisor.
+#[derive(Debug)]
+pub enum ToSupervisor {
+    /// Connect to the resource's remote address, from its source address.
+    Connect {
+        /// Which of the two connections.
+        side: Side,
+        /// Echoed in the answer; the worker's choice.
+        id: u32,
+    },
+    /// The connection is no longer wanted. An answer may already be on its way.
+    Cancel {
+        /// The request's number.
+        id: u32,
+    },
+    /// Something a hook wants to hear of.
+    Event(Event),
+    /// Answer to [`ToWorker::Status`].
+    Status {
+        /// The question's number.
+        id: u32,
+        /// The answer.
+        status: WorkerStatus,
+    },
+}
+
+/// One end of the channel. Non-blocking; not for use by several threads.
+#[derive(Debug)]
+pub struct Channel {
+    socket: OwnedFd,
+    unsent: RefCell<VecDeque<Packet>>,
+}
+
+impl Channel {
+    /// Both ends of a new channel, close-on-exec: (supervisor's, worker's).
+    pub fn pair() -> io::Result<(Channel, OwnedFd)> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+        Ok((Channel { socket: ours, unsent: RefCell::default() }, theirs))
+    }
+
+    /// The channel on a descriptor that came from elsewhere; makes it non-blocking.
+    pub fn new(socket: OwnedFd) -> io::Result<Channel> {
+        let flags = OFlag::from_bits_retain(fcntl(&socket, FcntlArg::F_GETFL)?);
+        fcntl(&socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        Ok(Channel { socket, unsent: RefCell::default() })
+    }
+
+    /// Sends to the worker, or keeps the message until [`Channel::flush`] when the socket is full.
+    /// An error means that the worker is gone or has not read for a very long time.
+    pub fn send_to_worker(&self, message: ToWorker) -> io::Result<()> {
+        self.send(message.encode())
+    }
+
+    /// Sends to the supervisor, or keeps the message until [`Channel::flush`] when the socket is full.
+    pub fn send_to_supervisor(&self, message: ToSupervisor) -> io::Result<()> {
+        self.send(message.encode())
+    }
+
+    /// The next message from the worker. `Ok(None)`: it closed its end. `WouldBlock`: nothing there now.
+    /// `InvalidData`: not a message; the sender cannot be trusted any more.
+    pub fn recv_from_worker(&self) -> io::Result<Option<ToSupervisor>> {
+        self.recv()?.map(ToSupervisor::decode).transpose()
+    }
+
+    /// The next message from the supervisor. `Ok(None)`: it is gone. `WouldBlock`: nothing there now.
+    pub fn recv_from_supervisor(&self) -> io::Result<Option<ToWorker>> {
+        self.recv()?.map(ToWorker::decode).transpose()
+    }
+
+    /// True while messages wait for the socket to become writable.
+    pub fn wants_write(&self) -> bool {
+        !self.unsent.borrow().is_empty()
+    }
+
+    /// Sends what waits, as far as the socket takes it.
+    pub fn flush(&self) -> io::Result<()> {
+        let mut unsent = self.unsent.borrow_mut();
+        while let Some(packet) = unsent.front() {
+            match packet.send(self.socket.as_fd()) {
+                Ok(()) => drop(unsent.pop_front()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn send(&self, packet: Packet) -> io::Result<()> {
+        {
+            let mut unsent = self.unsent.borrow_mut();
+            if unsent.len() >= QUEUE_MAX {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "the other process does not read its messages",
+                ));
+            }
+            unsent.push_back(packet);
+        }
+        self.flush()
+    }
+
+    fn recv(&self) -> io::Result<Option<Packet>> {
+        match Packet::recv(self.socket.as_fd()) {
+            // Linux says so once, and only then hands out what the other end had still sent.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Packet::recv(self.socket.as_fd()),
+            other => other,
+        }
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl AsRawFd for Channel {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+/// One packet: the list, and the descriptors that travel with it.
+#[derive(Debug)]
+struct Packet {
+    nv: Vec<u8>,
+    descriptors: Vec<OwnedFd>,
+}
+
+impl Packet {
+    fn send(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        let bytes = [IoSlice::new(&self.nv)];
+        let descriptors: Vec<RawFd> = self.descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&descriptors)];
+        let rights: &[ControlMessage<'_>] = if descriptors.is_empty() { &[] } else { &rights };
+        loop {
+            return match sendmsg::<UnixAddr>(socket.as_raw_fd(), &bytes, rights, MsgFlags::MSG_NOSIGNAL, None)
+            {
+                Ok(_) => Ok(()),
+                Err(Errno::EINTR) => continue,
+                Err(error) => Err(error.into()),
+            };
+        }
+    }
+
+    fn recv(socket: BorrowedFd<'_>) -> io::Result<Option<Packet>> {
+        let mut bytes = vec![0; PACKET_MAX];
+        let mut space = nix::cmsg_space!([RawFd; DESCRIPTORS_MAX]);
+        let mut descriptors = Vec::new();
+        let (length, flags) = {
+            let mut slices = [IoSliceMut::new(&mut bytes)];
+            let received = recvmsg::<UnixAddr>(
+                socket.as_raw_fd(),
+                &mut slices,
+                Some(&mut space),
+                MsgFlags::MSG_CMSG_CLOEXEC,
+            )?;
+            for control in received.cmsgs()? {
+                if let ControlMessageOwned::ScmRights(numbers) = control {
+                    for number in numbers {
+                        // SAFETY: the kernel has just installed this descriptor for this very message and
+                        // told its number to nobody else: it is open and has no owner yet.
+                        descriptors.push(unsafe { OwnedFd::from_raw_fd(number) });
+                    }
+                }
+            }
+            (received.bytes, received.flags)
+        };
+        if length == 0 {
+            return Ok(None);
+        }
+        if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+            return Err(codec::invalid("it was cut"));
+        }
+        bytes.truncate(length);
+        Ok(Some(Packet { nv: bytes, descriptors }))
+    }
+}

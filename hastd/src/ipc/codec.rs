@@ -1,0 +1,301 @@
+//! The messages as nv lists. The first pair of each is `msg`.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use hast_conf::{Replication, Resource};
+use hast_engine::{Event, Side};
+use hast_format::metadata::Role;
+use hast_format::nv;
+use hast_net::address::Address;
+use hast_net::control::{Statistics, WorkerStatus};
+use hast_net::handshake::SecondHello;
+use hast_net::payload::{Checksum, Compression};
+
+use super::{Packet, Reload, Start, StartKind, ToSupervisor, ToWorker};
+
+impl ToWorker {
+    pub(super) fn encode(self) -> Packet {
+        match self {
+            ToWorker::Start(start) => start.encode(),
+            ToWorker::Connected { side, id, socket } => {
+                let mut nv = message("connected");
+                nv.u8("side", side_number(side)).u32("id", id);
+                Packet { nv: nv.into_bytes(), descriptors: vec![socket] }
+            }
+            ToWorker::ConnectFailed { side, id, error } => {
+                let mut nv = message("connect-failed");
+                nv.u8("side", side_number(side)).u32("id", id).str("error", &error);
+                nv.into()
+            }
+            ToWorker::Reload(reload) => {
+                let mut nv = message("reload");
+                put_resource(&mut nv, &reload.resource);
+                nv.u8("reconnect", reload.reconnect.into());
+                nv.into()
+            }
+            ToWorker::Status { id } => {
+                let mut nv = message("status");
+                nv.u32("id", id);
+                nv.into()
+            }
+            ToWorker::Stop => message("stop").into(),
+        }
+    }
+
+    pub(super) fn decode(packet: Packet) -> io::Result<ToWorker> {
+        let list = parse(&packet.nv)?;
+        let mut descriptors = Descriptors(packet.descriptors.into_iter());
+        match need(list.str("msg"), "msg")? {
+            "start" => Ok(ToWorker::Start(Box::new(Start::decode(&list, descriptors)?))),
+            "connected" => Ok(ToWorker::Connected {
+                side: get_side(&list)?,
+                id: need(list.u32("id"), "id")?,
+                socket: descriptors.next()?,
+            }),
+            "connect-failed" => Ok(ToWorker::ConnectFailed {
+                side: get_side(&list)?,
+                id: need(list.u32("id"), "id")?,
+                error: need(list.str("error"), "error")?.to_owned(),
+            }),
+            "reload" => Ok(ToWorker::Reload(Box::new(Reload {
+                resource: get_resource(&list)?,
+                reconnect: need(list.u8("reconnect"), "reconnect")? != 0,
+            }))),
+            "status" => Ok(ToWorker::Status { id: need(list.u32("id"), "id")? }),
+            "stop" => Ok(ToWorker::Stop),
+            other => Err(invalid(&format!("unknown message `{other}'"))),
+        }
+    }
+}
+
+impl Start {
+    fn encode(self) -> Packet {
+        let mut nv = message("start");
+        nv.str("role", self.role().as_str());
+        put_resource(&mut nv, &self.resource);
+        nv.u8("debug", self.debug);
+        nv.u8("background", self.background.into());
+        nv.u8("drop", self.drop_privileges.into());
+        let descriptors = match self.kind {
+            StartKind::Primary { nbd } => vec![self.provider, nbd],
+            StartKind::Secondary { out, in_, version, hello } => {
+                nv.u8("version", version);
+                nv.u8_array("token", &hello.token);
+                nv.u8("virgin", hello.virgin.into());
+                nv.u64("resuid", hello.resuid);
+                nv.u64("localcnt", hello.localcnt);
+                nv.u64("remotecnt", hello.remotecnt);
+                vec![self.provider, out, in_]
+            }
+        };
+        Packet { nv: nv.into_bytes(), descriptors }
+    }
+
+    fn decode(list: &nv::List<'_>, mut descriptors: Descriptors) -> io::Result<Start> {
+        let resource = get_resource(list)?;
+        let provider = descriptors.next()?;
+        let kind = match need(list.str("role").and_then(Role::parse), "role")? {
+            Role::Primary => StartKind::Primary { nbd: descriptors.next()? },
+            Role::Secondary => StartKind::Secondary {
+                out: descriptors.next()?,
+                in_: descriptors.next()?,
+                version: need(list.u8("version"), "version")?,
+                hello: SecondHello {
+                    resource: resource.name.clone(),
+                    token: need(list.u8_array("token").and_then(|token| token.try_into().ok()), "token")?,
+                    virgin: need(list.u8("virgin"), "virgin")? != 0,
+                    resuid: need(list.u64("resuid"), "resuid")?,
+                    localcnt: need(list.u64("localcnt"), "localcnt")?,
+                    remotecnt: need(list.u64("remotecnt"), "remotecnt")?,
+                },
+            },
+            Role::Init => return Err(invalid("role init has no worker")),
+        };
+        Ok(Start {
+            resource,
+            debug: need(list.u8("debug"), "debug")?,
+            background: need(list.u8("background"), "background")? != 0,
+            drop_privileges: need(list.u8("drop"), "drop")? != 0,
+            provider,
+            kind,
+        })
+    }
+}
+
+impl ToSupervisor {
+    pub(super) fn encode(self) -> Packet {
+        match self {
+            ToSupervisor::Connect { side, id } => {
+                let mut nv = message("connect");
+                nv.u8("side", side_number(side)).u32("id", id);
+                nv.into()
+            }
+            ToSupervisor::Cancel { id } => {
+                let mut nv = message("cancel");
+                nv.u32("id", id);
+                nv.into()
+            }
+            ToSupervisor::Event(event) => {
+                let mut nv = message("event");
+                nv.str("name", event.as_str());
+                nv.into()
+            }
+            ToSupervisor::Status { id, status } => {
+                let mut nv = message("status");
+                nv.u32("id", id);
+                put_status(&mut nv, &status);
+                nv.into()
+            }
+        }
+    }
+
+    pub(super) fn decode(packet: Packet) -> io::Result<ToSupervisor> {
+        let list = parse(&packet.nv)?;
+        match need(list.str("msg"), "msg")? {
+            "connect" => {
+                Ok(ToSupervisor::Connect { side: get_side(&list)?, id: need(list.u32("id"), "id")? })
+            }
+            "cancel" => Ok(ToSupervisor::Cancel { id: need(list.u32("id"), "id")? }),
+            "event" => Ok(ToSupervisor::Event(need(list.str("name").and_then(Event::parse), "name")?)),
+            "status" => {
+                Ok(ToSupervisor::Status { id: need(list.u32("id"), "id")?, status: get_status(&list)? })
+            }
+            other => Err(invalid(&format!("unknown message `{other}'"))),
+        }
+    }
+}
+
+pub(super) fn message(msg: &str) -> nv::Writer {
+    let mut nv = nv::Writer::new();
+    nv.str("msg", msg);
+    nv
+}
+
+fn put_resource(nv: &mut nv::Writer, resource: &Resource) {
+    nv.str("name", &resource.name);
+    nv.str("provname", &resource.provname);
+    nv.str("localpath", &resource.localpath.to_string_lossy());
+    nv.str("remoteaddr", resource.remote.as_ref().map_or("none", Address::as_str));
+    if let Some(source) = &resource.source {
+        nv.str("sourceaddr", source.as_str());
+    }
+    nv.str("replication", resource.replication.as_str());
+    nv.str("checksum", resource.checksum.as_str());
+    nv.str("compression", resource.compression.as_str());
+    nv.u32("timeout", resource.timeout);
+    nv.u8("metaflush", resource.metaflush.into());
+    if let Some(exec) = &resource.exec {
+        nv.str("exec", &exec.to_string_lossy());
+    }
+}
+
+fn get_resource(list: &nv::List<'_>) -> io::Result<Resource> {
+    let address = |text: &str, parsed: Option<Address>| {
+        parsed.ok_or_else(|| invalid(&format!("`{text}' is not an address")))
+    };
+    let remote = match need(list.str("remoteaddr"), "remoteaddr")? {
+        "none" => None,
+        text => Some(address(text, Address::parse(text).ok())?),
+    };
+    let source = match list.str("sourceaddr") {
+        None => None,
+        Some(text) => Some(address(text, Address::parse_source(text).ok())?),
+    };
+    Ok(Resource {
+        name: need(list.str("name"), "name")?.to_owned(),
+        provname: need(list.str("provname"), "provname")?.to_owned(),
+        localpath: PathBuf::from(need(list.str("localpath"), "localpath")?),
+        remote,
+        source,
+        replication: need(list.str("replication").and_then(Replication::parse), "replication")?,
+        checksum: need(list.str("checksum").and_then(Checksum::parse), "checksum")?,
+        compression: need(list.str("compression").and_then(Compression::parse), "compression")?,
+        timeout: need(list.u32("timeout"), "timeout")?,
+        exec: list.str("exec").map(PathBuf::from),
+        metaflush: need(list.u8("metaflush"), "metaflush")? != 0,
+    })
+}
+
+fn put_status(nv: &mut nv::Writer, status: &WorkerStatus) {
+    nv.u8("complete", status.complete.into());
+    nv.u64("dirty", status.dirty);
+    nv.u32("extentsize", status.extentsize);
+    nv.u32("keepdirty", status.keepdirty);
+    let s = &status.statistics;
+    nv.u64("reads", s.reads).u64("writes", s.writes).u64("deletes", s.deletes).u64("flushes", s.flushes);
+    nv.u64("activemap_updates", s.activemap_updates);
+    nv.u64("read_errors", s.read_errors).u64("write_errors", s.write_errors);
+    nv.u64("delete_errors", s.delete_errors).u64("flush_errors", s.flush_errors);
+    nv.u64("idle_queue", s.idle_queue).u64("local_queue", s.local_queue).u64("send_queue", s.send_queue);
+    nv.u64("recv_queue", s.recv_queue).u64("done_queue", s.done_queue);
+}
+
+fn get_status(list: &nv::List<'_>) -> io::Result<WorkerStatus> {
+    let number = |name: &str| need(list.u64(name), name);
+    Ok(WorkerStatus {
+        complete: need(list.u8("complete"), "complete")? != 0,
+        dirty: number("dirty")?,
+        extentsize: need(list.u32("extentsize"), "extentsize")?,
+        keepdirty: need(list.u32("keepdirty"), "keepdirty")?,
+        statistics: Statistics {
+            reads: number("reads")?,
+            writes: number("writes")?,
+            deletes: number("deletes")?,
+            flushes: number("flushes")?,
+            activemap_updates: number("activemap_updates")?,
+            read_errors: number("read_errors")?,
+            write_errors: number("write_errors")?,
+            delete_errors: number("delete_errors")?,
+            flush_errors: number("flush_errors")?,
+            idle_queue: number("idle_queue")?,
+            local_queue: number("local_queue")?,
+            send_queue: number("send_queue")?,
+            recv_queue: number("recv_queue")?,
+            done_queue: number("done_queue")?,
+        },
+    })
+}
+
+fn side_number(side: Side) -> u8 {
+    match side {
+        Side::Out => 0,
+        Side::In => 1,
+    }
+}
+
+fn get_side(list: &nv::List<'_>) -> io::Result<Side> {
+    match need(list.u8("side"), "side")? {
+        0 => Ok(Side::Out),
+        1 => Ok(Side::In),
+        other => Err(invalid(&format!("no connection has the number {other}"))),
+    }
+}
+
+fn parse(bytes: &[u8]) -> io::Result<nv::List<'_>> {
+    nv::List::parse(bytes).map_err(|error| invalid(&error.to_string()))
+}
+
+fn need<T>(value: Option<T>, name: &str) -> io::Result<T> {
+    value.ok_or_else(|| invalid(&format!("no usable `{name}'")))
+}
+
+pub(super) fn invalid(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("bad message between hastd's processes: {what}"))
+}
+
+impl From<nv::Writer> for Packet {
+    fn from(nv: nv::Writer) -> Packet {
+        Packet { nv: nv.into_bytes(), descriptors: Vec::new() }
+    }
+}
+
+/// The descriptors of a packet, in the order in which they were sent.
+struct Descriptors(std::vec::IntoIter<OwnedFd>);
+
+impl Descriptors {
+    fn next(&mut self) -> io::Result<OwnedFd> {
+        self.0.next().ok_or_else(|| invalid("a descriptor is missing"))
+    }
+}

@@ -1,0 +1,201 @@
+//! Both ends of the channel against each other.
+
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+
+use hast_conf::{Replication, Resource};
+use hast_engine::{Event, Side};
+use hast_format::metadata::Role;
+use hast_net::address::Address;
+use hast_net::control::{Statistics, WorkerStatus};
+use hast_net::handshake::SecondHello;
+use hast_net::payload::{Checksum, Compression};
+
+use super::codec::message;
+use super::{Channel, Packet, Reload, Start, StartKind, ToSupervisor, ToWorker};
+
+fn channels() -> (Channel, Channel) {
+    let (ours, theirs) = Channel::pair().unwrap();
+    (ours, Channel::new(theirs).unwrap())
+}
+
+fn resource(remote: &str) -> Resource {
+    Resource {
+        name: "disk0".into(),
+        provname: "prov/0".into(),
+        localpath: "/dev/sdb".into(),
+        remote: Address::parse_remote(remote).unwrap(),
+        source: Some(Address::parse_source("tcp4://10.9.0.1").unwrap()),
+        replication: Replication::Async,
+        checksum: Checksum::Sha256,
+        compression: Compression::Lzf,
+        timeout: 7,
+        exec: Some("/etc/hook".into()),
+        metaflush: false,
+    }
+}
+
+/// Whether two descriptors are the two ends of one connection.
+fn connected(one: OwnedFd, other: &mut UnixStream) -> bool {
+    UnixStream::from(one).write_all(b"x").unwrap();
+    let mut byte = [0; 1];
+    other.read_exact(&mut byte).unwrap();
+    byte == *b"x"
+}
+
+#[test]
+fn a_secondary_starts_with_everything_it_was_given() {
+    let (supervisor, worker) = channels();
+    let ends: Vec<_> = (0..3).map(|_| UnixStream::pair().unwrap()).collect();
+    let (mut kept, mut given): (Vec<_>, Vec<_>) = ends.into_iter().unzip();
+    let mut give = || OwnedFd::from(given.remove(0));
+    let hello = SecondHello {
+        resource: "disk0".into(),
+        token: *b"0123456789abcdef",
+        virgin: true,
+        resuid: u64::MAX,
+        localcnt: 3,
+        remotecnt: 4,
+    };
+    let start = Start {
+        resource: resource("none"),
+        debug: 2,
+        background: true,
+        drop_privileges: true,
+        provider: give(),
+        kind: StartKind::Secondary { out: give(), in_: give(), version: 2, hello: hello.clone() },
+    };
+    supervisor.send_to_worker(ToWorker::Start(Box::new(start))).unwrap();
+
+    let Some(ToWorker::Start(start)) = worker.recv_from_supervisor().unwrap() else { panic!() };
+    assert_eq!(start.role(), Role::Secondary);
+    assert_eq!(start.resource, resource("none"));
+    assert_eq!((start.debug, start.background, start.drop_privileges), (2, true, true));
+    let StartKind::Secondary { out, in_, version, hello: received } = start.kind else { panic!() };
+    assert_eq!((version, received), (2, hello));
+    assert!(connected(start.provider, &mut kept[0]));
+    assert!(connected(out, &mut kept[1]));
+    assert!(connected(in_, &mut kept[2]));
+}
+
+#[test]
+fn a_primary_starts_with_its_listener() {
+    let (supervisor, worker) = channels();
+    let (mut provider, given_provider) = UnixStream::pair().unwrap();
+    let (mut nbd, given_nbd) = UnixStream::pair().unwrap();
+    let start = Start {
+        resource: resource("tcp4://10.9.0.2"),
+        debug: 0,
+        background: false,
+        drop_privileges: false,
+        provider: given_provider.into(),
+        kind: StartKind::Primary { nbd: given_nbd.into() },
+    };
+    supervisor.send_to_worker(ToWorker::Start(Box::new(start))).unwrap();
+    let Some(ToWorker::Start(start)) = worker.recv_from_supervisor().unwrap() else { panic!() };
+    assert_eq!(start.role(), Role::Primary);
+    assert_eq!(start.resource, resource("tcp4://10.9.0.2"));
+    let StartKind::Primary { nbd: received } = start.kind else { panic!() };
+    assert!(connected(start.provider, &mut provider));
+    assert!(connected(received, &mut nbd));
+}
+
+#[test]
+fn messages_keep_order_and_end_with_the_sender() {
+    let (supervisor, worker) = channels();
+    let reload = Reload { resource: resource("b:9000"), reconnect: true };
+    let failed = ToWorker::ConnectFailed { side: Side::In, id: 9, error: "Connection refused".into() };
+    supervisor.send_to_worker(ToWorker::Reload(Box::new(reload))).unwrap();
+    supervisor.send_to_worker(failed).unwrap();
+    supervisor.send_to_worker(ToWorker::Status { id: 77 }).unwrap();
+    supervisor.send_to_worker(ToWorker::Stop).unwrap();
+    drop(supervisor);
+    let Some(ToWorker::Reload(reload)) = worker.recv_from_supervisor().unwrap() else { panic!() };
+    assert_eq!((reload.resource, reload.reconnect), (resource("b:9000"), true));
+    let Some(ToWorker::ConnectFailed { side: Side::In, id: 9, error }) =
+        worker.recv_from_supervisor().unwrap()
+    else {
+        panic!()
+    };
+    assert_eq!(error, "Connection refused");
+    assert!(matches!(worker.recv_from_supervisor().unwrap(), Some(ToWorker::Status { id: 77 })));
+    assert!(matches!(worker.recv_from_supervisor().unwrap(), Some(ToWorker::Stop)));
+    assert!(worker.recv_from_supervisor().unwrap().is_none());
+}
+
+#[test]
+fn what_the_worker_says_arrives() {
+    let (supervisor, worker) = channels();
+    let error = supervisor.recv_from_worker().unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+
+    let statistics = Statistics { reads: 1, done_queue: u64::MAX, flush_errors: 5, ..Statistics::default() };
+    let status = WorkerStatus { complete: true, dirty: 1 << 40, extentsize: 4096, keepdirty: 64, statistics };
+    worker.send_to_supervisor(ToSupervisor::Connect { side: Side::Out, id: 1 }).unwrap();
+    worker.send_to_supervisor(ToSupervisor::Cancel { id: 1 }).unwrap();
+    worker.send_to_supervisor(ToSupervisor::Event(Event::SplitBrain)).unwrap();
+    worker.send_to_supervisor(ToSupervisor::Status { id: 2, status }).unwrap();
+    // What the supervisor sent and nobody read must not hide what the worker said before it ended.
+    supervisor.send_to_worker(ToWorker::Stop).unwrap();
+    drop(worker);
+
+    let received = || supervisor.recv_from_worker().unwrap();
+    assert!(matches!(received(), Some(ToSupervisor::Connect { side: Side::Out, id: 1 })));
+    assert!(matches!(received(), Some(ToSupervisor::Cancel { id: 1 })));
+    assert!(matches!(received(), Some(ToSupervisor::Event(Event::SplitBrain))));
+    let Some(ToSupervisor::Status { id: 2, status }) = received() else { panic!() };
+    assert!(status.complete);
+    assert_eq!((status.dirty, status.extentsize, status.keepdirty), (1 << 40, 4096, 64));
+    assert_eq!(status.statistics.done_queue, u64::MAX);
+    assert_eq!((status.statistics.reads, status.statistics.flush_errors), (1, 5));
+    assert!(received().is_none());
+}
+
+#[test]
+fn a_reader_that_sleeps_loses_nothing_and_blocks_nobody() {
+    let (supervisor, worker) = channels();
+    let mut sent = 0;
+    while !supervisor.wants_write() {
+        supervisor.send_to_worker(ToWorker::Status { id: sent }).unwrap();
+        sent += 1;
+    }
+    let mut seen = 0;
+    while seen < sent {
+        match worker.recv_from_supervisor() {
+            Ok(Some(ToWorker::Status { id })) => {
+                assert_eq!(id, seen);
+                seen += 1;
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => supervisor.flush().unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(!supervisor.wants_write());
+    loop {
+        match supervisor.send_to_worker(ToWorker::Stop) {
+            Ok(()) => {}
+            Err(error) => break assert_eq!(error.kind(), io::ErrorKind::TimedOut),
+        }
+    }
+}
+
+#[test]
+fn rubbish_is_refused() {
+    let (supervisor, worker) = channels();
+    let mut bad: Vec<Packet> = vec![Packet { nv: b"rubbish".to_vec(), descriptors: vec![] }];
+    for name in ["nonsense", "connect", "cancel", "event", "status"] {
+        bad.push(message(name).into());
+    }
+    let count = bad.len();
+    bad.into_iter().for_each(|packet| worker.send(packet).unwrap());
+    for _ in 0..count {
+        let error = supervisor.recv_from_worker().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+    let mut missing = message("connected");
+    missing.u8("side", 0).u32("id", 1);
+    supervisor.send(missing.into()).unwrap();
+    let error = worker.recv_from_supervisor().unwrap_err();
+    assert!(error.to_string().contains("descriptor"), "{error}");
+}
