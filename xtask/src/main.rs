@@ -1,2 +1,33 @@
-//! Being built.
-fn main() {}
+//! `cargo xtask <command>`: what the README asks a person to type.
+
+mod demo;
+mod help;
+mod test;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            eprintln!("Try `cargo xtask help`.");
+            ExitCode::from(64)
+        }
+    }
+}
+
+fn run() -> Result<ExitCode, lexopt::Error> {
+    use lexopt::Arg::{Long, Short, Value};
+    let mut parser = lexopt::Parser::from_env();
+    match parser.next()? {
+        None | Some(Long("help") | Short('h')) => Ok(help::show()),
+        Some(Value(command)) => match command.to_str() {
+            Some("help") => Ok(help::show()),
+            Some("demo") => demo::main(parser),
+            Some("test") => test::main(parser),
+            _ => Err(format!("no command {command:?}").into()),
+        },
+        Some(other) => Err(other.unexpected()),
+    }
+}

@@ -1,0 +1,62 @@
+//! Where hastd and hastctl are.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use crate::{Context, Failure};
+
+/// The two programs, built.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    /// The daemon.
+    pub hastd: PathBuf,
+    /// The control program.
+    pub hastctl: PathBuf,
+}
+
+impl Programs {
+    /// The programs next to this executable (a test or xtask). When they are missing they are built
+    /// once; when they are there they are taken as they are: `cargo xtask test` builds them first.
+    pub fn find() -> Result<Programs, Failure> {
+        static FOUND: OnceLock<Programs> = OnceLock::new();
+        if let Some(found) = FOUND.get() {
+            return Ok(found.clone());
+        }
+        let directory = profile_directory()?;
+        let programs = Programs { hastd: directory.join("hastd"), hastctl: directory.join("hastctl") };
+        if !programs.hastd.is_file() || !programs.hastctl.is_file() {
+            build(&directory)?;
+        }
+        Ok(FOUND.get_or_init(|| programs).clone())
+    }
+}
+
+/// `target/<profile>` of the running executable, which lies there itself or in `deps`.
+fn profile_directory() -> Result<PathBuf, Failure> {
+    let executable = std::env::current_exe()?;
+    let mut directory = executable.parent().context("an executable has a directory")?;
+    if directory.ends_with("deps") {
+        directory = directory.parent().context("deps lies in the profile's directory")?;
+    }
+    Ok(directory.to_path_buf())
+}
+
+/// Builds both programs into that directory.
+pub fn build(directory: &Path) -> Result<(), Failure> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["build", "--quiet", "-p", "hastd", "-p", "hastctl"]);
+    if directory.ends_with("release") {
+        command.arg("--release");
+    }
+    if let Some(target) = directory.parent() {
+        command.arg("--target-dir").arg(target);
+    }
+    command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    let status = command.status().context("running cargo build")?;
+    if !status.success() {
+        return Failure::because("hastd and hastctl do not build");
+    }
+    Ok(())
+}

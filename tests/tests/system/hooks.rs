@@ -1,0 +1,89 @@
+//! The `exec` program gets every event with its arguments, on the node that the event concerns.
+
+use hast_tests::{LONG, Node, Outcome, Pair, SHORT, Setup, wait_for, wait_until};
+
+use crate::volume::Volume;
+
+/// Waits until a node's hook has run with exactly these arguments since the last call, in this order.
+fn expect(node: &Node, from: &mut usize, expected: &[&str]) -> Outcome {
+    let wanted = *from + expected.len();
+    wait_until(&format!("{} hook calls on node {}", expected.len(), node.name()), LONG, || {
+        Ok(node.hook_lines().len() >= wanted)
+    })?;
+    assert_eq!(node.hook_lines()[*from..], *expected, "on node {}", node.name());
+    *from = wanted;
+    Ok(())
+}
+
+#[test]
+fn every_event_in_order() -> Outcome {
+    let pair = Pair::started(Setup::with("exec @hook@"))?;
+    let (mut a, mut b) = (0, 0);
+    pair.b.role("secondary", "disk0")?;
+    expect(&pair.b, &mut b, &["role disk0 init secondary"])?;
+    pair.a.role("primary", "disk0")?;
+    expect(&pair.a, &mut a, &["role disk0 init primary"])?;
+    // Both virgin: nothing to copy, so no sync events.
+    expect(&pair.a, &mut a, &["connect disk0"])?;
+    expect(&pair.b, &mut b, &["connect disk0"])?;
+    pair.a.wait_in_step("disk0")?;
+
+    let mut volume = Volume::fresh(&pair.a, "disk0")?;
+    pair.link.cut();
+    volume.scribble(1, 0, 1 << 20)?;
+    expect(&pair.a, &mut a, &["disconnect disk0"])?;
+    expect(&pair.b, &mut b, &["disconnect disk0"])?;
+    pair.link.restore();
+    expect(&pair.a, &mut a, &["connect disk0", "syncstart disk0", "syncdone disk0"])?;
+    expect(&pair.b, &mut b, &["connect disk0"])?;
+    volume.flush()?;
+
+    // A planned change is no disconnection for the node that makes it.
+    pair.a.role("secondary", "disk0")?;
+    expect(&pair.a, &mut a, &["role disk0 primary secondary"])?;
+    pair.b.role("init", "disk0")?;
+    wait_for("the role hook on b", SHORT, || {
+        let lines = pair.b.hook_lines();
+        Ok((lines.last().map(String::as_str) == Some("role disk0 secondary init")).then_some(()))
+    })?;
+    // Setting the role it has is no change.
+    pair.a.role("secondary", "disk0")?;
+    assert_eq!(pair.a.hook_lines().len(), a);
+    pair.finish()
+}
+
+#[test]
+fn a_synchronisation_that_breaks_off() -> Outcome {
+    let pair = Pair::up(Setup { provider: 64 << 20, ..Setup::with("exec @hook@") })?;
+    let mut volume = Volume::fresh(&pair.a, "disk0")?;
+    pair.link.cut();
+    volume.scribble(1, 0, 48 << 20)?;
+    pair.a.wait_status("disk0", "degraded")?;
+    let (before, _) = pair.link.bytes_from_a();
+    pair.link.restore();
+    wait_until("the synchronisation to be under way", LONG, || {
+        Ok(pair.link.bytes_from_a().0 > before + (2 << 20))
+    })?;
+    pair.link.cut();
+    wait_until("syncintr", LONG, || Ok(pair.a.hook_lines().iter().any(|line| line == "syncintr disk0")))?;
+    pair.link.restore();
+    wait_until("syncdone", LONG, || Ok(pair.a.hook_lines().iter().any(|line| line == "syncdone disk0")))?;
+    let lines = pair.a.hook_lines();
+    let count = |event: &str| lines.iter().filter(|line| line.starts_with(event)).count();
+    assert_eq!((count("syncstart"), count("syncintr"), count("syncdone")), (2, 1, 1), "{lines:?}");
+    assert!(!pair.b.hook_lines().iter().any(|line| line.starts_with("sync")), "the secondary has none");
+    pair.finish()
+}
+
+/// A hook that fails or cannot be run is an error in the log and nothing more.
+#[test]
+fn a_hook_that_fails_is_reported() -> Outcome {
+    let pair = Pair::started(Setup::with("exec @dir@/nosuch"))?;
+    pair.a.role("primary", "disk0")?;
+    wait_until("the log to name the hook", SHORT, || {
+        Ok(pair.a.log().lines().any(|line| line.contains("[ERROR]") && line.contains("nosuch")))
+    })?;
+    let mut volume = Volume::fresh(&pair.a, "disk0")?;
+    volume.scribble(1, 0, 4096)?;
+    pair.finish()
+}

@@ -1,0 +1,17 @@
+//! Two real daemons on loopback: what an administrator does, and what goes wrong in between.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod bad_input;
+mod clients;
+mod daemon;
+mod exit_codes;
+mod hooks;
+mod many;
+mod modes;
+mod reconnect;
+mod reload;
+mod roles;
+mod secondary_lost;
+mod split_brain;
+mod volume;
+mod worker;

@@ -1,0 +1,70 @@
+//! `cargo xtask demo`: a pair at work, from nothing to a failover and back, told as it happens.
+//!
+//! Owns the processes and the directory it makes: whatever happens (an error, Ctrl-C, a hang) they
+//! are gone afterwards, unless `--keep` was given and all went well.
+
+mod guard;
+mod node;
+mod story;
+mod teller;
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use guard::Guard;
+use hast_tests::{Context, Failure, pair};
+use teller::Teller;
+
+/// From the end of the build to the verdict. The whole takes some ten seconds; this is for a hang.
+const LIMIT: Duration = Duration::from_secs(100);
+
+pub(crate) fn main(mut parser: lexopt::Parser) -> Result<ExitCode, lexopt::Error> {
+    let mut keep = false;
+    while let Some(argument) = parser.next()? {
+        match argument {
+            lexopt::Arg::Long("keep") => keep = true,
+            other => return Err(other.unexpected()),
+        }
+    }
+    let begin = Instant::now();
+    Ok(match run(keep) {
+        Ok(verdict) => {
+            println!("\nPASS: {verdict} ({} s in all)", begin.elapsed().as_secs());
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            println!("\nFAIL: {failure}");
+            ExitCode::FAILURE
+        }
+    })
+}
+
+/// Builds, plays the story and gives the verdict.
+fn run(keep: bool) -> Result<String, Failure> {
+    println!("HAST demo: one disk on two nodes, both on this machine.\n\nBuilding hastd and hastctl ...");
+    let executable = std::env::current_exe()?;
+    let directory = executable.parent().context("xtask lies in a directory")?;
+    hast_tests::programs::build(directory)?;
+
+    let scratch = pair::scratch("hast-demo-")?;
+    let guard = Guard::watch(scratch.path(), LIMIT)?;
+    let mut nodes = node::Nodes::make(scratch.path(), &guard)?;
+    let told = story::play(&mut nodes, &Teller::new());
+    match told {
+        Ok(verdict) if keep => {
+            nodes.keep()?;
+            guard.dismiss();
+            // From here on the directory belongs to the user.
+            let _ = scratch.keep();
+            Ok(verdict)
+        }
+        Ok(verdict) => {
+            nodes.stop()?;
+            Ok(verdict)
+        }
+        Err(failure) => {
+            nodes.show_logs();
+            Err(failure)
+        }
+    }
+}
