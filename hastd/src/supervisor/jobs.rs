@@ -1,0 +1,183 @@
+//! What may block, done in short-lived threads: asking the name service, opening and locking a provider.
+//!
+//! A thread does one thing, reports it, and ends. Nobody waits for one: whoever asked has a deadline of its
+//! own, and a report that is no longer wanted is dropped.
+
+use std::collections::HashSet;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use hast_net::address::Address;
+use hast_provider::{Provider, ProviderError};
+use polling::Poller;
+
+/// How long a provider that is in use is asked for again: a worker of a hastd that was killed may still be
+/// storing its last writes.
+const PATIENCE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// A number for each provider that is being opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct JobId(u64);
+
+/// What a thread found.
+#[derive(Debug)]
+pub(super) enum Report {
+    /// The addresses of a host.
+    Resolved {
+        /// Who was looked for.
+        address: Address,
+        /// The answer.
+        result: io::Result<Vec<SocketAddr>>,
+    },
+    /// A provider.
+    Opened {
+        /// Which job it was.
+        job: JobId,
+        /// Open for reading and writing, and locked.
+        result: Result<Provider, ProviderError>,
+    },
+}
+
+/// The threads at work.
+#[derive(Debug)]
+pub(super) struct Jobs {
+    poller: Arc<Poller>,
+    sender: Sender<Report>,
+    reports: Receiver<Report>,
+    /// Addresses being looked up: whoever asks for one of them shares the answer, so that there are never
+    /// more such threads than addresses in the configuration.
+    resolving: HashSet<Address>,
+    next: u64,
+}
+
+impl Jobs {
+    /// No jobs yet; threads wake `poller` when they have something to report.
+    pub(super) fn new(poller: &Arc<Poller>) -> Jobs {
+        let (sender, reports) = channel();
+        Jobs { poller: Arc::clone(poller), sender, reports, resolving: HashSet::new(), next: 0 }
+    }
+
+    /// Looks a host up; the report carries the address.
+    pub(super) fn resolve(&mut self, address: &Address) {
+        if !self.resolving.insert(address.clone()) {
+            return;
+        }
+        let wanted = address.clone();
+        self.start(
+            move || Report::Resolved { result: wanted.resolve(), address: wanted },
+            |error| Report::Resolved { address: address.clone(), result: Err(error) },
+        );
+    }
+
+    /// Opens and locks a provider.
+    pub(super) fn open(&mut self, path: PathBuf) -> JobId {
+        let job = JobId(self.next);
+        self.next = self.next.wrapping_add(1);
+        let place = path.clone();
+        self.start(
+            move || Report::Opened { job, result: open_patiently(&place, PATIENCE) },
+            |error| Report::Opened { job, result: Err(ProviderError::Open { path, error }) },
+        );
+        job
+    }
+
+    /// The next report.
+    pub(super) fn report(&mut self) -> Option<Report> {
+        let report = self.reports.try_recv().ok()?;
+        if let Report::Resolved { address, .. } = &report {
+            self.resolving.remove(address);
+        }
+        Some(report)
+    }
+
+    fn start(
+        &self,
+        work: impl FnOnce() -> Report + Send + 'static,
+        otherwise: impl FnOnce(io::Error) -> Report,
+    ) {
+        let (sender, poller) = (self.sender.clone(), Arc::clone(&self.poller));
+        let thread = thread::Builder::new().name("hastd job".to_owned()).spawn(move || {
+            // Fails only when the supervisor is ending.
+            let _ = sender.send(work());
+            let _ = poller.notify();
+        });
+        if let Err(error) = thread {
+            let _ = self.sender.send(otherwise(error));
+            let _ = self.poller.notify();
+        }
+    }
+}
+
+fn open_patiently(path: &std::path::Path, patience: Duration) -> Result<Provider, ProviderError> {
+    let give_up = Instant::now() + patience;
+    loop {
+        let opened = Provider::open(path, true).and_then(|provider| provider.lock().map(|()| provider));
+        match opened {
+            Err(ProviderError::InUse { .. } | ProviderError::Mounted { .. }) if Instant::now() < give_up => {
+                thread::sleep(PAUSE);
+            }
+            other => return other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use polling::Events;
+
+    fn wait(jobs: &mut Jobs, poller: &Poller) -> Report {
+        let give_up = Instant::now() + Duration::from_secs(30);
+        let mut events = Events::new();
+        loop {
+            if let Some(report) = jobs.report() {
+                return report;
+            }
+            assert!(Instant::now() < give_up);
+            poller.wait(&mut events, Some(Duration::from_secs(1))).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_provider_that_is_let_go_in_time_is_taken() {
+        let poller = Arc::new(Poller::new().unwrap());
+        let mut jobs = Jobs::new(&poller);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+
+        let holder = Provider::open(file.path(), true).unwrap();
+        holder.lock().unwrap();
+        let impatient = open_patiently(file.path(), Duration::ZERO);
+        assert!(matches!(impatient, Err(ProviderError::InUse { .. })));
+
+        let job = jobs.open(file.path().to_owned());
+        assert!(jobs.report().is_none());
+        drop(holder);
+        let Report::Opened { job: done, result } = wait(&mut jobs, &poller) else { panic!() };
+        assert_eq!(done, job);
+        let held = result.unwrap();
+        assert!(Provider::open(file.path(), true).unwrap().lock().is_err());
+        drop(held);
+    }
+
+    #[test]
+    fn names_are_looked_up_and_shared() {
+        let poller = Arc::new(Poller::new().unwrap());
+        let mut jobs = Jobs::new(&poller);
+        let address = Address::parse("tcp4://localhost:99").unwrap();
+        jobs.resolve(&address);
+        jobs.resolve(&address);
+        let Report::Resolved { address: of, result } = wait(&mut jobs, &poller) else { panic!() };
+        assert_eq!(of, address);
+        assert_eq!(result.unwrap(), vec!["127.0.0.1:99".parse().unwrap()]);
+        assert!(jobs.report().is_none());
+        jobs.resolve(&address);
+        assert!(matches!(wait(&mut jobs, &poller), Report::Resolved { .. }));
+    }
+}

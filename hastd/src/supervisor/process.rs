@@ -1,0 +1,380 @@
+//! Worker processes: started, talked to, stopped, and what their end means.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use hast_format::metadata::Role;
+use hast_net::control::WorkerStatus;
+
+use super::Supervisor;
+use super::resource::{Complete, Pending, Step};
+use crate::ipc::{Channel, Start, StartKind, ToSupervisor, ToWorker};
+use crate::watch::Watched;
+
+/// In the environment of a worker, beside a title that begins with [`TITLE_PREFIX`].
+pub(crate) const WORKER_VARIABLE: &str = "HASTD_WORKER";
+/// What a worker's title begins with.
+pub(crate) const TITLE_PREFIX: &str = "hastd: ";
+
+/// Exit status of a worker that may well succeed at the next attempt.
+const EX_TEMPFAIL: i32 = 75;
+/// Pause before the worker of a primary is started again.
+const RESTART_AFTER: Duration = Duration::from_secs(1);
+/// How long a worker that has closed its channel may live on.
+const SILENT_BOUND: Duration = Duration::from_secs(10);
+/// Messages of one worker before others have their turn.
+const MESSAGES_MAX: usize = 64;
+/// How long a worker may take to answer a question.
+const QUERY_BOUND: Duration = Duration::from_secs(5);
+
+/// A worker process.
+#[derive(Debug)]
+pub(super) struct Worker {
+    child: Child,
+    channel: Watched<Channel>,
+    /// It was told to stop, so that its end is no surprise.
+    pub(super) stopping: bool,
+    kill_at: Option<Instant>,
+    queries: Vec<Query>,
+    next_query: u32,
+}
+
+/// A question that is not answered yet.
+#[derive(Debug)]
+pub(super) struct Query {
+    id: u32,
+    /// The control client that wants to know.
+    pub(super) client: usize,
+    /// Where in its answer.
+    pub(super) slots: Vec<usize>,
+    deadline: Instant,
+}
+
+impl Worker {
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The key of the channel's events.
+    pub(super) fn key(&self) -> usize {
+        self.channel.key()
+    }
+
+    /// Sends a message, or keeps it until the worker reads.
+    pub(super) fn send(&mut self, message: ToWorker) -> io::Result<()> {
+        let Some(channel) = self.channel.get() else { return Ok(()) };
+        let sent = channel.send_to_worker(message);
+        self.watch();
+        sent
+    }
+
+    /// Tells it to end, and by when.
+    pub(super) fn stop(&mut self, now: Instant, bound: Duration) {
+        if self.stopping {
+            return;
+        }
+        self.stopping = true;
+        self.kill_by(now + bound);
+        if self.send(ToWorker::Stop).is_err() {
+            // It is ending already, or will be killed.
+        }
+    }
+
+    /// Asks for its status on behalf of a control client.
+    pub(super) fn ask(&mut self, now: Instant, client: usize, slots: Vec<usize>) -> Result<(), Vec<usize>> {
+        let id = self.next_query;
+        self.next_query = self.next_query.wrapping_add(1);
+        match self.send(ToWorker::Status { id }) {
+            Ok(()) => {
+                self.queries.push(Query { id, client, slots, deadline: now + QUERY_BOUND });
+                Ok(())
+            }
+            Err(_) => Err(slots),
+        }
+    }
+
+    /// The questions whose time is over.
+    pub(super) fn late_queries(&mut self, now: Instant) -> Vec<Query> {
+        self.queries.extract_if(.., |query| query.deadline <= now).collect()
+    }
+
+    /// Kills it if its time is over.
+    pub(super) fn kill_if_due(&mut self, now: Instant) {
+        if self.kill_at.is_some_and(|at| at <= now) {
+            self.kill_at = None;
+            log::error!("Worker process did not end in time and is killed (pid={}).", self.pid());
+            self.kill();
+        }
+    }
+
+    /// When something is to be done about it.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.queries.iter().map(|query| query.deadline).chain(self.kill_at).min()
+    }
+
+    fn kill(&mut self) {
+        if let Err(error) = self.child.kill() {
+            log::error!("Unable to kill worker process {}: {}.", self.pid(), hast_log::error_text(&error));
+        }
+    }
+
+    fn kill_by(&mut self, at: Instant) {
+        self.kill_at = Some(self.kill_at.map_or(at, |before| before.min(at)));
+    }
+
+    /// Watches for what is of interest now.
+    fn watch(&mut self) {
+        let wants_write = self.channel.get().is_some_and(Channel::wants_write);
+        if let Err(error) = self.channel.want(true, wants_write) {
+            log::error!("Unable to watch worker process {}: {}.", self.pid(), hast_log::error_text(&error));
+        }
+    }
+
+    /// The next message, if there is one. Its end or a message that is none makes it deaf for good: it is
+    /// expected to end, and killed if it does not.
+    fn next_message(&mut self, now: Instant) -> Option<ToSupervisor> {
+        let channel = self.channel.get()?;
+        let trouble = match channel.recv_from_worker() {
+            Ok(Some(message)) => return Some(message),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+            Ok(None) => None,
+            Err(error) => Some(error),
+        };
+        // Fails only if the system does not know the descriptor any more.
+        let _ = self.channel.want(false, false);
+        match trouble {
+            None => self.kill_by(now + SILENT_BOUND),
+            Some(error) => {
+                log::error!("Worker process {}: {}.", self.pid(), hast_log::error_text(&error));
+                self.kill_by(now);
+            }
+        }
+        None
+    }
+}
+
+/// How workers are started.
+#[derive(Clone, Debug)]
+pub(super) struct Workers {
+    /// This very program, whatever has become of its file.
+    pub(super) program: PathBuf,
+    pub(super) debug: u8,
+    pub(super) background: bool,
+    pub(super) drop_privileges: bool,
+}
+
+impl Workers {
+    /// This process's own program: on Linux the kernel keeps the running one at hand, so that an upgrade on
+    /// disk does not mix versions.
+    pub(super) fn own_program() -> io::Result<PathBuf> {
+        let running = PathBuf::from("/proc/self/exe");
+        if cfg!(target_os = "linux") && running.exists() { Ok(running) } else { std::env::current_exe() }
+    }
+}
+
+impl Supervisor {
+    /// Starts the worker that belongs to the resource's role.
+    pub(super) fn start_worker(&mut self, index: usize, kind: StartKind) -> io::Result<()> {
+        let key = self.new_key();
+        let Some(resource) = self.resources.get_mut(index) else { return Ok(()) };
+        let Some(provider) = &resource.provider else {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the provider is not open"));
+        };
+        let start = Start {
+            resource: resource.config.clone(),
+            debug: self.workers.debug,
+            background: self.workers.background,
+            drop_privileges: self.workers.drop_privileges,
+            provider: OwnedFd::from(provider.as_file().try_clone()?),
+            kind,
+        };
+        let title = format!("{TITLE_PREFIX}{} ({})", resource.config.name, start.role().as_str());
+        let (channel, theirs) = Channel::pair()?;
+        channel.send_to_worker(ToWorker::Start(Box::new(start)))?;
+        let channel = Watched::new(&self.poller, key, channel, true, false)?;
+        let child = Command::new(&self.workers.program)
+            .arg0(title)
+            .env(WORKER_VARIABLE, "1")
+            .stdin(theirs)
+            .spawn()?;
+        let (stopping, kill_at, queries, next_query) = (false, None, Vec::new(), 0);
+        let worker = Worker { child, channel, stopping, kill_at, queries, next_query };
+        log::debug!("Worker process {} started.", worker.pid());
+        resource.worker = Some(worker);
+        resource.restart = None;
+        Ok(())
+    }
+
+    /// Starts the worker of a primary. If that cannot be done the resource goes to role init.
+    pub(super) fn start_primary(&mut self, index: usize) {
+        let Some(resource) = self.resources.get_mut(index) else { return };
+        let scope = resource.scope();
+        let nbd = match &resource.nbd {
+            Some(nbd) => nbd.socket().try_clone().map(OwnedFd::from),
+            None => Err(io::Error::new(io::ErrorKind::NotFound, "the device has no socket")),
+        };
+        let started = nbd.and_then(|nbd| self.start_worker(index, StartKind::Primary { nbd }));
+        drop(scope);
+        if let Err(error) = started {
+            if let Some(resource) = self.resources.get(index) {
+                let _scope = resource.scope();
+                log::error!("Unable to start worker process: {}.", hast_log::error_text(&error));
+            }
+            self.fall_back_to_init(index);
+        }
+    }
+
+    /// Starts the worker of a secondary for a primary that is there, unless the former one still runs.
+    pub(super) fn start_secondary(&mut self, index: usize) {
+        let Some(resource) = self.resources.get_mut(index) else { return };
+        if resource.worker.is_some() || !matches!(resource.pending, Pending::Complete(_)) {
+            return;
+        }
+        let Pending::Complete(complete) = std::mem::take(&mut resource.pending) else { return };
+        let Complete { out, in_, version, hello } = *complete;
+        let _scope = resource.scope();
+        let kind = StartKind::Secondary { out: out.into(), in_: in_.into(), version, hello };
+        if let Err(error) = self.start_worker(index, kind) {
+            log::error!("Unable to start worker process: {}.", hast_log::error_text(&error));
+        }
+    }
+
+    /// A primary that cannot be one: role init, without a hook.
+    fn fall_back_to_init(&mut self, index: usize) {
+        let Some(resource) = self.resources.get_mut(index) else { return };
+        let _scope = resource.scope();
+        log::warn!("Role changed back to {}: there is no worker.", Role::Init.as_str());
+        resource.role = Role::Init;
+        resource.provider = None;
+        resource.nbd = None;
+        resource.restart = None;
+    }
+
+    /// Something is on a worker's channel.
+    pub(super) fn worker_ready(&mut self, index: usize, now: Instant) {
+        let Some(worker) = self.resources.get_mut(index).and_then(|resource| resource.worker.as_mut()) else {
+            return;
+        };
+        // A worker that is gone is found out by reading.
+        if let Some(channel) = worker.channel.get() {
+            let _ = channel.flush();
+        }
+        worker.watch();
+        self.hear(index, MESSAGES_MAX, now);
+    }
+
+    /// Takes what a worker has said so far, at most so many messages.
+    fn hear(&mut self, index: usize, messages: usize, now: Instant) {
+        for _ in 0..messages {
+            let Some(resource) = self.resources.get_mut(index) else { return };
+            let scope = resource.scope();
+            let Some(message) = resource.worker.as_mut().and_then(|worker| worker.next_message(now)) else {
+                return;
+            };
+            drop(scope);
+            match message {
+                ToSupervisor::Connect { side, id } => self.connect(index, side, id, now),
+                ToSupervisor::Cancel { id } => self.cancel_connect(index, Some(id)),
+                ToSupervisor::Event(event) => self.hook(index, now, event.as_str(), &[]),
+                ToSupervisor::Status { id, status } => self.worker_answered(index, id, status),
+            }
+        }
+    }
+
+    fn worker_answered(&mut self, index: usize, id: u32, status: WorkerStatus) {
+        let Some(resource) = self.resources.get_mut(index) else { return };
+        let Some(worker) = &mut resource.worker else { return };
+        let Some(at) = worker.queries.iter().position(|query| query.id == id) else { return };
+        let query = worker.queries.swap_remove(at);
+        self.answer_status(index, &query, Some(status));
+    }
+
+    /// Looks which workers have ended.
+    pub(super) fn reap_workers(&mut self, now: Instant) {
+        // From the end: a resource that was waiting for this may disappear.
+        for index in (0..self.resources.len()).rev() {
+            let Some(resource) = self.resources.get_mut(index) else { continue };
+            let Some(worker) = &mut resource.worker else { continue };
+            match worker.child.try_wait() {
+                Ok(None) => {}
+                Ok(Some(status)) => self.worker_ended(index, status, now),
+                Err(error) => {
+                    log::error!("Unable to learn about worker: {}.", hast_log::error_text(&error));
+                }
+            }
+        }
+    }
+
+    fn worker_ended(&mut self, index: usize, status: ExitStatus, now: Instant) {
+        // What it said last still counts.
+        self.hear(index, usize::MAX, now);
+        self.cancel_connect(index, None);
+        let Some(resource) = self.resources.get_mut(index) else { return };
+        let Some(worker) = resource.worker.take() else { return };
+        let scope = resource.scope();
+        let pid = worker.pid();
+        match (status.code(), status.signal()) {
+            (Some(0), _) => log::debug!("Worker process exited gracefully (pid={pid})."),
+            (Some(code), _) => {
+                log::error!("Worker process exited ungracefully (pid={pid}, exitcode={code}).");
+            }
+            (None, signal) => {
+                log::error!("Worker process killed (pid={pid}, signal={}).", signal.unwrap_or_default());
+            }
+        }
+        drop(scope);
+        if let Some(change) = &mut resource.change {
+            if change.step == Step::Stopping && status.success() {
+                change.stopped = Some(pid);
+            }
+        } else if resource.role == Role::Primary && !self.ending {
+            if after_primary(status.code()) == After::Restart {
+                resource.restart = Some(now + RESTART_AFTER);
+            } else {
+                self.fall_back_to_init(index);
+            }
+        }
+        for query in worker.queries {
+            self.answer_status(index, &query, None);
+        }
+        if !self.ending {
+            self.advance(index, now);
+            self.start_secondary(index);
+        }
+    }
+}
+
+/// What the end of a primary's worker means for its resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    /// A new worker takes the device over.
+    Restart,
+    /// The resource goes to role init.
+    Init,
+}
+
+/// `code` is absent if the worker died by a signal.
+fn after_primary(code: Option<i32>) -> After {
+    match code {
+        None | Some(EX_TEMPFAIL) => After::Restart,
+        Some(_) => After::Init,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_accidents_are_repaired() {
+        assert_eq!(after_primary(None), After::Restart);
+        assert_eq!(after_primary(Some(75)), After::Restart);
+        for code in [0, 1, 66, 71, 78] {
+            assert_eq!(after_primary(Some(code)), After::Init);
+        }
+    }
+}

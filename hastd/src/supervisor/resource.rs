@@ -1,0 +1,238 @@
+//! What the supervisor knows of one resource.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use hast_format::metadata::Role;
+use hast_net::handshake::{SecondHello, Token};
+use hast_provider::Provider;
+use socket2::Socket;
+
+use super::jobs::JobId;
+use super::process::Worker;
+use super::unix::UnixListener;
+use crate::watch::Watched;
+
+/// How much longer than the resource's timeout a worker may take to end before it is killed.
+const STOP_GRACE: Duration = Duration::from_secs(10);
+
+/// A resource as long as it is configured. A resource that is removed and configured again is another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ResourceId(pub(super) u64);
+
+/// One resource.
+#[derive(Debug)]
+pub(super) struct Resource {
+    pub(super) id: ResourceId,
+    pub(super) config: hast_conf::Resource,
+    /// Where the socket of its device appears.
+    pub(super) nbd_directory: PathBuf,
+    pub(super) role: Role,
+    /// Open and locked in every role but init.
+    pub(super) provider: Option<Provider>,
+    /// The device's socket: there as long as the role is primary, across restarts of the worker.
+    pub(super) nbd: Option<UnixListener>,
+    pub(super) worker: Option<Worker>,
+    /// When to start the worker of a primary again.
+    pub(super) restart: Option<Instant>,
+    /// Connections of a primary that have no worker yet.
+    pub(super) pending: Pending,
+    /// The role change that is being carried out.
+    pub(super) change: Option<Change>,
+    /// What comes after it.
+    pub(super) tasks: VecDeque<Task>,
+    /// Removed from the configuration: it exists until its worker has ended, and nobody is told of it.
+    pub(super) leaving: bool,
+}
+
+impl Resource {
+    pub(super) fn new(id: ResourceId, config: hast_conf::Resource, nbd_directory: PathBuf) -> Resource {
+        Resource {
+            id,
+            config,
+            nbd_directory,
+            role: Role::Init,
+            provider: None,
+            nbd: None,
+            worker: None,
+            restart: None,
+            pending: Pending::None,
+            change: None,
+            tasks: VecDeque::new(),
+            leaving: false,
+        }
+    }
+
+    /// The prefix of messages about this resource, in force until the guard is dropped.
+    pub(super) fn scope(&self) -> hast_log::Scope {
+        hast_log::scope(Some(&self.config.name), Some(self.role.as_str()))
+    }
+
+    /// The role that peers are told: a secondary that is about to be something else accepts nobody any more.
+    pub(super) fn role_for_peers(&self) -> Role {
+        match (self.role, &self.change) {
+            (Role::Secondary, Some(change)) => change.role,
+            (role, _) => role,
+        }
+    }
+
+    /// The role when everything that was asked for has been done.
+    pub(super) fn settled_role(&self) -> Role {
+        let last = self.tasks.iter().rev().find_map(|task| match task {
+            Task::SetRole { role, .. } => Some(*role),
+            Task::Replace(_) | Task::Remove => None,
+        });
+        last.or(self.change.as_ref().map(|change| change.role)).unwrap_or(self.role)
+    }
+
+    /// Whether nothing is being changed.
+    pub(super) fn is_settled(&self) -> bool {
+        self.change.is_none() && self.tasks.is_empty()
+    }
+
+    /// How long a worker may take to store what it acknowledged.
+    pub(super) fn stop_bound(&self) -> Duration {
+        Duration::from_secs(self.config.timeout.into()).saturating_add(STOP_GRACE)
+    }
+
+    /// The token of the first step that is pending.
+    pub(super) fn token(&self) -> Option<&Token> {
+        match &self.pending {
+            Pending::HalfOpen(half) => Some(&half.token),
+            Pending::None | Pending::Complete(_) => None,
+        }
+    }
+
+    /// When something has to be done for this resource.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let half = match &self.pending {
+            Pending::HalfOpen(half) => Some(half.deadline),
+            Pending::None | Pending::Complete(_) => None,
+        };
+        let worker = self.worker.as_ref().and_then(Worker::deadline);
+        [self.restart, half, worker].into_iter().flatten().min()
+    }
+}
+
+/// What is to be done with a resource, in order.
+#[derive(Debug)]
+pub(super) enum Task {
+    /// Change the role.
+    SetRole {
+        /// To this one.
+        role: Role,
+        /// Who is told when it is done.
+        waiter: Option<Waiter>,
+    },
+    /// Take another configuration; only in role init.
+    Replace(Box<(hast_conf::Resource, PathBuf)>),
+    /// Forget the resource; only in role init.
+    Remove,
+}
+
+/// A place in the answer to a control client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Waiter {
+    /// The client's key.
+    pub(super) client: usize,
+    /// Which of the resources that it asked for.
+    pub(super) slot: usize,
+}
+
+/// A role change under way.
+#[derive(Debug)]
+pub(super) struct Change {
+    /// The new role.
+    pub(super) role: Role,
+    pub(super) waiter: Option<Waiter>,
+    pub(super) step: Step,
+    /// Process id of the worker that was stopped for it and ended as it should.
+    pub(super) stopped: Option<u32>,
+}
+
+/// Where a role change stands.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// The old worker has been told to stop.
+    Stopping,
+    /// The provider is being opened and locked.
+    Opening(JobId),
+}
+
+/// The connections of a primary until a secondary's worker has them.
+#[derive(Debug, Default)]
+pub(super) enum Pending {
+    /// None.
+    #[default]
+    None,
+    /// The first step is done.
+    HalfOpen(HalfOpen),
+    /// Both steps are done; the former worker has not ended yet.
+    Complete(Box<Complete>),
+}
+
+/// A first connection that waits for its second one.
+#[derive(Debug)]
+pub(super) struct HalfOpen {
+    pub(super) socket: Watched<Socket>,
+    /// What the kernel has not taken of the answer.
+    pub(super) unsent: Vec<u8>,
+    pub(super) token: Token,
+    pub(super) version: u8,
+    pub(super) peer: String,
+    pub(super) deadline: Instant,
+}
+
+/// A primary that has completed both steps.
+#[derive(Debug)]
+pub(super) struct Complete {
+    pub(super) out: Socket,
+    pub(super) in_: Socket,
+    pub(super) version: u8,
+    pub(super) hello: SecondHello,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resource() -> Resource {
+        let node = hast_conf::Node::named("a");
+        let text = "resource r { timeout 5 local /dev/null on a { remote none } }";
+        let config = hast_conf::parse(text, "test", &node).unwrap();
+        Resource::new(ResourceId(1), config.resources[0].clone(), config.nbd)
+    }
+
+    fn change(role: Role) -> Option<Change> {
+        Some(Change { role, waiter: None, step: Step::Stopping, stopped: None })
+    }
+
+    #[test]
+    fn a_secondary_that_is_leaving_its_role_says_so() {
+        let mut resource = resource();
+        assert_eq!(resource.role_for_peers(), Role::Init);
+        resource.role = Role::Secondary;
+        assert_eq!(resource.role_for_peers(), Role::Secondary);
+        resource.change = change(Role::Init);
+        assert_eq!(resource.role_for_peers(), Role::Init);
+        // Not yet a secondary: the other node may try again.
+        resource.role = Role::Primary;
+        resource.change = change(Role::Secondary);
+        assert_eq!(resource.role_for_peers(), Role::Primary);
+    }
+
+    #[test]
+    fn the_last_wish_counts() {
+        let mut resource = resource();
+        assert!(resource.is_settled());
+        assert_eq!(resource.settled_role(), Role::Init);
+        resource.change = change(Role::Primary);
+        assert_eq!(resource.settled_role(), Role::Primary);
+        resource.tasks.push_back(Task::SetRole { role: Role::Secondary, waiter: None });
+        resource.tasks.push_back(Task::Remove);
+        assert_eq!(resource.settled_role(), Role::Secondary);
+        assert!(!resource.is_settled());
+        assert_eq!(resource.stop_bound(), Duration::from_secs(15));
+    }
+}

@@ -1,0 +1,241 @@
+//! From the command line to a running supervisor: what can fail fails before the daemon goes into the
+//! background, with the exit statuses of the original.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use hast_conf::{Config, Node};
+use hast_net::address::Address;
+use hast_net::frame::VERSION;
+use nix::unistd::{User, geteuid};
+use polling::Poller;
+
+use super::daemon;
+use super::hooks::Hooks;
+use super::jobs::Jobs;
+use super::listen::PeerListener;
+use super::listener::{ListenError, Listener};
+use super::options::Options;
+use super::pidfile::{Pidfile, PidfileError};
+use super::process::Workers;
+use super::signals::Signals;
+use super::{EX_OSERR, Supervisor};
+use crate::watch::Watched;
+
+/// Exit status: another instance runs.
+const EX_TEMPFAIL: i32 = 75;
+/// Exit status: the configuration.
+const EX_CONFIG: i32 = 78;
+/// Whom workers run as.
+const USER: &str = "hast";
+
+/// Why the daemon ends.
+#[derive(Debug)]
+pub(super) struct Failure {
+    /// The exit status.
+    pub(super) status: i32,
+    /// What the log says.
+    pub(super) text: String,
+}
+
+impl Failure {
+    fn new(status: i32, text: impl ToString) -> Failure {
+        Failure { status, text: text.to_string() }
+    }
+
+    fn system(what: &str, error: &std::io::Error) -> Failure {
+        Failure::new(EX_OSERR, format!("{what}: {}.", hast_log::error_text(error)))
+    }
+}
+
+/// Everything that is opened before the daemon goes into the background.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    config: Config,
+    config_path: PathBuf,
+    node: Node,
+    pidfile: Option<Pidfile>,
+    control: Listener,
+    listeners: Vec<(Address, Listener)>,
+    program: PathBuf,
+}
+
+/// Reads the configuration, takes the pidfile and opens the sockets.
+pub(super) fn prepare(options: &Options) -> Result<Prepared, Failure> {
+    let config_path = if options.config.is_absolute() {
+        options.config.clone()
+    } else {
+        // In the background the current directory is another one.
+        std::fs::canonicalize(&options.config).map_err(|error| {
+            let (path, error) = (options.config.display(), hast_log::error_text(&error));
+            Failure::new(EX_CONFIG, format!("Unable to find configuration file {path}: {error}."))
+        })?
+    };
+    let node = options.node.as_deref().map_or_else(Node::detect, Node::named);
+    let config =
+        hast_conf::load(&config_path, &node).map_err(|error| Failure::new(error.exit_code(), error))?;
+    for warning in &config.warnings {
+        log::warn!("{warning}");
+    }
+    let program =
+        Workers::own_program().map_err(|error| Failure::system("Unable to find own program", &error))?;
+    let pidfile = open_pidfile(options, &config)?;
+    let control = open_control(&config.control)?;
+    let listeners = open_listeners(&config)?;
+    Ok(Prepared { config, config_path, node, pidfile, control, listeners, program })
+}
+
+impl Prepared {
+    /// Goes into the background, unless it was told not to, and begins.
+    pub(super) fn start(self, options: &Options) -> Result<Supervisor, Failure> {
+        let ready = if options.foreground {
+            None
+        } else {
+            let ready = daemon::into_background()
+                .map_err(|error| Failure::system("Unable to go into the background", &error))?;
+            hast_log::set_sink(hast_log::Sink::Syslog);
+            Some(ready)
+        };
+        let unable = |error: std::io::Error| Failure::system("Unable to watch for events", &error);
+        // Not before the fork: a kqueue(2) does not survive it.
+        let poller = Arc::new(Poller::new().map_err(unable)?);
+        let mut keys = 0..;
+        let mut key = || keys.next().unwrap_or(usize::MAX);
+        let signals = Signals::listen(&poller, key()).map_err(unable)?;
+        let control = Watched::new(&poller, key(), self.control, true, false).map_err(unable)?;
+        let mut listeners = Vec::new();
+        for (address, listener) in self.listeners {
+            let listener = Watched::new(&poller, key(), listener, true, false).map_err(unable)?;
+            listeners.push(PeerListener { address, listener, resume: None });
+        }
+        let mut supervisor = Supervisor {
+            control,
+            control_resume: None,
+            clients: Default::default(),
+            listeners,
+            peers: Default::default(),
+            connects: Default::default(),
+            resources: Vec::new(),
+            hooks: Hooks::new(!options.foreground),
+            jobs: Jobs::new(&poller),
+            signals,
+            workers: Workers {
+                program: self.program,
+                debug: options.debug,
+                background: !options.foreground,
+                drop_privileges: false,
+            },
+            config: self.config,
+            config_path: self.config_path,
+            node: self.node,
+            reload: None,
+            pidfile_follows: !options.foreground && options.pidfile.is_none(),
+            ending: false,
+            next_key: key(),
+            next_resource: 0,
+            poller,
+            pidfile: self.pidfile,
+        };
+        for resource in supervisor.config.resources.clone() {
+            supervisor.add_resource(resource, supervisor.config.nbd.clone());
+        }
+        if let Some(pidfile) = &mut supervisor.pidfile {
+            match pidfile.write() {
+                Ok(()) => log::debug!("PID stored in {}.", pidfile.path().display()),
+                Err(error) => log::warn!(
+                    "Unable to write pidfile {}: {}.",
+                    pidfile.path().display(),
+                    hast_log::error_text(&error)
+                ),
+            }
+        }
+        log::info!("Started successfully, running protocol version {VERSION}.");
+        log::debug!("Listening on control address {}.", control_place(&supervisor.config.control));
+        for listener in &supervisor.listeners {
+            log::info!("Listening on address {}.", listener.address);
+        }
+        supervisor.workers.drop_privileges = can_drop_privileges();
+        if let Some(ready) = ready {
+            ready.tell();
+        }
+        Ok(supervisor)
+    }
+}
+
+/// How the control address is logged: a path without its protocol.
+pub(super) fn control_place(address: &Address) -> String {
+    match address.unix_path() {
+        Some(path) => path.display().to_string(),
+        None => address.to_string(),
+    }
+}
+
+fn open_pidfile(options: &Options, config: &Config) -> Result<Option<Pidfile>, Failure> {
+    let path = match &options.pidfile {
+        Some(path) => path,
+        None if options.foreground => return Ok(None),
+        None => &config.pidfile,
+    };
+    // Until the end, from wherever that is: the directory may be another one then.
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+    match Pidfile::open(&path) {
+        Ok(pidfile) => Ok(Some(pidfile)),
+        Err(error @ PidfileError::AlreadyRunning { .. }) => Err(Failure::new(EX_TEMPFAIL, error)),
+        Err(error @ PidfileError::Open { .. }) => {
+            log::warn!("{error}");
+            Ok(None)
+        }
+    }
+}
+
+fn open_control(address: &Address) -> Result<Listener, Failure> {
+    Listener::open(address, look_up(address)).map_err(|error| {
+        let status = if error.is_in_use() { EX_TEMPFAIL } else { EX_OSERR };
+        Failure::new(status, format!("Unable to open control socket {address}: {error}"))
+    })
+}
+
+fn open_listeners(config: &Config) -> Result<Vec<(Address, Listener)>, Failure> {
+    let mut listeners = Vec::new();
+    for address in &config.listen {
+        match Listener::open(address, look_up(address)) {
+            Ok(listener) => listeners.push((address.clone(), listener)),
+            Err(error) if is_excused(config, &error) => log::debug!("{error}"),
+            Err(error) => return Err(Failure::new(EX_OSERR, error)),
+        }
+    }
+    if listeners.is_empty() {
+        return Err(Failure::new(EX_OSERR, "There is no address to listen on for other nodes."));
+    }
+    Ok(listeners)
+}
+
+/// The default addresses count only as far as the kernel has their families.
+pub(super) fn is_excused(config: &Config, error: &ListenError) -> bool {
+    config.listen_is_default && error.is_family_absent()
+}
+
+/// At the start there is nobody yet whom the name service could keep waiting.
+fn look_up(address: &Address) -> Option<std::net::SocketAddr> {
+    if address.unix_path().is_some() {
+        return None;
+    }
+    address.resolve().ok()?.first().copied()
+}
+
+fn can_drop_privileges() -> bool {
+    if !geteuid().is_root() {
+        return false;
+    }
+    match User::from_name(USER) {
+        Ok(Some(_)) => true,
+        Ok(None) => {
+            log::warn!("User {USER} does not exist: worker processes keep root's privileges.");
+            false
+        }
+        Err(error) => {
+            log::warn!("Unable to look up user {USER} ({error}): worker processes keep root's privileges.");
+            false
+        }
+    }
+}
