@@ -62,6 +62,9 @@ pub fn decide(hello: Hello, resuid: u64, counts: Counts, written: bool) -> Decis
     let Counts { local: pl, remote: pr } = hello.counts;
     let Counts { local: sl, remote: sr } = counts;
     let accept = |adopt, map, source| Decision::Accept { adopt, map, source };
+    if hello.resuid == 0 {
+        return Decision::Mismatch; // no primary sends that
+    }
     if resuid == 0 {
         return match (written, hello.virgin) {
             (true, _) => Decision::SplitBrain,
@@ -117,6 +120,7 @@ mod tests {
         assert_eq!(decide(virgin, 0, Counts::default(), false), none);
         assert_eq!(decide(virgin, 0, Counts::default(), true), Decision::SplitBrain);
         assert_eq!(decide(hello, 8, Counts::default(), false), Decision::Mismatch);
+        assert_eq!(decide(Hello { resuid: 0, ..hello }, 0, Counts::default(), false), Decision::Mismatch);
     }
 
     #[test]

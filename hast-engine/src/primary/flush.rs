@@ -32,8 +32,8 @@ pub(super) struct Flush {
     no_local_cache: bool,
     /// The peer's disk has none.
     no_peer_cache: bool,
-    /// Clients whose flush is done but for a durable rise of localcnt (L9).
-    counting: Vec<RequestId>,
+    /// Clients whose flush is done but for a durable rise of localcnt, by this save (L9).
+    counting: Vec<(RequestId, u64)>,
 }
 
 #[derive(Debug)]
@@ -107,7 +107,7 @@ impl Flush {
 impl Primary {
     /// Begins a flush if one is wanted and none is under way.
     pub(super) fn kick_flush(&mut self) {
-        let serving = matches!(self.phase, Phase::Serving | Phase::Draining { .. });
+        let serving = matches!(self.phase, Phase::Serving | Phase::Draining(_));
         let many = self.link.is_up() && self.map.unflushed() >= EXTENTS;
         let wanted = self.flush.asked > self.flush.begun || !self.flush.waiting.is_empty() || many;
         if !serving || !wanted || self.flush.running.is_some() {
@@ -200,14 +200,13 @@ impl Primary {
             return;
         };
         let Run { clients, ticket, local, remote } = run;
-        let mut counting = false;
+        let mut counting = None;
         if let Part::Failed(_) = remote {
             // L9: what the secondary did not flush it may lose.
             self.map.peer_lost();
             self.begin_session();
             self.sync_failed();
-            self.count();
-            counting = !self.is_counted();
+            counting = Some(self.count()).filter(|save| !self.meta.is_durable(*save));
         } else if local.is_durable() && remote.is_durable() {
             self.map.flush_succeeded();
             self.copies_are_durable(ticket);
@@ -224,18 +223,20 @@ impl Primary {
             _ => Err(Errno::EOPNOTSUPP),
         };
         for id in clients {
-            if counting && result.is_ok() {
-                self.flush.counting.push(id);
-            } else {
-                self.complete(id, result.clone());
+            match counting {
+                Some(save) if result.is_ok() => self.flush.counting.push((id, save)),
+                _ => self.complete(id, result.clone()),
             }
         }
     }
 
-    /// What waited for localcnt to rise is complete, or has failed.
-    pub(super) fn flush_counted(&mut self, durable: bool) {
-        for id in std::mem::take(&mut self.flush.counting) {
-            self.complete(id, if durable { Ok(None) } else { Err(Errno::EIO) });
+    /// What waited for localcnt to rise by `save` is complete, or has failed.
+    pub(super) fn end_counting_flushes(&mut self, save: u64, result: DiskResult) {
+        let (due, rest): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.flush.counting).into_iter().partition(|(_, wanted)| *wanted <= save);
+        self.flush.counting = rest;
+        for (id, _) in due {
+            self.complete(id, result.clone());
         }
     }
 

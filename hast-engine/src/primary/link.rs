@@ -52,6 +52,8 @@ pub(super) struct Link {
     last_sent: Duration,
     last_received: Duration,
     last_seq: u64,
+    /// Which connection this is.
+    epoch: u64,
     outstanding: BTreeMap<u64, Outstanding>,
 }
 
@@ -91,6 +93,7 @@ impl Link {
             last_sent: now,
             last_received: now,
             last_seq: 0,
+            epoch: 0,
             outstanding: BTreeMap::new(),
         }
     }
@@ -112,6 +115,11 @@ impl Link {
     /// The secondary's counts as of the handshake.
     pub(super) fn peer_counts(&self) -> Counts {
         self.peer
+    }
+
+    /// Which connection this is: what an earlier one's secondary stored it may have lost since.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
     }
 
     /// The number of the latest request.
@@ -428,6 +436,7 @@ impl Primary {
     /// Drops the connections; whatever was asked is answered as lost.
     fn close(&mut self) {
         let was_up = self.link.is_up();
+        self.link.epoch += 1;
         self.actions.push_back(Action::Close);
         self.enter(Stage::Down(None));
         if was_up {

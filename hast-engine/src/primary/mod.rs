@@ -83,9 +83,21 @@ enum Phase {
     /// Requests are served.
     Serving,
     /// No new requests; those in flight end, both nodes flush.
-    Draining { after: AfterDrain, deadline: Duration, flushed: bool },
+    Draining(Drain),
     /// Nothing any more.
     Ended,
+}
+
+/// A planned end of the connection (C4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Drain {
+    after: AfterDrain,
+    deadline: Duration,
+    /// Both nodes have been asked to flush.
+    flushed: bool,
+    /// The secondary was there when it began: what is not complete on both nodes by the end fails, rather
+    /// than being complete on one.
+    connected: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,8 +190,8 @@ impl Primary {
         self.parked_timeout();
         self.flush_timeout();
         self.sync_timeout();
-        if let Phase::Draining { deadline, .. } = self.phase
-            && now >= deadline
+        if let Phase::Draining(drain) = self.phase
+            && now >= drain.deadline
         {
             self.drain_timeout();
         }
@@ -203,7 +215,7 @@ impl Primary {
     pub fn handle_stop(&mut self, now: Duration) {
         self.now = now;
         match self.phase {
-            Phase::Ended | Phase::Draining { after: AfterDrain::Exit, .. } => {}
+            Phase::Ended | Phase::Draining(Drain { after: AfterDrain::Exit, .. }) => {}
             _ => self.drain(AfterDrain::Exit),
         }
         self.settle();
@@ -218,7 +230,7 @@ impl Primary {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Duration> {
         let drain = match self.phase {
-            Phase::Draining { deadline, .. } => Some(deadline),
+            Phase::Draining(drain) => Some(drain.deadline),
             _ => None,
         };
         [self.link_deadline(), self.parked_deadline(), self.flush_deadline(), self.sync_deadline(), drain]
@@ -243,6 +255,12 @@ impl Primary {
             keepdirty: self.metadata.keepdirty,
             statistics,
         }
+    }
+
+    /// Whether the nodes are connected, nothing is left to synchronise and the counts are equal.
+    #[must_use]
+    pub fn is_in_step(&self) -> bool {
+        self.link.is_up() && !self.sync.is_open()
     }
 
     /// The longest payload the secondary may send now, in bytes, once decoded: a map during the handshake,
@@ -286,7 +304,8 @@ impl Primary {
 
     fn drain(&mut self, after: AfterDrain) {
         let deadline = self.now + self.settings.timeout;
-        self.phase = Phase::Draining { after, deadline, flushed: false };
+        let connected = self.link.is_up();
+        self.phase = Phase::Draining(Drain { after, deadline, flushed: false, connected });
         if after == AfterDrain::Exit {
             for (id, _) in std::mem::take(&mut self.held) {
                 self.complete(id, Err(Errno::ECANCELED));
@@ -298,19 +317,24 @@ impl Primary {
 
     /// The peer or the disk did not let the drain end in time: what is in flight counts as lost.
     fn drain_timeout(&mut self) {
-        let Phase::Draining { after, flushed, .. } = self.phase else { return };
+        let Phase::Draining(drain) = self.phase else { return };
         log::warn!("Requests in flight did not end within {} seconds.", self.settings.timeout.as_secs());
         if self.link.is_connected() {
             self.lose_link("the secondary did not finish what was in flight");
-            // What that completes still has to be counted, durably.
+            // Whatever that makes known has to be written down.
             let deadline = self.now + self.settings.timeout;
-            self.phase = Phase::Draining { after, deadline, flushed };
-        } else if after == AfterDrain::Exit {
+            self.phase = Phase::Draining(Drain { deadline, ..drain });
+        } else if drain.after == AfterDrain::Exit {
             self.exit(0);
         } else {
             self.phase = Phase::Connecting;
             self.connect();
         }
+    }
+
+    /// Whether the link broke during a planned end: what only this node could complete fails (C4).
+    fn is_cut_off(&self) -> bool {
+        matches!(self.phase, Phase::Draining(Drain { connected: true, .. })) && !self.link.is_up()
     }
 
     /// After each event: does what has become possible.
@@ -328,7 +352,7 @@ impl Primary {
     }
 
     fn check_drained(&mut self) {
-        let Phase::Draining { after, deadline, flushed } = self.phase else { return };
+        let Phase::Draining(drain) = self.phase else { return };
         let busy = !self.requests.is_empty()
             || self.sync.is_copying()
             || self.flush.is_busy()
@@ -338,13 +362,13 @@ impl Primary {
         if busy {
             return;
         }
-        if !flushed {
-            self.phase = Phase::Draining { after, deadline, flushed: true };
+        if !drain.flushed {
+            self.phase = Phase::Draining(Drain { flushed: true, ..drain });
             self.flush.ask();
             self.kick_flush();
             return self.check_drained();
         }
-        match after {
+        match drain.after {
             AfterDrain::Exit => self.exit(0),
             AfterDrain::Reconnect => {
                 self.phase = Phase::Connecting;

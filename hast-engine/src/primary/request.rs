@@ -10,7 +10,7 @@ use hast_net::errno::Errno;
 use hast_net::message::Command;
 
 use super::link::Awaited;
-use super::{Phase, Primary, Purpose, exactly};
+use super::{AfterDrain, Drain, Phase, Primary, Purpose, exactly};
 use crate::ranges::Key;
 use crate::types::{DiskOp, DiskResult, MAX_REQUEST, Op, RequestId};
 
@@ -25,6 +25,8 @@ pub(super) struct Request {
     remote: Half,
     /// memsync: the secondary has the data, though not on its disk yet.
     received: bool,
+    /// The connection that it went out on.
+    epoch: u64,
 }
 
 impl Request {
@@ -47,10 +49,10 @@ enum Stage {
     Map,
     /// With the disk, the peer or both.
     Issued,
-    /// Stored, but localcnt has to rise durably first (C1).
-    Counting,
-    /// The device has its answer; a half is still awaited.
-    Completed,
+    /// Stored, but localcnt has to rise durably first, by this save (C1).
+    Counting(u64),
+    /// The device has its answer, a good one or not; a half may still be awaited.
+    Completed { well: bool },
 }
 
 /// What became of one node's part.
@@ -106,8 +108,8 @@ impl Primary {
             Phase::Serving => self.admit(id, op),
             Phase::Starting
             | Phase::Connecting
-            | Phase::Draining { after: super::AfterDrain::Reconnect, .. } => self.held.push_back((id, op)),
-            Phase::Draining { .. } | Phase::Ended => self.complete(id, Err(Errno::ECANCELED)),
+            | Phase::Draining(Drain { after: AfterDrain::Reconnect, .. }) => self.held.push_back((id, op)),
+            Phase::Draining(_) | Phase::Ended => self.complete(id, Err(Errno::ECANCELED)),
         }
     }
 
@@ -127,6 +129,7 @@ impl Primary {
             local: Half::NotAsked,
             remote: Half::NotAsked,
             received: false,
+            epoch: 0,
         };
         self.requests.insert(key, request);
         if self.ranges.insert(key, offset..offset.saturating_add(length), shared) {
@@ -145,6 +148,9 @@ impl Primary {
         if is_read {
             return self.issue_read(key);
         }
+        if self.is_cut_off() {
+            return self.not_issued(key, Errno::ENOTCONN);
+        }
         self.map.start(extents.clone());
         if self.map.is_durable(extents) {
             self.issue_write(key);
@@ -158,7 +164,7 @@ impl Primary {
 
     /// Keeps `key` until the secondary is here, for `timeout` at most.
     fn park(&mut self, key: Key) {
-        if matches!(self.phase, Phase::Draining { .. }) {
+        if matches!(self.phase, Phase::Draining(_)) {
             return self.not_issued(key, Errno::EIO);
         }
         let until = self.now + self.settings.timeout;
@@ -224,6 +230,7 @@ impl Primary {
         let memsync = self.settings.replication == Replication::Memsync && self.link.version() >= 2;
         let Some(request) = self.requests.get_mut(&key) else { return };
         request.stage = Stage::Issued;
+        request.epoch = self.link.epoch();
         request.local = Half::Awaited;
         request.remote = if up { Half::Awaited } else { Half::NotAsked };
         let localoff = self.layout.localoff();
@@ -383,13 +390,15 @@ impl Primary {
             if answered && relies && request.remote == Half::Lost {
                 return self.take_back(key);
             }
-            if here && !relies && answered && !there {
+            if here && !relies && answered && !there && self.is_cut_off() {
+                self.end_write(key, Err(Errno::ENOTCONN));
+            } else if here && !relies && answered && !there {
                 // M3, C1: stored here alone; the count must be on disk before anybody hears of it.
-                self.count();
-                if self.is_counted() {
+                let save = self.count();
+                if self.meta.is_durable(save) {
                     self.end_write(key, Ok(None));
                 } else if let Some(request) = self.requests.get_mut(&key) {
-                    request.stage = Stage::Counting;
+                    request.stage = Stage::Counting(save);
                 }
             } else if (here && (there || !relies)) || (there && !behind) {
                 self.end_write(key, Ok(None));
@@ -421,7 +430,7 @@ impl Primary {
     /// Tells the device, and lets others at the bytes.
     fn end_write(&mut self, key: Key, result: DiskResult) {
         if let Some(request) = self.requests.get_mut(&key) {
-            request.stage = Stage::Completed;
+            request.stage = Stage::Completed { well: result.is_ok() };
             let id = request.id;
             self.complete(id, result);
             self.release(key);
@@ -434,7 +443,8 @@ impl Primary {
         let Some(request) = self.requests.get(&key) else { return };
         let stored_here = request.local == Half::Done;
         let stored_there = request.remote == Half::Done;
-        let both = stored_here && stored_there;
+        // M3: what the secondary stored before the connection broke it may not have flushed.
+        let both = stored_here && stored_there && request.epoch == self.link.epoch();
         let stage = request.stage;
         let extents = request.extents();
         let is_write = matches!(request.op, Op::Write { .. });
@@ -450,10 +460,10 @@ impl Primary {
             }
         }
         self.map.finish(extents, if both { Outcome::StoredOnBoth } else { Outcome::Unconfirmed });
-        if stage != Stage::Counting {
+        if !matches!(stage, Stage::Counting(_)) {
             self.requests.remove(&key);
         }
-        if stage == Stage::Completed && !stored_there && stored_here {
+        if stage == (Stage::Completed { well: true }) && stored_here && !stored_there {
             self.count(); // C1 (b), (c): somebody has heard of it already
         }
         if both {
@@ -463,25 +473,12 @@ impl Primary {
         }
     }
 
-    /// localcnt has risen, durably: what waited for that is complete.
-    pub(super) fn counted_completions(&mut self) {
-        if self.is_counted() {
-            self.end_counting(Ok(None));
-            self.flush_counted(true);
-        }
-    }
-
-    /// localcnt could not be raised: nobody may rely on what waited for that.
-    pub(super) fn uncounted_completions(&mut self) {
-        self.end_counting(Err(Errno::EIO));
-        self.flush_counted(false);
-    }
-
-    fn end_counting(&mut self, result: DiskResult) {
+    /// What waited for localcnt to rise by `save` is complete, or nobody may rely on it.
+    pub(super) fn end_counting(&mut self, save: u64, result: DiskResult) {
         let waiting: Vec<Key> = self
             .requests
             .iter()
-            .filter(|(_, request)| request.stage == Stage::Counting)
+            .filter(|(_, request)| matches!(request.stage, Stage::Counting(wanted) if wanted <= save))
             .map(|(key, _)| *key)
             .collect();
         for key in waiting {
@@ -538,7 +535,7 @@ impl Primary {
     pub(super) fn unconfirmed_in_flight(&self) -> bool {
         self.requests.values().any(|request| {
             !matches!(request.op, Op::Read { .. })
-                && (request.stage == Stage::Counting
+                && (matches!(request.stage, Stage::Counting(_))
                     || (request.stage == Stage::Issued && request.remote == Half::NotAsked))
         })
     }

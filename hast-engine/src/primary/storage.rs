@@ -173,7 +173,8 @@ impl Primary {
     }
 
     fn metadata_durable(&mut self, save: u64) {
-        self.counted_completions();
+        self.end_counting(save, Ok(None));
+        self.end_counting_flushes(save, Ok(None));
         self.resuid_drawn(save);
         self.equalised(save);
     }
@@ -182,29 +183,28 @@ impl Primary {
         // The rise is not on disk: the next write that needs it tries again.
         if self.counted.is_some_and(|counted| counted <= save) {
             self.counted = None;
-            self.uncounted_completions();
         }
+        self.end_counting(save, Err(Errno::EIO));
+        self.end_counting_flushes(save, Err(Errno::EIO));
         self.resuid_not_drawn(save);
         self.not_equalised(save);
     }
 
-    /// C1: raises localcnt, once per disconnected period.
-    pub(super) fn count(&mut self) {
-        if self.counted.is_some() {
-            return;
+    /// C1: raises localcnt, once per disconnected period. Gives the save that must be durable before anybody
+    /// hears of what made it necessary.
+    pub(super) fn count(&mut self) -> u64 {
+        if let Some(save) = self.counted {
+            return save;
         }
-        if self.metadata.resuid == 0 {
+        let save = if self.metadata.resuid == 0 {
             self.metadata.localcnt = 1;
-            self.counted = Some(0);
+            0
         } else {
             self.metadata.localcnt = self.metadata.localcnt.saturating_add(1);
-            self.counted = Some(self.save_metadata());
-            self.kick_metadata();
-        }
-    }
-
-    /// Whether this period's rise of localcnt is durable.
-    pub(super) fn is_counted(&self) -> bool {
-        self.counted.is_some_and(|save| self.meta.is_durable(save))
+            self.save_metadata()
+        };
+        self.counted = Some(save);
+        self.kick_metadata();
+        save
     }
 }

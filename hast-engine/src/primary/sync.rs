@@ -109,6 +109,11 @@ impl Sync {
         }
     }
 
+    /// Whether something may differ, or the counts are not equal yet.
+    pub(super) fn is_open(&self) -> bool {
+        self.session
+    }
+
     pub(super) fn is_copying(&self) -> bool {
         !self.blocks.is_empty()
     }

@@ -24,10 +24,12 @@ impl Secondary {
             Decision::Mismatch => {
                 let text = texts::resuid_mismatch(self.hello.resuid, self.metadata.resuid);
                 self.refuse(&text);
+                self.end(EXIT_REFUSED);
             }
             Decision::SplitBrain => {
                 self.refuse(texts::SPLIT_BRAIN);
                 self.actions.push_back(Action::Event(Event::SplitBrain));
+                self.end(EXIT_REFUSED);
             }
             Decision::Accept { adopt: false, map, source } => self.answer(false, map, source),
             Decision::Accept { adopt: true, map: MapToSend::Full, .. } => {
@@ -133,7 +135,6 @@ impl Secondary {
             errmsg: errmsg.into(),
         };
         self.send(Side::Out, Message::SecondRefusal(refusal));
-        self.end(EXIT_REFUSED);
     }
 
     fn provider_failed(&mut self, what: &str, error: Errno) {

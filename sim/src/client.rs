@@ -1,0 +1,164 @@
+//! The client's memory: what it wrote, what was acknowledged, and so what each sector may hold.
+
+use core::time::Duration;
+use std::collections::BTreeMap;
+
+use crate::disk::SECTOR;
+
+/// A write as the client knows it; 0 is what was there in the beginning.
+pub type WriteId = u64;
+
+/// What one sector may hold.
+#[derive(Clone, Debug)]
+struct Candidate {
+    write: WriteId,
+    /// A delete, or a loss that the mode permits: the sector may hold anything, as long as both nodes agree.
+    anything: bool,
+    invoked: Duration,
+    /// When its answer came, or all hope of one went.
+    ended: Option<Duration>,
+    /// Acknowledged as stored.
+    acknowledged: bool,
+    /// Another write, begun after this one had ended, was acknowledged: only a loss of power can bring this
+    /// one back.
+    superseded: Option<Duration>,
+}
+
+/// What the client may read, sector by sector.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    sectors: Vec<Vec<Candidate>>,
+    open: BTreeMap<WriteId, (usize, usize)>,
+}
+
+impl Memory {
+    /// `sectors` sectors, all of them as in the beginning.
+    #[must_use]
+    pub fn new(sectors: usize) -> Memory {
+        let first = Candidate {
+            write: 0,
+            anything: false,
+            invoked: Duration::ZERO,
+            ended: Some(Duration::ZERO),
+            acknowledged: true,
+            superseded: None,
+        };
+        Memory { sectors: vec![vec![first]; sectors], open: BTreeMap::new() }
+    }
+
+    /// The bytes of a sector written by `write`.
+    #[must_use]
+    pub fn contents(write: WriteId) -> [u8; SECTOR] {
+        let mut bytes = [0; SECTOR];
+        for chunk in bytes.chunks_exact_mut(8) {
+            chunk.copy_from_slice(&write.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// `write`, or a delete of that number, to `count` sectors from `first` begins.
+    pub fn begin(&mut self, now: Duration, write: WriteId, delete: bool, first: usize, count: usize) {
+        self.open.insert(write, (first, count));
+        for sector in self.sectors.iter_mut().skip(first).take(count) {
+            sector.push(Candidate {
+                write,
+                anything: delete,
+                invoked: now,
+                ended: None,
+                acknowledged: false,
+                superseded: None,
+            });
+        }
+    }
+
+    /// `write` has ended: acknowledged, failed, or nobody will ever say.
+    pub fn end(&mut self, now: Duration, write: WriteId, acknowledged: bool) {
+        let Some((first, count)) = self.open.remove(&write) else { return };
+        for at in first..first + count {
+            let Some(sector) = self.sectors.get_mut(at) else { continue };
+            let mut invoked = Duration::ZERO;
+            for candidate in sector.iter_mut().filter(|candidate| candidate.write == write) {
+                candidate.ended = Some(now);
+                candidate.acknowledged = acknowledged;
+                invoked = candidate.invoked;
+            }
+            if acknowledged {
+                for candidate in sector.iter_mut() {
+                    let before = candidate.ended.is_some_and(|ended| ended < invoked);
+                    if before && candidate.superseded.is_none() {
+                        candidate.superseded = Some(now);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A flush that was begun at `invoked` was acknowledged: what was superseded by then never comes back.
+    pub fn flushed(&mut self, invoked: Duration) {
+        for sector in &mut self.sectors {
+            sector.retain(|candidate| candidate.superseded.is_none_or(|at| at >= invoked));
+        }
+    }
+
+    /// The client's requests in flight will never be answered.
+    pub fn abandon(&mut self, now: Duration) {
+        let open: Vec<WriteId> = self.open.keys().copied().collect();
+        for write in open {
+            self.end(now, write, false);
+        }
+    }
+
+    /// The node that serves lost power, or writes that no flush has covered were lost with it: they may come
+    /// back as they were before.
+    pub fn unflushed_may_be_lost(&mut self) {
+        for candidate in self.sectors.iter_mut().flatten() {
+            candidate.superseded = None;
+        }
+    }
+
+    /// Acknowledged writes may be lost, as async permits: any history goes, until the next one.
+    pub fn anything_goes(&mut self, now: Duration) {
+        let lost = Candidate {
+            write: 0,
+            anything: true,
+            invoked: now,
+            ended: Some(now),
+            acknowledged: true,
+            superseded: None,
+        };
+        for sector in &mut self.sectors {
+            sector.push(lost.clone());
+        }
+    }
+
+    /// Whether `bytes` is something that sector `at` may hold, for a read that began at `invoked`.
+    ///
+    /// # Errors
+    /// Says what it holds and what it might.
+    pub fn check(&self, at: usize, bytes: &[u8], invoked: Duration) -> Result<(), String> {
+        let mut id = [0; 8];
+        id.copy_from_slice(bytes.get(..8).unwrap_or(&[0; 8]));
+        let id = u64::from_le_bytes(id);
+        let Some(sector) = self.sectors.get(at) else { return Ok(()) };
+        let whole = bytes == Memory::contents(id);
+        let fine = |candidate: &Candidate| {
+            (candidate.anything || (whole && candidate.write == id))
+                && candidate.superseded.is_none_or(|superseded| superseded >= invoked)
+        };
+        if sector.iter().any(fine) {
+            return Ok(());
+        }
+        Err(format!("sector {at} holds write {id}, but may hold only {:?}", self.possible(at)))
+    }
+
+    /// What sector `at` may hold.
+    #[must_use]
+    pub fn possible(&self, at: usize) -> Vec<WriteId> {
+        let sector = self.sectors.get(at).map(Vec::as_slice).unwrap_or_default();
+        sector
+            .iter()
+            .filter(|candidate| candidate.superseded.is_none())
+            .map(|candidate| candidate.write)
+            .collect()
+    }
+}

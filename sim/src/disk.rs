@@ -1,0 +1,139 @@
+//! A disk with a volatile cache: what was written is readable at once, but survives a loss of power only
+//! once a flush has covered it, or by luck.
+
+use hast_engine::{DiskOp, DiskResult};
+use hast_net::buffer::Buffer;
+use hast_net::errno::Errno;
+
+use crate::random::Random;
+
+/// Bytes in a sector.
+pub const SECTOR: usize = 512;
+
+/// What goes wrong, as one chance in so many; 0 is never.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Faults {
+    /// Reads that fail.
+    pub read: u64,
+    /// Writes that fail.
+    pub write: u64,
+    /// Flushes that fail.
+    pub flush: u64,
+}
+
+/// One node's disk.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    /// What a reader sees.
+    current: Vec<u8>,
+    /// What a loss of power leaves for certain.
+    durable: Vec<u8>,
+    /// Sectors written since, in order, each with the number of its write.
+    cache: Vec<(u64, usize, [u8; SECTOR])>,
+    writes: u64,
+    /// What goes wrong now.
+    pub faults: Faults,
+}
+
+impl Disk {
+    /// A disk with these contents, a whole number of sectors.
+    #[must_use]
+    pub fn new(contents: Vec<u8>) -> Disk {
+        Disk {
+            durable: contents.clone(),
+            current: contents,
+            cache: Vec::new(),
+            writes: 0,
+            faults: Faults::default(),
+        }
+    }
+
+    /// What a reader sees.
+    #[must_use]
+    pub fn contents(&self) -> &[u8] {
+        &self.current
+    }
+
+    /// The number of the latest write: a flush issued now covers all up to it.
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        self.writes
+    }
+
+    /// Carries `op` out; `covers` is what [`Disk::written`] was when the operation was issued.
+    pub fn carry_out(&mut self, op: &DiskOp, covers: u64, random: &mut Random) -> DiskResult {
+        let fails = |chance: u64, random: &mut Random| chance > 0 && random.one_in(chance);
+        match op {
+            DiskOp::Read { offset, length } => {
+                if fails(self.faults.read, random) {
+                    return Err(Errno::EIO);
+                }
+                let start = usize::try_from(*offset).unwrap_or(usize::MAX);
+                let data = self.current.get(start..start.saturating_add(*length as usize));
+                data.map(|data| Some(Buffer::from(data.to_vec()))).ok_or(Errno::EIO)
+            }
+            DiskOp::Write { offset, data } => {
+                if fails(self.faults.write, random) {
+                    // A failed write may have got anywhere.
+                    let sectors = random.below((data.len() / SECTOR) as u64 + 1);
+                    self.write(*offset, data, usize::try_from(sectors).unwrap_or(0));
+                    return Err(Errno::EIO);
+                }
+                self.write(*offset, data, usize::MAX);
+                Ok(None)
+            }
+            DiskOp::Delete { offset, length } => {
+                self.write(*offset, &vec![0; usize::try_from(*length).unwrap_or(0)], usize::MAX);
+                Ok(None)
+            }
+            DiskOp::Flush => {
+                if fails(self.faults.flush, random) {
+                    return Err(Errno::EIO);
+                }
+                let (kept, flushed): (Vec<_>, Vec<_>) =
+                    std::mem::take(&mut self.cache).into_iter().partition(|(number, _, _)| *number > covers);
+                for (_, at, bytes) in flushed {
+                    put(&mut self.durable, at, &bytes);
+                }
+                self.cache = kept;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Power is gone: each cached sector got to the medium or did not, in any order.
+    pub fn lose_power(&mut self, random: &mut Random) {
+        for (_, at, bytes) in std::mem::take(&mut self.cache) {
+            if random.one_in(2) {
+                put(&mut self.durable, at, &bytes);
+            }
+        }
+        self.current.clone_from(&self.durable);
+    }
+
+    /// The process was killed while `op` was with the disk: it may have been carried out in part.
+    pub fn abandon(&mut self, op: &DiskOp, random: &mut Random) {
+        if let DiskOp::Write { offset, data } = op {
+            let sectors = random.below((data.len() / SECTOR) as u64 + 1);
+            self.write(*offset, data, usize::try_from(sectors).unwrap_or(0));
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8], sectors: usize) {
+        self.writes += 1;
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (index, chunk) in data.chunks_exact(SECTOR).take(sectors).enumerate() {
+            let at = start.saturating_add(index * SECTOR);
+            let mut bytes = [0; SECTOR];
+            bytes.copy_from_slice(chunk);
+            put(&mut self.current, at, &bytes);
+            self.cache.push((self.writes, at, bytes));
+        }
+    }
+}
+
+fn put(to: &mut [u8], at: usize, bytes: &[u8]) {
+    if let Some(to) = to.get_mut(at..at.saturating_add(bytes.len())) {
+        to.copy_from_slice(bytes);
+    }
+}

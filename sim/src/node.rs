@@ -1,0 +1,206 @@
+//! A node: its disk, its role, its worker, and as much of a supervisor as the engine can notice.
+
+use core::time::Duration;
+use std::collections::BTreeMap;
+
+use hast_engine::{Action, DiskOp, OpId, Primary, PrimaryStart, Secondary, SecondaryStart, Settings};
+use hast_format::layout::Layout;
+use hast_format::metadata::{Metadata, Role};
+use hast_net::Replication;
+use hast_net::handshake::SecondHello;
+
+use crate::disk::Disk;
+use crate::network::ConnId;
+
+/// The data area has so many extents ...
+pub(crate) const EXTENTS: usize = 24;
+/// ... of so many bytes.
+pub(crate) const EXTENTSIZE: u32 = 4096;
+
+/// The engine that runs, if one does.
+#[derive(Debug)]
+pub(crate) enum Worker {
+    None,
+    Primary(Box<Primary>),
+    Secondary(Box<Secondary>),
+}
+
+/// One machine.
+pub(crate) struct Node {
+    pub(crate) disk: Disk,
+    /// What the operator wants it to be.
+    pub(crate) role: Role,
+    /// Power and daemon are there.
+    pub(crate) running: bool,
+    pub(crate) worker: Worker,
+    /// Rises whenever a worker starts or ends: what belongs to an earlier one is ignored.
+    pub(crate) incarnation: u64,
+    pub(crate) in_flight: BTreeMap<OpId, (DiskOp, u64)>,
+    /// The worker's connections, out and in.
+    pub(crate) conns: [Option<ConnId>; 2],
+    /// Secondary: the first step was answered with this token, on that connection.
+    pub(crate) pending: Option<([u8; 16], ConnId)>,
+    /// Secondary: a primary waits for the old worker to end.
+    pub(crate) waiting: Option<ConnId>,
+    /// The role to start once the worker has ended.
+    pub(crate) next_role: Option<Role>,
+    pub(crate) timer: Option<Duration>,
+}
+
+impl Node {
+    /// A node whose provider was just created.
+    pub(crate) fn created(keepdirty: u32) -> Result<Node, String> {
+        let data = EXTENTS as u64 * u64::from(EXTENTSIZE);
+        let layout = Layout::create(4096 + 512 + data, 512, EXTENTSIZE).map_err(|error| error.to_string())?;
+        let metadata = Metadata {
+            resource: "test".into(),
+            datasize: layout.datasize(),
+            extentsize: layout.extentsize(),
+            keepdirty,
+            localoff: layout.localoff(),
+            resuid: 0,
+            localcnt: 0,
+            remotecnt: 0,
+            prevrole: Role::Init,
+        };
+        let mut contents = metadata.encode().to_vec();
+        contents.resize(usize::try_from(layout.localoff() + layout.datasize()).unwrap_or(0), 0);
+        Ok(Node {
+            disk: Disk::new(contents),
+            role: Role::Init,
+            running: true,
+            worker: Worker::None,
+            incarnation: 0,
+            in_flight: BTreeMap::new(),
+            conns: [None; 2],
+            pending: None,
+            waiting: None,
+            next_role: None,
+            timer: None,
+        })
+    }
+
+    pub(crate) fn metadata(&self) -> Result<Metadata, String> {
+        Metadata::decode(self.disk.contents()).map_err(|error| format!("metadata: {error}"))
+    }
+
+    pub(crate) fn layout(&self) -> Result<Layout, String> {
+        let size = self.disk.contents().len() as u64;
+        Layout::open(&self.metadata()?, size, 512).map_err(|error| format!("layout: {error}"))
+    }
+
+    fn map(&self, layout: &Layout) -> Vec<u8> {
+        let start = usize::try_from(layout.map_offset()).unwrap_or(0);
+        let length = usize::try_from(layout.map_bytes()).unwrap_or(0);
+        self.disk.contents().get(start..start + length).unwrap_or_default().to_vec()
+    }
+
+    /// The bytes that clients see.
+    pub(crate) fn data(&self) -> Result<&[u8], String> {
+        let start = usize::try_from(self.layout()?.localoff()).unwrap_or(0);
+        Ok(self.disk.contents().get(start..).unwrap_or_default())
+    }
+
+    pub(crate) fn settings(mode: Replication) -> Settings {
+        Settings { replication: mode, timeout: Duration::from_secs(20), metaflush: true, remote: true }
+    }
+
+    pub(crate) fn start_primary(
+        &mut self,
+        now: Duration,
+        mode: Replication,
+        random: u64,
+    ) -> Result<(), String> {
+        let layout = self.layout()?;
+        let start = PrimaryStart {
+            settings: Node::settings(mode),
+            metadata: self.metadata()?,
+            map: self.map(&layout),
+            layout,
+            random,
+        };
+        self.incarnation += 1;
+        self.timer = None;
+        self.worker = Worker::Primary(Box::new(Primary::new(start, now)));
+        Ok(())
+    }
+
+    pub(crate) fn start_secondary(
+        &mut self,
+        now: Duration,
+        mode: Replication,
+        hello: SecondHello,
+    ) -> Result<(), String> {
+        let layout = self.layout()?;
+        let start = SecondaryStart {
+            settings: Node::settings(mode),
+            metadata: self.metadata()?,
+            map: self.map(&layout),
+            layout,
+            version: 2,
+            hello,
+        };
+        self.incarnation += 1;
+        self.timer = None;
+        self.worker = Worker::Secondary(Box::new(Secondary::new(start, now)));
+        Ok(())
+    }
+
+    pub(crate) fn poll_action(&mut self) -> Option<Action> {
+        match &mut self.worker {
+            Worker::None => None,
+            Worker::Primary(engine) => engine.poll_action(),
+            Worker::Secondary(engine) => engine.poll_action(),
+        }
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<Duration> {
+        match &self.worker {
+            Worker::None => None,
+            Worker::Primary(engine) => engine.poll_timeout(),
+            Worker::Secondary(engine) => engine.poll_timeout(),
+        }
+    }
+
+    pub(crate) fn handle_timeout(&mut self, now: Duration) {
+        match &mut self.worker {
+            Worker::None => {}
+            Worker::Primary(engine) => engine.handle_timeout(now),
+            Worker::Secondary(engine) => engine.handle_timeout(now),
+        }
+    }
+
+    pub(crate) fn handle_disk(&mut self, now: Duration, id: OpId, result: hast_engine::DiskResult) {
+        match &mut self.worker {
+            Worker::None => {}
+            Worker::Primary(engine) => engine.handle_disk(now, id, result),
+            Worker::Secondary(engine) => engine.handle_disk(now, id, result),
+        }
+    }
+
+    pub(crate) fn handle_lost(&mut self, now: Duration, reason: &str) {
+        match &mut self.worker {
+            Worker::None => {}
+            Worker::Primary(engine) => engine.handle_lost(now, reason),
+            Worker::Secondary(engine) => engine.handle_lost(now, reason),
+        }
+    }
+
+    pub(crate) fn handle_stop(&mut self, now: Duration) {
+        match &mut self.worker {
+            Worker::None => {}
+            Worker::Primary(engine) => engine.handle_stop(now),
+            Worker::Secondary(engine) => engine.handle_stop(now),
+        }
+    }
+
+    /// Whether nothing is dirty: no write is in flight to either node.
+    pub(crate) fn is_clean(&self) -> bool {
+        matches!(&self.worker, Worker::Primary(engine) if engine.status().dirty == 0)
+    }
+
+    /// A primary that is connected, with nothing left to synchronise and equal counts.
+    pub(crate) fn is_in_step(&self) -> bool {
+        matches!(&self.worker, Worker::Primary(engine) if engine.is_in_step())
+    }
+}

@@ -1,0 +1,158 @@
+//! The operator: kills, cuts, restarts and switches, as operators and fate do.
+
+use core::time::Duration;
+
+use hast_format::metadata::Role;
+use hast_net::Replication;
+
+use crate::disk::Faults;
+use crate::node::{Node, Worker};
+use crate::world::{Happening, World};
+
+impl World {
+    pub(crate) fn operate(&mut self) {
+        if !self.storm {
+            return;
+        }
+        let after = Duration::from_millis(20 + self.random.below(8_000));
+        self.schedule(after, Happening::Operator);
+        let (serving, other) = (self.serving, 1 - self.serving);
+        let settled = self.is_settled();
+        match self.random.below(12) {
+            0 | 1 => {
+                self.trace(|| "the connections break".into());
+                self.cut();
+            }
+            2 => {
+                let length = Duration::from_millis(self.random.below(15_000));
+                self.trace(|| format!("the network is gone for {length:?}"));
+                self.network = false;
+                self.cut();
+                self.schedule(length, Happening::NetworkBack);
+            }
+            3 => {
+                let length = Duration::from_millis(self.random.below(30_000));
+                self.trace(|| format!("the network stalls for {length:?}"));
+                self.stalled_until = self.now + length;
+            }
+            4 | 5 if settled => {
+                let power = self.random.one_in(2);
+                self.kill_for_a_while(other, power);
+            }
+            6 | 7 if settled => {
+                let power = self.random.one_in(2);
+                self.kill_for_a_while(serving, power);
+            }
+            8 | 9 if settled => self.switch_over(),
+            10 if settled => self.fail_over(),
+            11 => self.disturb_disk(),
+            _ => {}
+        }
+    }
+
+    /// No node is being restarted, and no role is being changed.
+    fn is_settled(&self) -> bool {
+        self.nodes.iter().all(|node| node.running && node.next_role.is_none())
+            && self.nodes.get(self.serving).is_some_and(|node| matches!(node.worker, Worker::Primary(_)))
+    }
+
+    fn kill_for_a_while(&mut self, node: usize, power: bool) {
+        let Some(role) = self.nodes.get(node).map(|node| node.role) else { return };
+        self.kill(node, power);
+        if let Some(node) = self.nodes.get_mut(node) {
+            node.running = false;
+        }
+        let after = Duration::from_millis(10 + self.random.below(10_000));
+        self.schedule(after, Happening::Back { node, role });
+    }
+
+    pub(crate) fn back(&mut self, node: usize, role: Role) {
+        if let Some(node) = self.nodes.get_mut(node) {
+            node.running = true;
+        }
+        self.set_role(node, role);
+    }
+
+    /// A planned change of roles, of nodes that are in step: nothing may be lost by it.
+    fn switch_over(&mut self) {
+        let (old, new) = (self.serving, 1 - self.serving);
+        if !self.is_connected() || !self.nodes.get(old).is_some_and(Node::is_in_step) {
+            return;
+        }
+        self.trace(|| format!("the operator switches from node {old} to node {new}"));
+        let before = self.localcnt(old);
+        self.serving = new;
+        self.set_role(old, Role::Secondary);
+        self.promote(new, before);
+    }
+
+    fn localcnt(&self, node: usize) -> u64 {
+        self.nodes.get(node).and_then(|node| node.metadata().ok()).map_or(0, |metadata| metadata.localcnt)
+    }
+
+    /// As operators do it: the new primary waits until the old one has ended; and if that was written alone
+    /// in the end, it stays what it is.
+    pub(crate) fn promote(&mut self, node: usize, before: u64) {
+        let old = 1 - node;
+        if matches!(self.nodes.get(old).map(|node| &node.worker), Some(Worker::Primary(_))) {
+            self.schedule(Duration::from_millis(5), Happening::Promote { node, before });
+        } else if self.localcnt(old) == before {
+            self.repair_disk(node);
+            self.set_role(node, Role::Primary);
+        } else {
+            self.trace(|| format!("node {old} was written alone: it stays the primary"));
+            self.serving = old;
+            self.repair_disk(old);
+            self.set_role(old, Role::Primary);
+        }
+    }
+
+    /// The primary dies, and the other node, which was in step and still has its worker, takes over.
+    fn fail_over(&mut self) {
+        let (old, new) = (self.serving, 1 - self.serving);
+        if !self.is_connected() || !self.nodes.get(old).is_some_and(Node::is_in_step) {
+            return;
+        }
+        let power = self.random.one_in(2);
+        self.trace(|| format!("node {old} dies and node {new} takes over"));
+        if self.plan.mode == Replication::Async {
+            self.memory.anything_goes(self.now);
+        }
+        // The new primary kept power: it has every acknowledged write. The old one comes back as its secondary.
+        self.serving = new;
+        self.kill_for_a_while(old, power);
+        self.retarget(old);
+        self.repair_disk(new);
+        self.set_role(new, Role::Primary);
+    }
+
+    fn disturb_disk(&mut self) {
+        let node = usize::from(self.random.one_in(2));
+        let faults = Faults { read: 40, write: 40, flush: 10 };
+        let length = Duration::from_millis(self.random.below(5_000));
+        // Only the secondary's disk: what a primary does without its own is for another day.
+        if node != self.serving {
+            self.trace(|| format!("node {node}: the disk fails now and then for {length:?}"));
+            if let Some(node) = self.nodes.get_mut(node) {
+                node.disk.faults = faults;
+            }
+            self.schedule(length, Happening::FaultsEnd { node });
+        }
+    }
+
+    /// A primary that cannot even begin on its disk is for another day.
+    fn repair_disk(&mut self, node: usize) {
+        if let Some(node) = self.nodes.get_mut(node) {
+            node.disk.faults = Faults::default();
+        }
+    }
+
+    /// The storm is over: everything works again.
+    pub(crate) fn calm(&mut self) {
+        self.network = true;
+        self.stalled_until = self.now;
+        for node in &mut self.nodes {
+            node.disk.faults = Faults::default();
+        }
+    }
+}

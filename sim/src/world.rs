@@ -1,0 +1,770 @@
+//! The world: what happens next, and what must be true afterwards.
+
+use core::time::Duration;
+use std::collections::BTreeMap;
+
+use hast_engine::{Action, DiskOp, DiskResult, Event, Op, OpId, RequestId, Side};
+use hast_format::metadata::Role;
+use hast_net::Replication;
+use hast_net::buffer::Buffer;
+use hast_net::frame::{self, Frame};
+use hast_net::handshake::{FirstAnswer, Hello, Refusal, texts};
+use hast_net::message::to_wire;
+use hast_net::payload::{Checksum, Compression, Stages};
+
+use crate::client::Memory;
+use crate::disk::{Faults, SECTOR};
+use crate::network::{Conn, ConnId};
+use crate::node::{EXTENTS, EXTENTSIZE, Node, Worker};
+use crate::random::Random;
+
+/// The client has at most so many requests open.
+const OPEN: usize = 24;
+/// A quiet period in which nothing is in step after this long is a deadlock.
+const PATIENCE: Duration = Duration::from_secs(900);
+
+/// What to play.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Decides everything that chance decides.
+    pub seed: u64,
+    /// The replication mode.
+    pub mode: Replication,
+    /// Stormy periods, each followed by a quiet one.
+    pub rounds: u32,
+    /// Say what happens.
+    pub trace: bool,
+}
+
+/// Everything there is.
+pub struct World {
+    pub(crate) plan: Plan,
+    pub(crate) random: Random,
+    pub(crate) now: Duration,
+    queue: BTreeMap<(Duration, u64), Happening>,
+    number: u64,
+    pub(crate) nodes: [Node; 2],
+    conns: BTreeMap<ConnId, Conn>,
+    /// New connections can be made.
+    pub(crate) network: bool,
+    /// Nothing arrives before then.
+    pub(crate) stalled_until: Duration,
+    /// The node that the operator wants to serve.
+    pub(crate) serving: usize,
+    pub(crate) storm: bool,
+    pub(crate) memory: Memory,
+    requests: BTreeMap<RequestId, Asked>,
+    next_id: u64,
+    /// Events of the engines, counted by name.
+    events: BTreeMap<&'static str, u64>,
+    /// Happenings so far.
+    happenings: u64,
+    failure: Option<String>,
+}
+
+/// A client's request.
+#[derive(Clone, Debug)]
+struct Asked {
+    invoked: Duration,
+    what: What,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum What {
+    Read { first: usize, count: usize },
+    Write,
+    Delete,
+    Flush,
+}
+
+pub(crate) enum Happening {
+    DiskDone {
+        node: usize,
+        incarnation: u64,
+        id: OpId,
+    },
+    Arrival {
+        conn: ConnId,
+        to: usize,
+        bytes: Vec<u8>,
+    },
+    Broken {
+        conn: ConnId,
+        to: usize,
+    },
+    Connected {
+        node: usize,
+        incarnation: u64,
+        side: Side,
+    },
+    Timer {
+        node: usize,
+        incarnation: u64,
+    },
+    Client,
+    Operator,
+    /// A killed worker, or a host without power, is back.
+    Back {
+        node: usize,
+        role: Role,
+    },
+    NetworkBack,
+    /// The operator wants `node` to be primary as soon as the other one is not.
+    Promote {
+        node: usize,
+        before: u64,
+    },
+    FaultsEnd {
+        node: usize,
+    },
+}
+
+impl World {
+    /// Two created providers, node 0 primary and node 1 secondary.
+    ///
+    /// # Errors
+    /// The providers cannot be created.
+    pub fn new(plan: Plan) -> Result<World, String> {
+        let mut random = Random::new(plan.seed);
+        let keepdirty = u32::try_from(random.below(6)).unwrap_or(0) + 1;
+        let node = || Node::created(keepdirty);
+        let nodes = [node()?, node()?];
+        Ok(World {
+            plan,
+            random,
+            now: Duration::from_secs(1),
+            queue: BTreeMap::new(),
+            number: 0,
+            nodes,
+            conns: BTreeMap::new(),
+            network: true,
+            stalled_until: Duration::ZERO,
+            serving: 0,
+            storm: false,
+            memory: Memory::new(EXTENTS * EXTENTSIZE as usize / SECTOR),
+            requests: BTreeMap::new(),
+            next_id: 0,
+            events: BTreeMap::new(),
+            happenings: 0,
+            failure: None,
+        })
+    }
+
+    /// How many things have happened.
+    #[must_use]
+    pub fn happenings(&self) -> u64 {
+        self.happenings
+    }
+
+    /// How often hooks were told of each event.
+    #[must_use]
+    pub fn events(&self) -> &BTreeMap<&'static str, u64> {
+        &self.events
+    }
+
+    /// Plays the plan.
+    ///
+    /// # Errors
+    /// What rule was broken, and when.
+    pub fn run(&mut self) -> Result<(), String> {
+        self.play().map_err(|what| {
+            format!("seed {} ({}), at {:.3?}: {what}", self.plan.seed, self.plan.mode, self.now)
+        })
+    }
+
+    fn play(&mut self) -> Result<(), String> {
+        self.set_role(1, Role::Secondary);
+        self.set_role(0, Role::Primary);
+        for _ in 0..self.plan.rounds {
+            self.storm = true;
+            let length = Duration::from_millis(5_000 + self.random.below(120_000));
+            self.schedule(Duration::ZERO, Happening::Client);
+            self.schedule(Duration::ZERO, Happening::Operator);
+            self.advance_until(self.now + length, |_| false)?;
+            self.storm = false;
+            self.calm();
+            let end = self.now + PATIENCE;
+            let in_step = |world: &World| world.is_quiet();
+            if !self.advance_until(end, in_step)? {
+                for node in &self.nodes {
+                    self.trace(|| format!("{:?}", node.worker));
+                }
+                return Err(format!("the nodes are not in step after {PATIENCE:?} of calm"));
+            }
+            self.compare()?;
+        }
+        Ok(())
+    }
+
+    /// Lets things happen until `done`, or `end`; true if `done`.
+    fn advance_until(&mut self, end: Duration, done: impl Fn(&World) -> bool) -> Result<bool, String> {
+        loop {
+            if let Some(failure) = self.failure.take() {
+                return Err(failure);
+            }
+            if done(self) {
+                return Ok(true);
+            }
+            let Some(((at, _), happening)) = self.queue.pop_first() else {
+                self.now = end;
+                return Ok(false);
+            };
+            if at >= end {
+                self.number += 1;
+                self.queue.insert((at, self.number), happening);
+                self.now = end;
+                return Ok(false);
+            }
+            self.now = at;
+            self.happenings += 1;
+            self.happen(happening);
+        }
+    }
+
+    fn is_quiet(&self) -> bool {
+        let secondary = 1 - self.serving;
+        self.requests.is_empty()
+            && self.nodes.get(self.serving).is_some_and(|node| node.is_in_step() && node.is_clean())
+            && matches!(self.nodes.get(secondary).map(|node| &node.worker), Some(Worker::Secondary(_)))
+            && self.nodes.iter().all(|node| node.in_flight.is_empty())
+    }
+
+    /// Both data areas are the same, and hold what the client may expect.
+    fn compare(&self) -> Result<(), String> {
+        let [a, b] = &self.nodes;
+        let (a, b) = (a.data()?, b.data()?);
+        for (at, (x, y)) in a.chunks(SECTOR).zip(b.chunks(SECTOR)).enumerate() {
+            if x != y {
+                let id = |bytes: &[u8]| bytes.first_chunk::<8>().map_or(0, |id| u64::from_le_bytes(*id));
+                return Err(format!(
+                    "in step, but sector {at} holds write {} on node 0 and {} on node 1",
+                    id(x),
+                    id(y)
+                ));
+            }
+            self.memory.check(at, x, self.now)?;
+        }
+        self.trace(|| "quiet: both nodes hold the same, and all that was acknowledged".into());
+        Ok(())
+    }
+
+    pub(crate) fn trace(&self, text: impl FnOnce() -> String) {
+        if self.plan.trace {
+            println!("{:>12.6} {}", self.now.as_secs_f64(), text());
+        }
+    }
+
+    pub(crate) fn fail(&mut self, what: String) {
+        self.trace(|| format!("FAILED: {what}"));
+        self.failure.get_or_insert(what);
+    }
+
+    pub(crate) fn schedule(&mut self, after: Duration, happening: Happening) {
+        self.number += 1;
+        self.queue.insert((self.now + after, self.number), happening);
+    }
+
+    fn latency(&mut self, most: u64) -> Duration {
+        let slow = if self.random.one_in(50) { 100 } else { 1 };
+        Duration::from_micros(10 + self.random.below(most * slow))
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        match happening {
+            Happening::DiskDone { node, incarnation, id } => self.disk_done(node, incarnation, id),
+            Happening::Arrival { conn, to, bytes } => self.arrival(conn, to, &bytes),
+            Happening::Broken { conn, to } => self.broken(conn, to),
+            Happening::Connected { node, incarnation, side } => self.connected(node, incarnation, side),
+            Happening::Timer { node, incarnation } => {
+                let Some(n) = self.nodes.get_mut(node) else { return };
+                if n.incarnation != incarnation {
+                    return;
+                }
+                n.timer = None;
+                if n.poll_timeout().is_some_and(|at| at <= self.now) {
+                    n.handle_timeout(self.now);
+                }
+                self.pump(node);
+            }
+            Happening::Client => self.client(),
+            Happening::Operator => self.operate(),
+            Happening::Back { node, role } => self.back(node, role),
+            Happening::NetworkBack => self.network = true,
+            Happening::Promote { node, before } => self.promote(node, before),
+            Happening::FaultsEnd { node } => {
+                if let Some(node) = self.nodes.get_mut(node) {
+                    node.disk.faults = Faults::default();
+                }
+            }
+        }
+    }
+
+    fn disk_done(&mut self, node: usize, incarnation: u64, id: OpId) {
+        let now = self.now;
+        let Some(n) = self.nodes.get_mut(node) else { return };
+        if n.incarnation != incarnation {
+            return;
+        }
+        let Some((op, covers)) = n.in_flight.remove(&id) else { return };
+        let result = n.disk.carry_out(&op, covers, &mut self.random);
+        n.handle_disk(now, id, result);
+        self.pump(node);
+    }
+
+    /// Carries out what the node's engine wants.
+    pub(crate) fn pump(&mut self, node: usize) {
+        loop {
+            let Some(n) = self.nodes.get_mut(node) else { return };
+            let Some(action) = n.poll_action() else { break };
+            let incarnation = n.incarnation;
+            match action {
+                Action::Disk { id, op } => {
+                    let covers = n.disk.written();
+                    n.in_flight.insert(id, (op, covers));
+                    let after = self.latency(2_000);
+                    self.schedule(after, Happening::DiskDone { node, incarnation, id });
+                }
+                Action::Connect(side) => {
+                    let after = self.latency(5_000);
+                    self.schedule(after, Happening::Connected { node, incarnation, side });
+                }
+                Action::Send { side, version, message } => {
+                    if self.plan.trace {
+                        println!("{:>12.6} node {node} sends {message:?}", self.now.as_secs_f64());
+                    }
+                    let conn = n.conns.get(usize::from(side == Side::In)).copied().flatten();
+                    let stages = Stages { compression: Compression::None, checksum: Checksum::None };
+                    match (conn, to_wire(&message, version, stages)) {
+                        (Some(conn), Ok((head, payload))) => {
+                            let mut bytes = head;
+                            bytes.extend_from_slice(payload.as_deref().unwrap_or_default());
+                            self.transmit(conn, node, bytes);
+                        }
+                        (None, _) => {}
+                        (_, Err(error)) => self.fail(format!("a message cannot be sent: {error}")),
+                    }
+                }
+                Action::Close => self.hang_up(node),
+                Action::Complete { id, result } => self.completed(node, id, result),
+                Action::Event(event) => {
+                    self.trace(|| format!("node {node}: event {}", event.as_str()));
+                    *self.events.entry(event.as_str()).or_insert(0) += 1;
+                    if event == Event::SplitBrain {
+                        self.fail(format!("node {node} reports a split-brain that nobody caused"));
+                    }
+                }
+                Action::Exit(code) => return self.exited(node, code),
+            }
+        }
+        let Some(n) = self.nodes.get_mut(node) else { return };
+        if let Some(at) = n.poll_timeout()
+            && n.timer.is_none_or(|timer| at < timer)
+        {
+            n.timer = Some(at);
+            let incarnation = n.incarnation;
+            let after = at.saturating_sub(self.now);
+            self.schedule(after, Happening::Timer { node, incarnation });
+        }
+    }
+
+    /// The worker of `node` has ended by itself.
+    fn exited(&mut self, node: usize, code: i32) {
+        self.trace(|| format!("node {node}: worker exits {code}"));
+        let was_primary = matches!(self.nodes.get(node).map(|n| &n.worker), Some(Worker::Primary(_)));
+        self.end_worker(node);
+        if was_primary {
+            self.abandon_requests();
+        }
+        let Some(n) = self.nodes.get_mut(node) else { return };
+        if let Some(role) = n.next_role.take() {
+            n.waiting = None;
+            return self.set_role(node, role);
+        }
+        if let Some(conn) = n.waiting.take() {
+            return self.answer_first(node, conn);
+        }
+        if was_primary || !matches!(code, 0 | 66 | 75) {
+            self.fail(format!("the worker of node {node} ended with {code}"));
+        }
+    }
+
+    fn end_worker(&mut self, node: usize) {
+        self.hang_up(node);
+        if let Some(n) = self.nodes.get_mut(node) {
+            n.worker = Worker::None;
+            n.incarnation += 1;
+            n.in_flight.clear();
+        }
+    }
+
+    /// The worker of `node` is killed; what its disk was doing gets done, in part, or not. With the power the
+    /// cache goes too.
+    pub(crate) fn kill(&mut self, node: usize, power: bool) {
+        self.trace(|| format!("node {node}: killed{}", if power { ", power lost" } else { "" }));
+        let Some(n) = self.nodes.get_mut(node) else { return };
+        let was_primary = matches!(n.worker, Worker::Primary(_));
+        for (op, covers) in std::mem::take(&mut n.in_flight).into_values() {
+            if power || self.random.one_in(2) {
+                n.disk.abandon(&op, &mut self.random);
+            } else if !matches!(op, DiskOp::Flush) {
+                let _ = n.disk.carry_out(&op, covers, &mut self.random);
+            }
+        }
+        if power {
+            n.disk.lose_power(&mut self.random);
+        }
+        n.pending = None;
+        n.waiting = None;
+        n.next_role = None;
+        self.end_worker(node);
+        if was_primary {
+            self.abandon_requests();
+            if power && node == self.serving {
+                self.memory.unflushed_may_be_lost();
+            }
+        }
+    }
+
+    /// The client will hear nothing more of what it asked.
+    fn abandon_requests(&mut self) {
+        self.requests.clear();
+        self.memory.abandon(self.now);
+    }
+
+    /// Starts `node` in `role`, or first ends what it is.
+    pub(crate) fn set_role(&mut self, node: usize, role: Role) {
+        let (now, mode) = (self.now, self.plan.mode);
+        let resuid = self.random.number() | 1;
+        let Some(n) = self.nodes.get_mut(node) else { return };
+        n.role = role;
+        n.pending = None;
+        if !matches!(n.worker, Worker::None) {
+            n.next_role = Some(role);
+            n.handle_stop(now);
+            return self.pump(node);
+        }
+        if role == Role::Primary
+            && let Err(error) = n.start_primary(now, mode, resuid)
+        {
+            return self.fail(error);
+        }
+        self.trace(|| format!("node {node}: {role}"));
+        self.pump(node);
+    }
+
+    /// A node that is to come back will be a secondary.
+    pub(crate) fn retarget(&mut self, whom: usize) {
+        for happening in self.queue.values_mut() {
+            if let Happening::Back { node, role } = happening
+                && *node == whom
+            {
+                *role = Role::Secondary;
+            }
+        }
+        if let Some(node) = self.nodes.get_mut(whom) {
+            node.role = Role::Secondary;
+        }
+    }
+
+    // --- network ---
+
+    /// Both connections of a pair are there and neither end has gone.
+    pub(crate) fn is_connected(&self) -> bool {
+        let [a, b] = &self.nodes;
+        a.conns == b.conns
+            && a.conns.iter().all(|conn| {
+                conn.and_then(|conn| self.conns.get(&conn))
+                    .is_some_and(|conn| !conn.cut && conn.ends.iter().all(|end| end.open))
+            })
+    }
+
+    fn transmit(&mut self, conn: ConnId, from: usize, bytes: Vec<u8>) {
+        let after = self.latency(3_000);
+        let at = (self.now + after).max(self.stalled_until);
+        let to = 1 - from;
+        let Some(conn_state) = self.conns.get_mut(&conn).filter(|conn| !conn.cut) else { return };
+        let Some(end) = conn_state.ends.get_mut(to) else { return };
+        end.last_arrival = end.last_arrival.max(at);
+        let after = end.last_arrival.saturating_sub(self.now);
+        self.schedule(after, Happening::Arrival { conn, to, bytes });
+    }
+
+    /// `node` closes its connections.
+    fn hang_up(&mut self, node: usize) {
+        let Some(n) = self.nodes.get_mut(node) else { return };
+        for conn in std::mem::take(&mut n.conns).into_iter().flatten() {
+            self.close_end(conn, node);
+        }
+    }
+
+    fn close_end(&mut self, conn: ConnId, node: usize) {
+        if let Some(end) = self.conns.get_mut(&conn).and_then(|conn| conn.ends.get_mut(node)) {
+            end.open = false;
+        }
+        // The other end hears of it after what is on its way.
+        let after = self.latency(3_000);
+        let at = (self.now + after).max(self.stalled_until);
+        let to = 1 - node;
+        let last = self.conns.get(&conn).and_then(|conn| conn.ends.get(to)).map(|end| end.last_arrival);
+        let at = at.max(last.unwrap_or_default());
+        self.schedule(at.saturating_sub(self.now), Happening::Broken { conn, to });
+    }
+
+    /// Every connection breaks, each end noticing in its own time and after any part of what was on its way.
+    pub(crate) fn cut(&mut self) {
+        let ids: Vec<ConnId> = self.conns.keys().copied().collect();
+        for id in ids {
+            if let Some(conn) = self.conns.get_mut(&id) {
+                conn.cut = true;
+            }
+            let mut on_way: Vec<((Duration, u64), usize)> = self
+                .queue
+                .iter()
+                .filter_map(|(at, happening)| match happening {
+                    Happening::Arrival { conn, bytes, .. } if *conn == id => Some((*at, bytes.len())),
+                    _ => None,
+                })
+                .collect();
+            on_way.sort_unstable();
+            for to in 0..2 {
+                let mut lost = false;
+                for (at, _) in &on_way {
+                    let chance = self.random.one_in(3);
+                    let part = self.random.number();
+                    let Some(Happening::Arrival { to: whom, bytes, .. }) = self.queue.get_mut(at) else {
+                        continue;
+                    };
+                    if *whom != to {
+                        continue;
+                    }
+                    if lost {
+                        self.queue.remove(at);
+                    } else if chance {
+                        lost = true;
+                        let keep = usize::try_from(part % (bytes.len() as u64 + 1)).unwrap_or(0);
+                        bytes.truncate(keep);
+                    }
+                }
+                let after = self.latency(5_000);
+                let last = self.conns.get(&id).and_then(|conn| conn.ends.get(to)).map(|end| end.last_arrival);
+                let at = (self.now + after).max(last.unwrap_or_default());
+                self.schedule(at.saturating_sub(self.now), Happening::Broken { conn: id, to });
+            }
+        }
+    }
+
+    fn broken(&mut self, conn: ConnId, to: usize) {
+        let now = self.now;
+        if let Some(end) = self.conns.get_mut(&conn).and_then(|conn| conn.ends.get_mut(to)) {
+            if !end.open {
+                return;
+            }
+            end.open = false;
+        } else {
+            return;
+        }
+        let Some(n) = self.nodes.get_mut(to) else { return };
+        if n.conns.contains(&Some(conn)) {
+            n.handle_lost(now, "the connection was closed");
+            self.pump(to);
+        } else if n.pending.is_some_and(|(_, pending)| pending == conn) {
+            n.pending = None;
+        }
+        if n_waits_on(self.nodes.get_mut(to), conn)
+            && let Some(n) = self.nodes.get_mut(to)
+        {
+            n.waiting = None;
+        }
+        if self.conns.get(&conn).is_some_and(|conn| conn.ends.iter().all(|end| !end.open)) {
+            self.conns.remove(&conn);
+        }
+    }
+
+    fn connected(&mut self, node: usize, incarnation: u64, side: Side) {
+        let (now, other) = (self.now, 1 - node);
+        let reachable = self.network && self.nodes.get(other).is_some_and(|other| other.running);
+        let Some(n) = self.nodes.get_mut(node) else { return };
+        if n.incarnation != incarnation {
+            return;
+        }
+        let Worker::Primary(engine) = &mut n.worker else { return };
+        if reachable {
+            self.number += 1;
+            let id = self.number;
+            if let Some(slot) = n.conns.get_mut(usize::from(side == Side::In)) {
+                *slot = Some(id);
+            }
+            self.conns.insert(id, Conn::new(node, side));
+            engine.handle_connected(now, side);
+        } else {
+            engine.handle_connect_failed(now, side, "connection refused");
+        }
+        self.pump(node);
+    }
+
+    fn arrival(&mut self, id: ConnId, to: usize, bytes: &[u8]) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let (primary, side) = (conn.primary, conn.side);
+        let Some(end) = conn.ends.get_mut(to) else { return };
+        if !end.open {
+            return;
+        }
+        match end.feed(bytes) {
+            Ok(frames) => {
+                for frame in frames {
+                    self.frame(id, to, primary == to, side, frame);
+                }
+            }
+            Err(error) => self.fail(format!("node {to} cannot read what node {} sent: {error}", 1 - to)),
+        }
+    }
+
+    fn frame(&mut self, id: ConnId, to: usize, is_primary: bool, side: Side, frame: Frame) {
+        let now = self.now;
+        let Some(n) = self.nodes.get_mut(to) else { return };
+        let known = n.conns.contains(&Some(id));
+        match &mut n.worker {
+            Worker::Primary(engine) if is_primary && known => engine.handle_frame(now, side, frame),
+            Worker::Secondary(engine) if !is_primary && known && side == Side::Out => {
+                engine.handle_frame(now, frame);
+            }
+            _ if !is_primary && !known => return self.hello(id, to, &frame),
+            _ => return,
+        }
+        self.pump(to);
+    }
+
+    /// A frame for the supervisor of a secondary.
+    fn hello(&mut self, id: ConnId, to: usize, frame: &Frame) {
+        let mode = self.plan.mode;
+        let Some(n) = self.nodes.get_mut(to) else { return };
+        let hello = frame
+            .list()
+            .map_err(|e| e.to_string())
+            .and_then(|list| Hello::decode(&list).map_err(|e| e.to_string()));
+        match hello {
+            Ok(Hello::First(_)) if n.role != Role::Secondary || n.next_role.is_some() => {
+                let mut refusal = Refusal::new(texts::not_secondary(n.role.as_str()));
+                refusal.wait = n.role == Role::Primary;
+                self.reply(id, to, refusal.encode().as_bytes());
+                self.close_end(id, to);
+            }
+            Ok(Hello::First(_)) => {
+                if let Worker::Secondary(_) = n.worker {
+                    n.waiting = Some(id);
+                    n.handle_stop(self.now);
+                    self.pump(to);
+                } else {
+                    self.answer_first(to, id);
+                }
+            }
+            Ok(Hello::Second(hello)) => match n.pending.take() {
+                Some((token, out)) if token == hello.token && n.role == Role::Secondary => {
+                    if let Err(error) = n.start_secondary(self.now, mode, hello) {
+                        return self.fail(error);
+                    }
+                    n.conns = [Some(out), Some(id)];
+                    self.pump(to);
+                }
+                _ => {
+                    self.reply(id, to, Refusal::new(texts::TOKEN_MISMATCH).encode().as_bytes());
+                    self.close_end(id, to);
+                }
+            },
+            Err(error) => self.fail(format!("node {to} got a hello it cannot read: {error}")),
+        }
+    }
+
+    fn answer_first(&mut self, node: usize, conn: ConnId) {
+        let mut token = [0; 16];
+        for chunk in token.chunks_exact_mut(8) {
+            chunk.copy_from_slice(&self.random.number().to_le_bytes());
+        }
+        if let Some(n) = self.nodes.get_mut(node) {
+            n.pending = Some((token, conn));
+        }
+        self.reply(conn, node, FirstAnswer { version: 2, token }.encode().as_bytes());
+    }
+
+    fn reply(&mut self, conn: ConnId, from: usize, nv: &[u8]) {
+        match frame::encode(2, nv) {
+            Ok(bytes) => self.transmit(conn, from, bytes),
+            Err(error) => self.fail(error.to_string()),
+        }
+    }
+
+    // --- client ---
+
+    fn client(&mut self) {
+        if !self.storm {
+            return;
+        }
+        let pause = if self.random.one_in(20) { 2_000_000 } else { 20_000 };
+        let after = Duration::from_micros(self.random.below(pause));
+        self.schedule(after, Happening::Client);
+        let (now, serving) = (self.now, self.serving);
+        let sectors = EXTENTS * EXTENTSIZE as usize / SECTOR;
+        let kind = self.random.below(20);
+        let first = usize::try_from(self.random.below(sectors as u64)).unwrap_or(0);
+        let most = if self.random.one_in(10) { 24 } else { 4 };
+        let count = usize::try_from(self.random.below(most)).unwrap_or(0).min(sectors - first - 1) + 1;
+        let Some(Node { worker: Worker::Primary(engine), next_role: None, .. }) = self.nodes.get_mut(serving)
+        else {
+            return;
+        };
+        if self.requests.len() >= OPEN {
+            return;
+        }
+        self.next_id += 1;
+        let id = RequestId(self.next_id);
+        let (offset, length) = ((first * SECTOR) as u64, (count * SECTOR) as u64);
+        let (what, op) = match kind {
+            0..=9 => {
+                self.memory.begin(now, id.0, false, first, count);
+                let data = Buffer::from(Memory::contents(id.0).repeat(count));
+                (What::Write, Op::Write { offset, data })
+            }
+            10 => {
+                self.memory.begin(now, id.0, true, first, count);
+                (What::Delete, Op::Delete { offset, length })
+            }
+            11 => (What::Flush, Op::Flush),
+            _ => {
+                let length = u32::try_from(length).unwrap_or(0);
+                (What::Read { first, count }, Op::Read { offset, length })
+            }
+        };
+        self.requests.insert(id, Asked { invoked: now, what });
+        engine.handle_request(now, id, op);
+        self.trace(|| format!("client: request {} {what:?}, {count} sectors from {first}", id.0));
+        self.pump(serving);
+    }
+
+    fn completed(&mut self, node: usize, id: RequestId, result: DiskResult) {
+        let now = self.now;
+        let Some(Asked { invoked, what }) = self.requests.remove(&id) else {
+            return self.fail(format!("node {node} completes request {} which is not open", id.0));
+        };
+        self.trace(|| format!("client: request {} ends: {:?}", id.0, result.as_ref().err()));
+        match (what, result) {
+            (What::Read { first, count }, Ok(Some(data))) => {
+                if data.len() != count * SECTOR {
+                    self.fail(format!("a read of {count} sectors brought {} bytes", data.len()));
+                }
+                for (index, bytes) in data.chunks(SECTOR).enumerate() {
+                    if let Err(error) = self.memory.check(first + index, bytes, invoked) {
+                        return self.fail(format!("read by request {}: {error}", id.0));
+                    }
+                }
+            }
+            (What::Read { .. }, Ok(None)) => self.fail("a read brought no data".into()),
+            (What::Write | What::Delete, result) => self.memory.end(now, id.0, result.is_ok()),
+            (What::Flush, Ok(_)) => self.memory.flushed(invoked),
+            (_, Err(_)) => {}
+        }
+    }
+}
+
+fn n_waits_on(node: Option<&mut Node>, conn: ConnId) -> bool {
+    node.is_some_and(|node| node.waiting == Some(conn))
+}
