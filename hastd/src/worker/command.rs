@@ -1,0 +1,362 @@
+//! One NBD command as a series of engine requests, and what becomes of it.
+//!
+//! Owns the cutting of long commands into requests that every peer takes, the flush that a FUA command ends
+//! with, and the translation of errors. Knows neither sockets nor other commands.
+
+use std::vec;
+
+use hast_engine::{DiskResult, MAX_REQUEST, Op};
+use hast_nbd::{CommandId, Kind, NbdError};
+use hast_net::buffer::Buffer;
+use hast_net::errno::Errno;
+
+/// Bytes that one delete request covers at most.
+const MAX_DELETE: u64 = 1 << 30;
+
+/// A command on its way through the engine.
+pub(super) struct Command {
+    /// The client's connection.
+    pub(super) client: usize,
+    /// The client's session's name for it.
+    pub(super) handle: CommandId,
+    requests: Requests,
+    /// Requests that the engine has.
+    outstanding: usize,
+    /// What reads have brought, in the order of their offsets.
+    data: Vec<Option<Buffer>>,
+    flush: Flush,
+    error: Option<NbdError>,
+}
+
+/// What a command still has to do about durability.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flush {
+    /// Nothing.
+    No,
+    /// A flush once everything else has been done.
+    Wanted,
+    /// The flush has been asked for.
+    Asked,
+}
+
+impl Command {
+    /// The command `kind` of a client of a device with sectors of `sector` bytes. `zeroes` are
+    /// [`MAX_REQUEST`] bytes of zeroes.
+    pub(super) fn new(client: usize, handle: CommandId, kind: Kind, sector: u32, zeroes: &Buffer) -> Command {
+        let durable = matches!(
+            kind,
+            Kind::Flush
+                | Kind::Write { fua: true, .. }
+                | Kind::Trim { fua: true, .. }
+                | Kind::WriteZeroes { fua: true, .. }
+        );
+        Command {
+            client,
+            handle,
+            requests: Requests::new(kind, sector, zeroes),
+            outstanding: 0,
+            data: Vec::new(),
+            flush: if durable { Flush::Wanted } else { Flush::No },
+            error: None,
+        }
+    }
+
+    /// The next request for the engine, and the number to name it by in [`Command::finished`]. None while
+    /// there is nothing to ask: for good, or until what is outstanding has finished.
+    pub(super) fn next_request(&mut self) -> Option<(usize, Op)> {
+        if self.error.is_some() {
+            return None;
+        }
+        if let Some(op) = self.requests.next() {
+            let number = self.data.len();
+            self.data.push(None);
+            self.outstanding += 1;
+            return Some((number, op));
+        }
+        if self.flush == Flush::Wanted && self.outstanding == 0 {
+            self.flush = Flush::Asked;
+            self.outstanding += 1;
+            return Some((self.data.len(), Op::Flush));
+        }
+        None
+    }
+
+    /// Takes the end of a request.
+    pub(super) fn finished(&mut self, number: usize, result: DiskResult) {
+        self.outstanding = self.outstanding.saturating_sub(1);
+        match result {
+            Ok(data) => {
+                if let Some(place) = self.data.get_mut(number) {
+                    *place = data;
+                }
+            }
+            // A disk without a cache has nothing to flush.
+            Err(Errno::EOPNOTSUPP) if self.flush == Flush::Asked => {}
+            // A trim is advice, and nobody was there who could follow it.
+            Err(Errno::EOPNOTSUPP) if self.requests.is_trim() => {}
+            Err(error) => self.abort(nbd_error(error)),
+        }
+    }
+
+    /// Ends the command with `error`, unless another came first, as soon as the engine has nothing of it.
+    pub(super) fn abort(&mut self, error: NbdError) {
+        self.error.get_or_insert(error);
+    }
+
+    /// Whether everything has finished but the flush that is now to be asked for.
+    pub(super) fn awaits_flush(&self) -> bool {
+        self.outstanding == 0
+            && self.flush == Flush::Wanted
+            && self.error.is_none()
+            && self.requests.is_empty()
+    }
+
+    /// Whether something is left to be asked of the engine, now or later.
+    pub(super) fn has_more(&self) -> bool {
+        !self.requests.is_empty() || self.flush == Flush::Wanted
+    }
+
+    /// What to answer, once there is nothing more to do. Takes the data: the command is over.
+    pub(super) fn outcome(&mut self) -> Option<Result<Vec<Buffer>, NbdError>> {
+        if self.outstanding > 0 {
+            return None;
+        }
+        if let Some(error) = self.error {
+            return Some(Err(error));
+        }
+        if self.has_more() {
+            return None;
+        }
+        Some(Ok(self.data.drain(..).flatten().collect()))
+    }
+}
+
+/// The requests that a command consists of, in order of their offsets; its flush apart.
+struct Requests {
+    what: What,
+    offset: u64,
+    left: u64,
+}
+
+enum What {
+    Nothing,
+    Read,
+    Write(vec::IntoIter<Buffer>),
+    Zeroes(Buffer),
+    Delete,
+}
+
+impl Requests {
+    fn new(kind: Kind, sector: u32, zeroes: &Buffer) -> Requests {
+        let (what, offset, left) = match kind {
+            Kind::Read { offset, length } => (What::Read, offset, length.into()),
+            Kind::Write { offset, data, .. } => {
+                let length = data.iter().map(|piece| piece.len() as u64).sum();
+                (What::Write(data.into_iter()), offset, length)
+            }
+            Kind::Trim { offset, length, .. } => {
+                let (offset, length) = inward(offset, length.into(), sector);
+                (What::Delete, offset, length)
+            }
+            // What a deleted range reads as is up to the disks, and may differ between the nodes: zeroes
+            // are written, whether the client would mind a hole or not.
+            Kind::WriteZeroes { offset, length, .. } => (What::Zeroes(zeroes.clone()), offset, length.into()),
+            Kind::Cache { .. } | Kind::Flush => (What::Nothing, 0, 0),
+        };
+        Requests { what, offset, left }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.left == 0
+    }
+
+    fn is_trim(&self) -> bool {
+        matches!(self.what, What::Delete)
+    }
+}
+
+impl Iterator for Requests {
+    type Item = Op;
+
+    fn next(&mut self) -> Option<Op> {
+        if self.left == 0 {
+            return None;
+        }
+        let offset = self.offset;
+        let short = u32::try_from(self.left).unwrap_or(u32::MAX).min(MAX_REQUEST);
+        let (op, length) = match &mut self.what {
+            What::Nothing => return None,
+            What::Read => (Op::Read { offset, length: short }, u64::from(short)),
+            What::Zeroes(zeroes) => {
+                let data = zeroes.slice(0..short as usize);
+                (Op::Write { offset, data }, u64::from(short))
+            }
+            What::Write(pieces) => {
+                // An empty or missing piece cannot be; it must not end in a loop.
+                let Some(data) = pieces.next().filter(|data| !data.is_empty()) else {
+                    self.left = 0;
+                    return None;
+                };
+                let length = data.len() as u64;
+                (Op::Write { offset, data }, length)
+            }
+            What::Delete => {
+                let length = self.left.min(MAX_DELETE);
+                (Op::Delete { offset, length }, length)
+            }
+        };
+        self.left = self.left.saturating_sub(length);
+        self.offset = self.offset.saturating_add(length);
+        Some(op)
+    }
+}
+
+/// The whole sectors inside a range.
+fn inward(offset: u64, length: u64, sector: u32) -> (u64, u64) {
+    let sector = u64::from(sector.max(1));
+    let end = offset.saturating_add(length);
+    let end = end.saturating_sub(end % sector);
+    let start = offset.checked_next_multiple_of(sector).unwrap_or(end);
+    (start, end.saturating_sub(start))
+}
+
+/// The nearest that NBD has.
+fn nbd_error(error: Errno) -> NbdError {
+    match error {
+        Errno::EPERM | Errno::EACCES | Errno::EROFS => NbdError::Perm,
+        Errno::ENOMEM => NbdError::NoMem,
+        Errno::EINVAL => NbdError::Inval,
+        Errno::ENOSPC | Errno::EDQUOT => NbdError::NoSpc,
+        Errno::EOPNOTSUPP => NbdError::NotSup,
+        _ => NbdError::Io,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn zeroes() -> Buffer {
+        Buffer::from(vec![0; MAX_REQUEST as usize])
+    }
+
+    fn command(kind: Kind) -> Command {
+        Command::new(1, CommandId(7), kind, 512, &zeroes())
+    }
+
+    fn drain(command: &mut Command) -> Vec<(usize, Op)> {
+        std::iter::from_fn(|| command.next_request()).collect()
+    }
+
+    fn pieces(length: usize) -> Vec<Buffer> {
+        let bytes: Vec<u8> = (0..length).map(|i| (i / 512) as u8).collect();
+        bytes.chunks(MAX_REQUEST as usize).map(|piece| Buffer::from(piece.to_vec())).collect()
+    }
+
+    proptest! {
+        /// Whatever the command, its requests cover its range once, in order, and each within the bound.
+        #[test]
+        fn requests_cover_the_range(start in 0_u64..1 << 40, sectors in 1_u32..70_000, which in 0..4) {
+            let (offset, length) = (start * 512, sectors * 512);
+            let kind = match which {
+                0 => Kind::Read { offset, length },
+                1 => Kind::WriteZeroes { offset, length, no_hole: false, fua: false },
+                2 => Kind::Trim { offset, length, fua: false },
+                _ => Kind::Write { offset, data: pieces(length.min(1 << 20) as usize), fua: false },
+            };
+            let length = if which == 3 { length.min(1 << 20) } else { length };
+            let mut command = command(kind);
+            let mut at = offset;
+            for (_, op) in drain(&mut command) {
+                let (offset, length) = op.range();
+                prop_assert_eq!(offset, at);
+                prop_assert!(length > 0);
+                let most = if which == 2 { MAX_DELETE } else { u64::from(MAX_REQUEST) };
+                prop_assert!(length <= most);
+                if let Op::Write { data, .. } = &op {
+                    prop_assert!(which == 3 || data.iter().all(|&byte| byte == 0));
+                }
+                at += length;
+            }
+            prop_assert_eq!(at, offset + u64::from(length));
+        }
+
+        #[test]
+        fn inward_keeps_whole_sectors_only(offset in 0_u64..1 << 20, length in 0_u64..1 << 20, shift in 9_u32..13) {
+            let sector = 1_u32 << shift;
+            let (start, left) = inward(offset, length, sector);
+            prop_assert_eq!(left % u64::from(sector), 0);
+            if left > 0 {
+                prop_assert_eq!(start % u64::from(sector), 0);
+                prop_assert!(start >= offset && start + left <= offset + length);
+                prop_assert!(start - offset < u64::from(sector));
+                prop_assert!(offset + length - (start + left) < u64::from(sector));
+            } else {
+                prop_assert!(length < 2 * u64::from(sector));
+            }
+        }
+    }
+
+    #[test]
+    fn a_read_is_answered_with_its_data_in_order() {
+        let mut command = command(Kind::Read { offset: 4096, length: 300_000 });
+        let requests = drain(&mut command);
+        assert_eq!(requests.len(), 3);
+        let all = pieces(300_000);
+        for number in [2, 0, 1] {
+            assert!(command.outcome().is_none());
+            command.finished(number, Ok(Some(all[number].clone())));
+        }
+        assert_eq!(command.outcome(), Some(Ok(all)));
+    }
+
+    #[test]
+    fn the_first_error_is_the_answer_once_everything_is_back() {
+        let mut command = command(Kind::Write { offset: 0, data: pieces(400_000), fua: true });
+        let (first, _) = command.next_request().unwrap();
+        let (second, _) = command.next_request().unwrap();
+        command.finished(second, Err(Errno::ENOSPC));
+        assert!(command.next_request().is_none(), "no more is asked after an error");
+        assert!(command.outcome().is_none(), "one request is still with the engine");
+        command.finished(first, Err(Errno::EIO));
+        assert!(!command.awaits_flush());
+        assert_eq!(command.outcome(), Some(Err(NbdError::NoSpc)));
+    }
+
+    #[test]
+    fn a_fua_write_is_flushed_before_it_is_answered() {
+        let mut command = command(Kind::Write { offset: 0, data: pieces(200_000), fua: true });
+        let requests = drain(&mut command);
+        assert_eq!(requests.len(), 2);
+        command.finished(0, Ok(None));
+        assert!(!command.awaits_flush() && command.next_request().is_none());
+        command.finished(1, Ok(None));
+        assert!(command.awaits_flush() && command.outcome().is_none());
+        let (number, op) = command.next_request().unwrap();
+        assert_eq!(op, Op::Flush);
+        assert!(command.outcome().is_none());
+        command.finished(number, Err(Errno::EIO));
+        assert_eq!(command.outcome(), Some(Err(NbdError::Io)));
+    }
+
+    #[test]
+    fn what_no_disk_can_do_is_no_failure_for_advice_and_flush() {
+        for kind in [Kind::Flush, Kind::Trim { offset: 0, length: 4096, fua: false }] {
+            let mut command = command(kind);
+            let (number, _) = command.next_request().unwrap();
+            command.finished(number, Err(Errno::EOPNOTSUPP));
+            assert_eq!(command.outcome(), Some(Ok(Vec::new())));
+        }
+    }
+
+    #[test]
+    fn commands_without_requests_are_answered_at_once() {
+        let small = Kind::Trim { offset: 100, length: 600, fua: false };
+        for kind in [Kind::Cache { offset: 0, length: 512 }, small] {
+            let mut command = command(kind);
+            assert!(command.next_request().is_none());
+            assert_eq!(command.outcome(), Some(Ok(Vec::new())));
+        }
+    }
+}

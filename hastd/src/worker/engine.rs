@@ -1,0 +1,116 @@
+//! The engine of either role behind one face, so that the reactor need not care which it drives.
+
+use std::time::Duration;
+
+use hast_engine::{Action, DiskResult, Op, OpId, Primary, RequestId, Secondary, Settings, Side};
+use hast_net::control::WorkerStatus;
+use hast_net::frame::{Frame, Limits};
+
+/// A resource's state machine. What a role does not know, it ignores.
+pub(super) enum Engine {
+    Primary(Box<Primary>),
+    Secondary(Box<Secondary>),
+}
+
+impl Engine {
+    pub(super) fn handle_request(&mut self, now: Duration, id: RequestId, op: Op) {
+        if let Engine::Primary(primary) = self {
+            primary.handle_request(now, id, op);
+        }
+    }
+
+    pub(super) fn handle_disk(&mut self, now: Duration, id: OpId, result: DiskResult) {
+        match self {
+            Engine::Primary(primary) => primary.handle_disk(now, id, result),
+            Engine::Secondary(secondary) => secondary.handle_disk(now, id, result),
+        }
+    }
+
+    pub(super) fn handle_connected(&mut self, now: Duration, side: Side) {
+        if let Engine::Primary(primary) = self {
+            primary.handle_connected(now, side);
+        }
+    }
+
+    pub(super) fn handle_connect_failed(&mut self, now: Duration, side: Side, reason: &str) {
+        if let Engine::Primary(primary) = self {
+            primary.handle_connect_failed(now, side, reason);
+        }
+    }
+
+    pub(super) fn handle_frame(&mut self, now: Duration, side: Side, frame: Frame) {
+        match self {
+            Engine::Primary(primary) => primary.handle_frame(now, side, frame),
+            Engine::Secondary(secondary) => secondary.handle_frame(now, frame),
+        }
+    }
+
+    pub(super) fn handle_lost(&mut self, now: Duration, reason: &str) {
+        match self {
+            Engine::Primary(primary) => primary.handle_lost(now, reason),
+            Engine::Secondary(secondary) => secondary.handle_lost(now, reason),
+        }
+    }
+
+    pub(super) fn handle_timeout(&mut self, now: Duration) {
+        match self {
+            Engine::Primary(primary) => primary.handle_timeout(now),
+            Engine::Secondary(secondary) => secondary.handle_timeout(now),
+        }
+    }
+
+    pub(super) fn handle_reload(&mut self, now: Duration, settings: Settings, reconnect: bool) {
+        if let Engine::Primary(primary) = self {
+            primary.handle_reload(now, settings, reconnect);
+        }
+    }
+
+    pub(super) fn handle_stop(&mut self, now: Duration) {
+        match self {
+            Engine::Primary(primary) => primary.handle_stop(now),
+            Engine::Secondary(secondary) => secondary.handle_stop(now),
+        }
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Duration> {
+        match self {
+            Engine::Primary(primary) => primary.poll_timeout(),
+            Engine::Secondary(secondary) => secondary.poll_timeout(),
+        }
+    }
+
+    pub(super) fn poll_action(&mut self) -> Option<Action> {
+        match self {
+            Engine::Primary(primary) => primary.poll_action(),
+            Engine::Secondary(secondary) => secondary.poll_action(),
+        }
+    }
+
+    pub(super) fn status(&self) -> WorkerStatus {
+        match self {
+            Engine::Primary(primary) => primary.status(),
+            Engine::Secondary(secondary) => secondary.status(),
+        }
+    }
+
+    /// Whether another frame may be taken from the first connection.
+    pub(super) fn wants_input(&self) -> bool {
+        match self {
+            // What a primary receives it has asked for.
+            Engine::Primary(_) => true,
+            Engine::Secondary(secondary) => secondary.wants_input(),
+        }
+    }
+
+    /// The longest payload that may come on the first connection, in bytes.
+    pub(super) fn payload_limit(&self) -> u32 {
+        match self {
+            Engine::Primary(primary) => primary.payload_limit(),
+            Engine::Secondary(_) => Limits::PEER.payload,
+        }
+    }
+
+    pub(super) fn is_primary(&self) -> bool {
+        matches!(self, Engine::Primary(_))
+    }
+}

@@ -1,0 +1,44 @@
+//! The worker: one process that owns one resource's engine and connects it to disk, peer and device.
+//!
+//! A single thread, the reactor, owns the engine and every socket; a few threads carry out disk operations.
+//! The worker opens nothing by path: the provider, the sockets and the connections come from the supervisor
+//! over a channel, and the channel's end is the end of the worker. What replication means is decided in
+//! `hast-engine` and nowhere here.
+
+mod command;
+mod discard;
+mod disk;
+mod engine;
+mod nbd;
+mod peer;
+mod privileges;
+mod reactor;
+mod sendqueue;
+mod signals;
+mod start;
+
+use crate::ipc::Channel;
+use reactor::Reactor;
+use signals::Signals;
+use start::StartError;
+
+/// Runs a worker process to its end and returns its exit code: 0 stopped, 66 provider or metadata unusable,
+/// 71 the system refuses something, 75 temporary failure, 78 configuration or split-brain.
+///
+/// SIGTERM and SIGINT mean the same as a stop message; SIGHUP means nothing to a worker.
+#[must_use]
+pub fn run(channel: Channel) -> i32 {
+    // Until the start message says where to log.
+    hast_log::init(hast_log::Sink::Terminal, 0);
+    serve(channel).unwrap_or_else(|error| {
+        log::error!("{error}");
+        error.code()
+    })
+}
+
+fn serve(channel: Channel) -> Result<i32, StartError> {
+    let signals = Signals::catch().map_err(StartError::System)?;
+    let Some(start) = start::receive(&channel)? else { return Ok(0) };
+    let started = start::open(start)?;
+    Ok(Reactor::new(channel, signals, started).map_err(StartError::System)?.run())
+}

@@ -1,0 +1,489 @@
+//! The reactor: one thread that waits for the channel, the peer, the clients, the disk and the clock, tells
+//! the engine what happened, and carries out what it asks for.
+//!
+//! Owns the order of things: after every event the engine's actions are carried out before the next event
+//! is looked at. Nothing in here waits except for the poller.
+
+use std::io;
+use std::mem;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hast_conf::Resource;
+use hast_engine::{Action, DiskResult, Event, OpId, Side};
+use hast_format::metadata::Role;
+use hast_log::error_text;
+use hast_nbd::Export;
+use hast_net::buffer::Pool;
+use polling::{Events, Poller};
+
+use super::disk::Disk;
+use super::engine::Engine;
+use super::nbd::Server;
+use super::peer::Link;
+use super::signals::Signals;
+use super::start::{self, Device, OS_ERROR, Started};
+use crate::ipc::{Channel, Reload, ToSupervisor, ToWorker};
+use crate::watch::Watched;
+
+const CHANNEL: usize = 0;
+const SIGNALS: usize = 1;
+const OUT: usize = 2;
+const IN: usize = 3;
+const LISTENER: usize = 4;
+const FIRST_CLIENT: usize = 16;
+
+/// Device requests that the engine has at once.
+const MAX_REQUESTS: usize = 256;
+/// Buffers full of input taken from one connection before everything else has its turn.
+const READS: usize = 32;
+/// How much longer than `timeout` an orderly end may take.
+const STOP_MARGIN: Duration = Duration::from_secs(5);
+/// How long an orderly end may take when nobody is left to wait for it.
+const ORPHAN_LIMIT: Duration = Duration::from_secs(5);
+/// How long to try to deliver last words.
+const LEAVE_LIMIT: Duration = Duration::from_secs(2);
+/// Exit code: an end that was not orderly (EX_TEMPFAIL).
+const TEMPORARY: i32 = 75;
+
+/// A worker at work.
+pub(super) struct Reactor {
+    origin: Instant,
+    poller: Arc<Poller>,
+    channel: Watched<Channel>,
+    signals: Watched<Signals>,
+    engine: Engine,
+    disk: Disk,
+    link: Link,
+    nbd: Option<Server>,
+    resource: Resource,
+    phase: Phase,
+    /// The supervisor is gone.
+    orphaned: bool,
+    /// Frames of the first connection wait until there is room for what they ask.
+    held_back: bool,
+    completions: Vec<(OpId, DiskResult)>,
+}
+
+/// How far a worker is on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Running,
+    /// The engine has been asked to come to an end.
+    Stopping {
+        deadline: Duration,
+    },
+    /// The engine is done; what it said last is being delivered.
+    Leaving {
+        code: i32,
+        deadline: Duration,
+    },
+}
+
+impl Reactor {
+    /// Puts everything together. The engine's time starts here.
+    pub(super) fn new(channel: Channel, signals: Signals, started: Started) -> io::Result<Reactor> {
+        let Started { engine, provider, resource, device } = started;
+        let poller = Arc::new(Poller::new()?);
+        let pool = Pool::new();
+        let waker = Arc::clone(&poller);
+        let disk = Disk::start(provider, pool.clone(), move || {
+            // Fails only when the poller is broken, and then waiting on it fails too.
+            let _ = waker.notify();
+        })?;
+        let role = if engine.is_primary() { Role::Primary } else { Role::Secondary };
+        let mut link = Link::new(&poller, (OUT, IN), pool.clone(), role, start::link_settings(&resource));
+        let nbd = match device {
+            Device::Listener { listener, size, sector } => {
+                let export = Export::new(resource.provname.clone(), size, sector);
+                let keys = (LISTENER, FIRST_CLIENT);
+                let server = Server::new(&poller, keys, listener, export, pool)?;
+                log::info!("Device hast/{} created.", resource.provname);
+                Some(server)
+            }
+            Device::Connections { out, in_ } => {
+                link.adopt(Side::Out, out)?;
+                link.adopt(Side::In, in_)?;
+                None
+            }
+        };
+        Ok(Reactor {
+            origin: Instant::now(),
+            channel: Watched::new(&poller, CHANNEL, channel, true, false)?,
+            signals: Watched::new(&poller, SIGNALS, signals, true, false)?,
+            poller,
+            engine,
+            disk,
+            link,
+            nbd,
+            resource,
+            phase: Phase::Running,
+            orphaned: false,
+            held_back: false,
+            completions: Vec::new(),
+        })
+    }
+
+    /// Works until the end; returns the exit code.
+    pub(super) fn run(mut self) -> i32 {
+        self.act();
+        let mut events = Events::new();
+        loop {
+            self.settle();
+            if let Some(code) = self.over() {
+                return code;
+            }
+            self.watch();
+            events.clear();
+            match self.poller.wait(&mut events, self.patience()) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    log::error!("Unable to wait for events: {}.", error_text(&error));
+                    return OS_ERROR;
+                }
+            }
+            for event in events.iter() {
+                self.dispatch(event.key);
+            }
+            self.take_completions();
+            self.check_clock();
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.origin.elapsed()
+    }
+
+    fn dispatch(&mut self, key: usize) {
+        match key {
+            CHANNEL => self.hear_supervisor(),
+            SIGNALS => {
+                if self.signals.get().is_some_and(Signals::ended) {
+                    self.stop(self.stop_limit());
+                }
+            }
+            OUT => self.receive(Side::Out),
+            IN => self.receive(Side::In),
+            LISTENER => {
+                let now = self.now();
+                if let Some(nbd) = &mut self.nbd {
+                    nbd.accept(now);
+                }
+            }
+            client => {
+                if let Some(nbd) = &mut self.nbd {
+                    nbd.receive(client);
+                }
+            }
+        }
+    }
+
+    /// Takes frames from a connection and hands them to the engine.
+    fn receive(&mut self, side: Side) {
+        for _ in 0..READS {
+            loop {
+                if self.is_leaving() {
+                    return;
+                }
+                if side == Side::Out && !self.has_room() {
+                    self.held_back = true;
+                    return;
+                }
+                if side == Side::Out {
+                    self.link.set_payload_limit(side, self.engine.payload_limit());
+                }
+                let Some(frame) = self.link.next_frame(side) else { break };
+                let now = self.now();
+                self.engine.handle_frame(now, side, frame);
+                self.act();
+            }
+            if !self.link.receive(side) {
+                return;
+            }
+        }
+    }
+
+    /// Whether a secondary can take in more without piling up what its disk or its primary does not take.
+    /// What a primary receives it has asked for.
+    fn has_room(&self) -> bool {
+        self.engine.is_primary()
+            || (self.engine.wants_input() && !self.disk.is_busy() && !self.link.is_busy())
+    }
+
+    /// Carries out whatever has become possible, until nothing more is.
+    fn settle(&mut self) {
+        loop {
+            if mem::take(&mut self.held_back) {
+                self.receive(Side::Out);
+            }
+            self.admit();
+            let now = self.now();
+            let was_busy = self.link.is_busy();
+            self.link.transmit(now);
+            if let Some(reason) = self.link.take_failure() {
+                self.lose(&reason);
+                continue;
+            }
+            // No event will say that there is room again: it was made just now.
+            let has_room = was_busy && !self.link.is_busy();
+            let has_room = has_room || (self.held_back && self.has_room());
+            let answered = self.nbd.as_mut().is_some_and(Server::transmit);
+            if !has_room && !answered {
+                return;
+            }
+        }
+    }
+
+    /// Hands clients' requests to the engine, as many as it may have.
+    fn admit(&mut self) {
+        while self.phase == Phase::Running && !self.link.is_busy() {
+            let Some(nbd) = &mut self.nbd else { return };
+            if nbd.in_flight() >= MAX_REQUESTS {
+                return;
+            }
+            let Some((id, op)) = nbd.next_request() else { return };
+            let now = self.now();
+            self.engine.handle_request(now, id, op);
+            self.act();
+        }
+    }
+
+    /// Carries out what the engine asks for.
+    fn act(&mut self) {
+        while let Some(action) = self.engine.poll_action() {
+            match action {
+                Action::Disk { id, op } => self.disk.submit(id, op),
+                Action::Connect(side) => {
+                    let id = self.link.want(side);
+                    self.tell(ToSupervisor::Connect { side, id });
+                }
+                Action::Send { side, version, message } => {
+                    let now = self.now();
+                    self.link.send(now, side, version, &message);
+                }
+                Action::Close => self.close(),
+                Action::Complete { id, result } => {
+                    if let Some(nbd) = &mut self.nbd {
+                        nbd.complete(id, result);
+                    }
+                }
+                Action::Event(event) => self.announce(event),
+                Action::Exit(code) => self.leave(code),
+            }
+        }
+    }
+
+    /// Tells administrator and supervisor what has happened.
+    fn announce(&mut self, event: Event) {
+        if self.engine.is_primary() {
+            let remote = self.resource.remote_text();
+            match event {
+                Event::Connect => log::info!("Connected to {remote}."),
+                Event::Disconnect => log::warn!("Disconnected from {remote}."),
+                _ => {}
+            }
+        }
+        self.tell(ToSupervisor::Event(event));
+    }
+
+    /// Drops both connections and what is being opened.
+    fn close(&mut self) {
+        for id in self.link.close() {
+            self.tell(ToSupervisor::Cancel { id });
+        }
+        self.held_back = false;
+    }
+
+    /// The connections cannot be used any more.
+    fn lose(&mut self, reason: &str) {
+        self.close();
+        if !self.is_leaving() {
+            log::error!("{reason}.");
+            let now = self.now();
+            self.engine.handle_lost(now, reason);
+            self.act();
+        }
+    }
+
+    fn tell(&mut self, message: ToSupervisor) {
+        if self.orphaned {
+            return;
+        }
+        let Some(channel) = self.channel.get() else { return };
+        if let Err(error) = channel.send_to_supervisor(message) {
+            self.orphan(&error_text(&error));
+        }
+    }
+
+    fn hear_supervisor(&mut self) {
+        while !self.orphaned {
+            let Some(channel) = self.channel.get() else { return };
+            if channel.wants_write()
+                && let Err(error) = channel.flush()
+            {
+                return self.orphan(&error_text(&error));
+            }
+            match channel.recv_from_supervisor() {
+                Ok(Some(message)) => self.obey(message),
+                Ok(None) => self.orphan("it closed the channel"),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => self.orphan(&error_text(&error)),
+            }
+        }
+    }
+
+    fn obey(&mut self, message: ToWorker) {
+        let now = self.now();
+        match message {
+            ToWorker::Start(_) => log::error!("The supervisor sent a second start message."),
+            ToWorker::Connected { side, id, socket } => {
+                // A stale one is closed by being dropped.
+                if self.is_leaving() || !self.link.is_wanted(side, id) {
+                    return;
+                }
+                match self.link.adopt(side, socket) {
+                    Ok(()) => self.engine.handle_connected(now, side),
+                    Err(error) => {
+                        self.engine.handle_connect_failed(now, side, &error_text(&error));
+                    }
+                }
+            }
+            ToWorker::ConnectFailed { side, id, error } => {
+                if self.link.is_wanted(side, id) && !self.is_leaving() {
+                    self.engine.handle_connect_failed(now, side, &error);
+                }
+            }
+            ToWorker::Reload(reload) => {
+                let Reload { resource, reconnect } = *reload;
+                self.resource = resource;
+                self.link.apply(start::link_settings(&self.resource));
+                if !self.is_leaving() {
+                    self.engine.handle_reload(now, start::settings(&self.resource), reconnect);
+                }
+            }
+            ToWorker::Status { id } => {
+                self.tell(ToSupervisor::Status { id, status: self.engine.status() });
+            }
+            ToWorker::Stop => self.stop(self.stop_limit()),
+        }
+        self.act();
+    }
+
+    /// The supervisor is gone, and with it everybody who could make sense of this worker.
+    fn orphan(&mut self, reason: &str) {
+        if self.orphaned {
+            return;
+        }
+        self.orphaned = true;
+        log::error!("The supervisor is gone ({reason}), exiting.");
+        self.stop(ORPHAN_LIMIT);
+    }
+
+    fn stop_limit(&self) -> Duration {
+        start::timeout(&self.resource).saturating_add(STOP_MARGIN)
+    }
+
+    /// Begins an orderly end that has to be over within `limit`.
+    fn stop(&mut self, limit: Duration) {
+        let limit = self.now().saturating_add(limit);
+        match &mut self.phase {
+            Phase::Leaving { .. } => {}
+            Phase::Stopping { deadline } => *deadline = limit.min(*deadline),
+            Phase::Running => {
+                if !self.orphaned {
+                    log::info!("Termination signal received, exiting.");
+                }
+                self.phase = Phase::Stopping { deadline: limit };
+                if let Some(nbd) = &mut self.nbd {
+                    nbd.stop();
+                }
+                let now = self.now();
+                self.engine.handle_stop(now);
+                self.act();
+            }
+        }
+    }
+
+    /// The engine has come to its end.
+    fn leave(&mut self, code: i32) {
+        if let Some(nbd) = &mut self.nbd {
+            nbd.stop();
+        }
+        self.phase = Phase::Leaving { code, deadline: self.now().saturating_add(LEAVE_LIMIT) };
+    }
+
+    fn is_leaving(&self) -> bool {
+        matches!(self.phase, Phase::Leaving { .. })
+    }
+
+    /// The exit code, once everything is delivered or has had its time.
+    fn over(&self) -> Option<i32> {
+        let Phase::Leaving { code, deadline } = self.phase else { return None };
+        let channel = self.channel.get().filter(|_| !self.orphaned);
+        let pending = self.link.unsent_bytes() > 0
+            || self.nbd.as_ref().is_some_and(Server::has_unsent)
+            || channel.is_some_and(Channel::wants_write);
+        (!pending || self.now() >= deadline).then_some(code)
+    }
+
+    fn take_completions(&mut self) {
+        let mut completions = mem::take(&mut self.completions);
+        self.disk.take_completions(&mut completions);
+        for (id, result) in completions.drain(..) {
+            if !self.is_leaving() {
+                let now = self.now();
+                self.engine.handle_disk(now, id, result);
+                self.act();
+            }
+        }
+        self.completions = completions;
+    }
+
+    fn check_clock(&mut self) {
+        let now = self.now();
+        if !self.is_leaving() && self.engine.poll_timeout().is_some_and(|at| at <= now) {
+            self.engine.handle_timeout(now);
+            self.act();
+        }
+        self.link.check(now);
+        if let Some(nbd) = &mut self.nbd {
+            nbd.check(now);
+        }
+        if let Phase::Stopping { deadline } = self.phase
+            && deadline <= now
+        {
+            log::warn!("Unable to finish in time what was begun, exiting.");
+            self.leave(TEMPORARY);
+        }
+    }
+
+    /// How long nothing happens by itself.
+    fn patience(&self) -> Option<Duration> {
+        let phase = match self.phase {
+            Phase::Running => None,
+            Phase::Stopping { deadline } | Phase::Leaving { deadline, .. } => Some(deadline),
+        };
+        let engine = self.engine.poll_timeout().filter(|_| !self.is_leaving());
+        let nbd = self.nbd.as_ref().and_then(Server::deadline);
+        if self.link.has_failed() {
+            return Some(Duration::ZERO);
+        }
+        let first = [phase, engine, nbd, self.link.deadline()].into_iter().flatten().min()?;
+        Some(first.saturating_sub(self.now()))
+    }
+
+    /// Tells the poller what is of interest now.
+    fn watch(&mut self) {
+        let receive = !self.is_leaving();
+        self.link.watch((receive && !self.held_back, receive));
+        if let Some(nbd) = &mut self.nbd {
+            nbd.watch();
+        }
+        let write = self.channel.get().is_some_and(Channel::wants_write);
+        let (read, write) = (!self.orphaned, write && !self.orphaned);
+        if let Err(error) = self.channel.want(read, write) {
+            self.orphan(&error_text(&error));
+        }
+    }
+}

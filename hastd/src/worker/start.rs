@@ -1,0 +1,163 @@
+//! From a start message to everything a worker runs with: the provider checked, the map read, the engine
+//! made, privileges dropped.
+//!
+//! Owns the refusals that end a worker before it serves anything, and their exit codes.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use hast_conf::Resource;
+use hast_engine::{Primary, PrimaryStart, Secondary, SecondaryStart, Settings};
+use hast_format::layout::{Layout, LayoutError};
+use hast_log::{Sink, error_text};
+use hast_net::payload::Stages;
+use hast_provider::{Provider, ProviderError};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::engine::Engine;
+use super::peer::LinkSettings;
+use super::privileges::{self, PrivilegesError};
+use crate::ipc::{Channel, Start, StartKind, ToWorker};
+
+/// Exit code: the provider or what is on it cannot be used (EX_NOINPUT).
+const NO_INPUT: i32 = 66;
+/// Exit code: the system refuses what every worker needs (EX_OSERR).
+pub(super) const OS_ERROR: i32 = 71;
+/// Exit code: the configuration asks for what cannot be (EX_CONFIG).
+const CONFIG: i32 = 78;
+
+/// Why a worker ends before it has begun.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StartError {
+    #[error(transparent)]
+    Provider(#[from] ProviderError),
+    #[error("Metadata on {path} is unusable: {error}.")]
+    Layout { path: String, error: LayoutError },
+    #[error(transparent)]
+    Privileges(#[from] PrivilegesError),
+    #[error("Unable to draw random numbers: {0}.")]
+    Random(String),
+    #[error("Unable to receive from the supervisor: {}.", error_text(.0))]
+    Channel(io::Error),
+    #[error("The supervisor sent something before the start message.")]
+    OutOfTurn,
+    #[error("Unable to set up the worker: {}.", error_text(.0))]
+    System(io::Error),
+}
+
+impl StartError {
+    /// The worker's exit code.
+    pub(super) fn code(&self) -> i32 {
+        match self {
+            StartError::Provider(_) | StartError::Layout { .. } => NO_INPUT,
+            StartError::Privileges(_) => CONFIG,
+            StartError::Random(_)
+            | StartError::Channel(_)
+            | StartError::OutOfTurn
+            | StartError::System(_) => OS_ERROR,
+        }
+    }
+}
+
+/// Everything that a worker runs with.
+pub(super) struct Started {
+    pub(super) engine: Engine,
+    pub(super) provider: Provider,
+    pub(super) resource: Resource,
+    pub(super) device: Device,
+}
+
+/// What the role brings: the device of a primary, the connections of a secondary.
+pub(super) enum Device {
+    Listener { listener: OwnedFd, size: u64, sector: u32 },
+    Connections { out: OwnedFd, in_: OwnedFd },
+}
+
+/// Waits for the start message. None: the worker is not wanted after all.
+pub(super) fn receive(channel: &Channel) -> Result<Option<Start>, StartError> {
+    loop {
+        match channel.recv_from_supervisor() {
+            Ok(Some(ToWorker::Start(start))) => return Ok(Some(*start)),
+            Ok(Some(ToWorker::Stop) | None) => return Ok(None),
+            Ok(Some(_)) => return Err(StartError::OutOfTurn),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let mut watched = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
+                match poll(&mut watched, PollTimeout::NONE) {
+                    Ok(_) | Err(nix::Error::EINTR) => {}
+                    Err(error) => return Err(StartError::Channel(error.into())),
+                }
+            }
+            Err(error) => return Err(StartError::Channel(error)),
+        }
+    }
+}
+
+/// Opens the log, checks the provider, makes the engine (at time zero) and drops privileges.
+pub(super) fn open(start: Start) -> Result<Started, StartError> {
+    let role = start.role();
+    let Start { resource, debug, background, drop_privileges, provider, kind } = start;
+    // The socket to the system log must be open before the root directory changes.
+    hast_log::init(if background { Sink::Syslog } else { Sink::Terminal }, debug);
+    hast_log::set_process_prefix(Some(&resource.name), Some(role.as_str()));
+
+    let provider = Provider::from_fd(provider, &resource.localpath)?;
+    log::debug!("Obtained info about {}.", provider.path().display());
+    log::debug!("Locked {}.", provider.path().display());
+    let metadata = provider.read_metadata_of(&resource.name)?;
+    let layout = Layout::open(&metadata, provider.mediasize(), provider.sectorsize())
+        .map_err(|error| StartError::Layout { path: provider.path().display().to_string(), error })?;
+    let map = provider.read_map(&layout)?;
+    let settings = settings(&resource);
+    let (size, sector) = (layout.datasize(), layout.sectorsize());
+    let (engine, device) = match kind {
+        StartKind::Primary { nbd } => {
+            let start = PrimaryStart { settings, metadata, layout, map, random: random()? };
+            let primary = Primary::new(start, Duration::ZERO);
+            (Engine::Primary(Box::new(primary)), Device::Listener { listener: nbd, size, sector })
+        }
+        StartKind::Secondary { out, in_, version, hello } => {
+            let start = SecondaryStart { metadata, layout, map, settings, version, hello };
+            let secondary = Secondary::new(start, Duration::ZERO);
+            (Engine::Secondary(Box::new(secondary)), Device::Connections { out, in_ })
+        }
+    };
+    if drop_privileges && privileges::drop_privileges()? {
+        log::info!("Privileges successfully dropped.");
+    }
+    Ok(Started { engine, provider, resource, device })
+}
+
+/// The part of the configuration that the engine goes by.
+pub(super) fn settings(resource: &Resource) -> Settings {
+    Settings {
+        replication: resource.replication,
+        timeout: timeout(resource),
+        metaflush: resource.metaflush,
+        remote: resource.remote.is_some(),
+    }
+}
+
+/// The part of the configuration that the connections go by.
+pub(super) fn link_settings(resource: &Resource) -> LinkSettings {
+    LinkSettings {
+        stages: Stages { compression: resource.compression, checksum: resource.checksum },
+        timeout: timeout(resource),
+        remote: resource.remote_text().to_owned(),
+    }
+}
+
+/// How long the other node may take.
+pub(super) fn timeout(resource: &Resource) -> Duration {
+    Duration::from_secs(u64::from(resource.timeout.max(1)))
+}
+
+/// A number that is not 0 and that nobody else draws.
+fn random() -> Result<u64, StartError> {
+    loop {
+        let drawn = getrandom::u64().map_err(|error| StartError::Random(error.to_string()))?;
+        if drawn != 0 {
+            return Ok(drawn);
+        }
+    }
+}
