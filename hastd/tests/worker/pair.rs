@@ -1,0 +1,225 @@
+//! A primary and a secondary process with everything that can happen between them.
+
+use std::thread;
+use std::time::Duration;
+
+use hast_engine::Event;
+use hast_format::metadata::Role;
+use hast_net::Replication;
+use hast_net::payload::{Checksum, Compression};
+use hastd::ipc::{Reload, ToWorker};
+
+use crate::harness::*;
+
+#[test]
+fn what_is_written_is_on_both_nodes_in_every_mode() {
+    let variants = [
+        (Replication::Fullsync, Checksum::Crc32, Compression::Lzf),
+        (Replication::Memsync, Checksum::Sha256, Compression::Hole),
+        (Replication::Async, Checksum::None, Compression::None),
+    ];
+    for (replication, checksum, compression) in variants {
+        let pair = Pair::start(|resource| {
+            resource.replication = replication;
+            resource.checksum = checksum;
+            resource.compression = compression;
+        });
+        pair.wait_complete();
+        let client = pair.device.connect();
+        let data = pattern(1, 4 << 20);
+        client.write(0, &data).unwrap();
+        client.write_zeroes(1 << 20, 300 << 10).unwrap();
+        client.trim(12 << 20, 1 << 20).unwrap();
+        client.write_fua(9 << 20, &data[..4096]).unwrap();
+        assert!(client.read(9 << 20, 4096).unwrap() == data[..4096]);
+        client.flush().unwrap();
+        let (a, b) = (pair.a.data(), pair.b.data());
+        assert!(a == b, "{replication:?}: the nodes differ after a flush");
+        assert!(a[..1 << 20] == data[..1 << 20]);
+        assert!(a[1 << 20..(1 << 20) + (300 << 10)].iter().all(|&byte| byte == 0));
+        assert_eq!(pair.board().count(Role::Primary, Event::Connect), 1);
+        assert_eq!(pair.board().count(Role::Secondary, Event::Connect), 1);
+        let (a, b) = (pair.a.metadata(), pair.b.metadata());
+        assert!(a.resuid != 0 && a.resuid == b.resuid);
+        assert_eq!(pair.stop(), Some(0));
+        assert!(pair.a.data() == pair.b.data());
+        assert_eq!(pair.board().secondary_exits, [Some(75)]);
+        assert_eq!(pair.board().count(Role::Primary, Event::Disconnect), 0, "a stop is no disconnection");
+    }
+}
+
+#[test]
+fn a_lost_secondary_gets_what_it_missed_and_only_that() {
+    let pair = Pair::start(|_| {});
+    pair.wait_complete();
+    let client = pair.device.connect();
+    client.write(0, &pattern(1, 8 << 20)).unwrap();
+    client.flush().unwrap();
+    pair.board().reachable = false;
+    pair.cut();
+    wait_for("the loss", || (!pair.status().complete).then_some(()));
+    client.write(2 << 20, &pattern(2, 1 << 20)).unwrap();
+    assert!(client.read(2 << 20, 1 << 20).unwrap() == pattern(2, 1 << 20));
+    assert!(pair.a.data() != pair.b.data());
+    let dirty = pair.status().dirty;
+    assert!((1 << 20..4 << 20).contains(&dirty), "{dirty} bytes are dirty");
+    pair.board().reachable = true;
+    pair.wait_in_step();
+    assert!(pair.a.data() == pair.b.data());
+    wait_for("syncdone", || (pair.board().count(Role::Primary, Event::SyncDone) > 0).then_some(()));
+    let board = pair.board();
+    assert_eq!(board.count(Role::Primary, Event::Disconnect), 1);
+    assert!(board.count(Role::Primary, Event::SyncStart) >= 1);
+    drop(board);
+    assert_eq!(pair.stop(), Some(0));
+    assert_eq!(pair.board().secondary_exits, [Some(75), Some(75)]);
+}
+
+#[test]
+fn connections_cut_under_load_cost_no_data() {
+    for replication in [Replication::Fullsync, Replication::Memsync, Replication::Async] {
+        let pair = Pair::start(|resource| {
+            resource.replication = replication;
+            resource.checksum = Checksum::Crc32;
+        });
+        pair.wait_complete();
+        let (last, connected) = thread::scope(|scope| {
+            let writers: Vec<_> = (0..3_u64)
+                .map(|writer| {
+                    let client = pair.device.connect();
+                    let pair = &pair;
+                    scope.spawn(move || {
+                        let mut last = vec![0; 40];
+                        for round in 1..=400_u64 {
+                            let slot = (round * 7) % 40;
+                            let seed = writer * 1_000_000 + slot * 1000 + round;
+                            let offset = (writer * 40 + slot) * (100 << 10);
+                            client.write(offset, &pattern(seed, 100 << 10)).unwrap();
+                            last[slot as usize] = seed;
+                            if writer == 0 && round % 100 == 50 {
+                                pair.cut();
+                            }
+                            if round % 64 == 0 {
+                                client.flush().unwrap();
+                            }
+                        }
+                        last
+                    })
+                })
+                .collect();
+            let last: Vec<Vec<u64>> = writers.into_iter().map(|writer| writer.join().unwrap()).collect();
+            (last, pair.board().count(Role::Primary, Event::Connect))
+        });
+        assert!(connected >= 1);
+        assert!(pair.board().count(Role::Primary, Event::Disconnect) >= 1, "nothing was cut");
+        pair.wait_in_step();
+        assert_eq!(pair.stop(), Some(0));
+        let (a, b) = (pair.a.data(), pair.b.data());
+        for (writer, slots) in last.iter().enumerate() {
+            for (slot, seed) in slots.iter().enumerate().filter(|(_, seed)| **seed != 0) {
+                let at = (writer * 40 + slot) * (100 << 10);
+                let expected = pattern(*seed, 100 << 10);
+                assert!(a[at..at + expected.len()] == expected, "{replication:?}: lost on the primary");
+            }
+        }
+        assert!(a == b, "{replication:?}: the nodes differ");
+    }
+}
+
+#[test]
+fn a_killed_secondary_is_replaced_and_brought_up_to_date() {
+    let pair = Pair::start(|resource| resource.replication = Replication::Fullsync);
+    pair.wait_complete();
+    let client = pair.device.connect();
+    client.write(0, &pattern(1, 2 << 20)).unwrap();
+    pair.kill_secondary();
+    client.write(1 << 20, &pattern(2, 2 << 20)).unwrap();
+    pair.wait_in_step();
+    assert!(pair.board().secondary_exits.contains(&None), "it was killed by a signal");
+    assert!(pair.a.data() == pair.b.data());
+    assert!(client.read(1 << 20, 2 << 20).unwrap() == pattern(2, 2 << 20));
+}
+
+#[test]
+fn a_killed_primary_comes_back_with_its_data() {
+    let mut pair = Pair::start(|_| {});
+    pair.wait_complete();
+    pair.device.connect().write(0, &pattern(1, 4 << 20)).unwrap();
+    let mut primary = pair.take_primary();
+    primary.child.kill().unwrap();
+    primary.child.wait().unwrap();
+    pair.resource.checksum = Checksum::Sha256;
+    pair.start_primary();
+    pair.wait_in_step();
+    assert!(pair.device.connect().read(0, 4 << 20).unwrap() == pattern(1, 4 << 20));
+    assert_eq!(pair.stop(), Some(0));
+    assert!(pair.a.data() == pair.b.data());
+}
+
+#[test]
+fn a_reload_applies_without_disturbing_the_device() {
+    let pair = Pair::start(|_| {});
+    pair.wait_complete();
+    let client = pair.device.connect();
+    client.write(0, &pattern(1, 1 << 20)).unwrap();
+    let mut resource = pair.resource.clone();
+    resource.replication = Replication::Fullsync;
+    resource.checksum = Checksum::Crc32;
+    resource.compression = Compression::Lzf;
+    resource.timeout = 7;
+    let reload = |reconnect| {
+        let reload = Reload { resource: resource.clone(), reconnect };
+        let board = pair.board();
+        board.primary.as_ref().unwrap().tell(ToWorker::Reload(Box::new(reload)));
+    };
+    reload(false);
+    client.write(1 << 20, &pattern(2, 1 << 20)).unwrap();
+    assert_eq!(pair.board().count(Role::Primary, Event::Connect), 1);
+    reload(true);
+    wait_for("another connection", || (pair.board().count(Role::Primary, Event::Connect) == 2).then_some(()));
+    client.write(2 << 20, &pattern(3, 1 << 20)).unwrap();
+    client.flush().unwrap();
+    assert!(pair.a.data() == pair.b.data());
+    assert_eq!(pair.stop(), Some(0));
+}
+
+#[test]
+fn a_secondary_that_is_stopped_has_stored_what_it_accepted() {
+    let pair = Pair::start(|resource| resource.replication = Replication::Memsync);
+    pair.wait_complete();
+    let client = pair.device.connect();
+    for i in 0..32_u64 {
+        client.write(i * (64 << 10), &pattern(i, 64 << 10)).unwrap();
+    }
+    pair.board().reachable = false;
+    let mut secondary = pair.board().secondary.take().unwrap();
+    assert_eq!(secondary.stop(), Some(0));
+    let b = pair.b.data();
+    for i in 0..32_usize {
+        assert!(b[i * (64 << 10)..][..64 << 10] == pattern(i as u64, 64 << 10), "write {i} is lost");
+    }
+    client.write(0, &pattern(99, 4096)).unwrap();
+    assert_eq!(pair.stop(), Some(0));
+}
+
+#[test]
+fn a_stop_of_a_connected_pair_under_load_leaves_equal_nodes() {
+    let pair = Pair::start(|resource| resource.replication = Replication::Async);
+    pair.wait_complete();
+    thread::scope(|scope| {
+        for writer in 0..3_u64 {
+            let client = pair.device.connect();
+            scope.spawn(move || {
+                for round in 0.. {
+                    let offset = (writer * 30 + round % 30) * (128 << 10);
+                    if client.write(offset, &pattern(round, 128 << 10)).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        thread::sleep(Duration::from_millis(200));
+        assert_eq!(pair.stop(), Some(0));
+    });
+    assert!(pair.a.data() == pair.b.data(), "C4: what was in flight ends on both nodes");
+}
