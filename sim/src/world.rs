@@ -205,13 +205,12 @@ impl World {
             if done(self) {
                 return Ok(true);
             }
-            let Some(((at, _), happening)) = self.queue.pop_first() else {
+            let Some(((at, number), happening)) = self.queue.pop_first() else {
                 self.now = end;
                 return Ok(false);
             };
             if at >= end {
-                self.number += 1;
-                self.queue.insert((at, self.number), happening);
+                self.queue.insert((at, number), happening);
                 self.now = end;
                 return Ok(false);
             }

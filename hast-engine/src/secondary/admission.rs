@@ -32,13 +32,12 @@ impl Secondary {
                 self.end(EXIT_REFUSED);
             }
             Decision::Accept { adopt: false, map, source } => self.answer(false, map, source),
-            Decision::Accept { adopt: true, map: MapToSend::Full, .. } => {
-                // L19: should this first contact break off, the next one must still copy everything.
-                let extents = self.map.len();
-                self.map = Bitmap::full(extents);
-                let data = Buffer::from(self.map.bytes(0..self.map_length()));
-                self.disk(Purpose::FullMap, DiskOp::Write { offset: self.layout.map_offset(), data });
+            Decision::Accept { adopt: true, map: MapToSend::Full, .. } if self.was_primary => {
+                // Should this first contact break off, the full map must not look like writes of our own.
+                let data = Buffer::from(self.metadata.encode().to_vec());
+                self.disk(Purpose::Role, DiskOp::Write { offset: 0, data });
             }
+            Decision::Accept { adopt: true, map: MapToSend::Full, .. } => self.set_full_map(),
             Decision::Accept { adopt: true, .. } => self.adopt(),
         }
     }
@@ -49,7 +48,9 @@ impl Secondary {
             counts: Counts { local: self.hello.localcnt, remote: self.hello.remotecnt },
             virgin: self.hello.virgin,
         };
-        decide(hello, self.metadata.resuid, self.counts(), !self.map.is_empty())
+        // Only a primary writes alone; a map without that is what a broken first contact left (L19).
+        let written = self.was_primary && !self.map.is_empty();
+        decide(hello, self.metadata.resuid, self.counts(), written)
     }
 
     fn counts(&self) -> Counts {
@@ -59,6 +60,28 @@ impl Secondary {
     /// The map's bytes on disk, as far as the metadata says (L12).
     pub(super) fn map_length(&self) -> usize {
         usize::try_from(self.layout.map_bytes().min(self.layout.map_capacity())).unwrap_or(0)
+    }
+
+    pub(super) fn role_written(&mut self, result: DiskResult) {
+        match result {
+            Ok(_) => self.disk(Purpose::RoleFlush, DiskOp::Flush),
+            Err(error) => self.provider_failed("write metadata", error),
+        }
+    }
+
+    pub(super) fn role_flushed(&mut self, result: DiskResult) {
+        match result {
+            Ok(_) | Err(Errno::EOPNOTSUPP) => self.set_full_map(),
+            Err(error) => self.provider_failed("flush metadata", error),
+        }
+    }
+
+    /// L19: should this first contact break off, the next one must still copy everything.
+    fn set_full_map(&mut self) {
+        let extents = self.map.len();
+        self.map = Bitmap::full(extents);
+        let data = Buffer::from(self.map.bytes(0..self.map_length()));
+        self.disk(Purpose::FullMap, DiskOp::Write { offset: self.layout.map_offset(), data });
     }
 
     pub(super) fn full_map_written(&mut self, result: DiskResult) {

@@ -63,6 +63,8 @@ pub struct Secondary {
     metadata: Metadata,
     layout: Layout,
     map: Bitmap,
+    /// This node was the last time in the primary role.
+    was_primary: bool,
     version: u8,
     hello: SecondHello,
     now: Duration,
@@ -98,6 +100,8 @@ enum Phase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Purpose {
     StartFlush,
+    Role,
+    RoleFlush,
     FullMap,
     FullMapFlush,
     Metadata,
@@ -112,10 +116,12 @@ impl Secondary {
     #[must_use]
     pub fn new(start: SecondaryStart, now: Duration) -> Secondary {
         let SecondaryStart { settings: _, mut metadata, layout, map, version, hello } = start;
+        let was_primary = metadata.prevrole == Role::Primary;
         metadata.prevrole = Role::Secondary;
         let extents = u32::try_from(layout.nextents()).unwrap_or(u32::MAX);
         let mut secondary = Secondary {
             map: Bitmap::from_bytes(extents, &map),
+            was_primary,
             metadata,
             layout,
             version,
@@ -156,6 +162,8 @@ impl Secondary {
         let Some(purpose) = self.ops.remove(&id) else { return };
         match purpose {
             Purpose::StartFlush => self.flushed_at_start(result),
+            Purpose::Role => self.role_written(result),
+            Purpose::RoleFlush => self.role_flushed(result),
             Purpose::FullMap => self.full_map_written(result),
             Purpose::FullMapFlush => self.full_map_flushed(result),
             Purpose::Metadata => self.adoption_written(result),
