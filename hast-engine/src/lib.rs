@@ -1,7 +1,7 @@
 //! What HAST replication means: the primary and the secondary of one resource as pure state machines.
 //!
 //! An engine is told what happened (`handle_*`) and asked what to do (`poll_*`). It knows no socket, no
-//! file, no thread and no clock: time is an argument, a [`Duration`] since some start. The worker drives
+//! file, no thread and no clock: time is an argument, a duration since some start. The worker drives
 //! it with a real disk and real connections, the simulator with simulated ones, and it is the same code.
 //!
 //! Rules for whoever drives it:

@@ -79,6 +79,19 @@ impl Op {
     }
 }
 
+impl fmt::Display for Op {
+    /// As the log shows requests.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (offset, length) = self.range();
+        match self {
+            Op::Read { .. } => write!(f, "READ({offset}, {length})"),
+            Op::Write { .. } => write!(f, "WRITE({offset}, {length})"),
+            Op::Delete { .. } => write!(f, "DELETE({offset}, {length})"),
+            Op::Flush => f.write_str("FLUSH"),
+        }
+    }
+}
+
 /// What the engine asks of the provider. Offsets are bytes from the provider's start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DiskOp {

@@ -9,6 +9,7 @@ pub mod control;
 pub mod errno;
 pub mod frame;
 pub mod handshake;
+pub mod human;
 pub mod lzf;
 pub mod message;
 pub mod payload;

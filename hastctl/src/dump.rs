@@ -10,7 +10,8 @@ use hast_format::layout::{Layout, LayoutError};
 use hast_format::metadata::Metadata;
 use hast_provider::{Provider, ProviderError};
 
-use crate::human::{human, printable};
+use crate::human::printable;
+use hast_net::human::human;
 
 /// The metadata as the original prints it.
 pub(crate) fn metadata(metadata: &Metadata) -> String {

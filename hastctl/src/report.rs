@@ -4,7 +4,8 @@ use std::fmt::Write;
 
 use hast_net::control::{Entry, ResourceStatus, WorkerStatus};
 
-use crate::human::{human, printable};
+use crate::human::printable;
+use hast_net::human::human;
 
 /// The terse report: one line per resource under a header, which appears only if there is a resource.
 pub(crate) fn status(entries: &[Entry]) -> String {

@@ -154,7 +154,7 @@ impl Primary {
                 Part::Unsupported
             }
             Err(error) => {
-                log::error!("Local flush failed: {error}.");
+                log::error!("Local request failed ({error}): FLUSH.");
                 self.statistics.flush_errors += 1;
                 Part::Failed(error)
             }
@@ -170,12 +170,13 @@ impl Primary {
     pub(super) fn remotely_flushed(&mut self, result: Result<(), Errno>) {
         let part = match result {
             Ok(()) => Part::Done,
-            Err(Errno::EOPNOTSUPP | Errno::EINVAL) => {
+            Err(error @ (Errno::EOPNOTSUPP | Errno::EINVAL)) => {
+                log::warn!("Remote request failed ({error}): FLUSH.");
                 self.flush.no_peer_cache = true;
                 Part::Unsupported
             }
             Err(error) => {
-                log::error!("Remote flush failed: {error}.");
+                log::warn!("Remote request failed ({error}): FLUSH.");
                 Part::Failed(error)
             }
         };

@@ -45,6 +45,8 @@ pub(super) struct Link {
     attempts: u32,
     /// While this lasts, a refusal with `wait` keeps the device's requests waiting.
     wait_until: Duration,
+    /// The log says so.
+    waiting: bool,
     /// Negotiated; 1 before the first contact.
     version: u8,
     token: [u8; 16],
@@ -87,6 +89,7 @@ impl Link {
             deadline: None,
             attempts: 0,
             wait_until: now + settings.timeout,
+            waiting: false,
             version: 1,
             token: [0; 16],
             peer: Counts::default(),
@@ -160,7 +163,6 @@ impl Primary {
     pub fn handle_connect_failed(&mut self, now: Duration, side: Side, reason: &str) {
         self.now = now;
         if matches!((self.link.stage, side), (Stage::OpeningOut, Side::Out) | (Stage::OpeningIn, Side::In)) {
-            log::debug!("Unable to connect to the secondary: {reason}.");
             self.lose_link(reason);
         }
         self.settle();
@@ -185,7 +187,7 @@ impl Primary {
             (Stage::AwaitingSecond, Side::In) => self.second_refused(&frame),
             (Stage::Up, Side::In) => self.reply(frame),
             (Stage::Down(_), _) => Ok(()),
-            (_, side) => Err(format!("the secondary sent something unexpected on connection {side}")),
+            (_, side) => Err(format!("The secondary sent something unexpected on connection {side}")),
         };
         if let Err(reason) = understood {
             self.lose_link(&reason);
@@ -231,11 +233,16 @@ impl Primary {
         let list = List::parse(&frame.nv).map_err(|error| error.to_string())?;
         match FirstReply::decode(&list).map_err(|error| error.to_string())? {
             FirstReply::Refused(refusal) => {
-                log::warn!("Handshake rejected by the secondary: {}", refusal.errmsg);
                 let patient = refusal.wait
                     && self.phase == Phase::Connecting
                     && self.now + WAIT <= self.link.wait_until;
                 if patient {
+                    log::warn!("{}", refusal.errmsg);
+                    if !self.link.waiting {
+                        let seconds = self.settings.timeout.as_secs();
+                        log::warn!("Waiting for remote node to become secondary for {seconds}s.");
+                        self.link.waiting = true;
+                    }
                     self.close();
                     self.enter(Stage::Down(Some(self.now + WAIT)));
                 } else {
@@ -273,7 +280,7 @@ impl Primary {
     pub(super) fn resuid_not_drawn(&mut self, save: u64) {
         if matches!(self.link.stage, Stage::Drawing(wanted) if wanted <= save) {
             self.metadata.resuid = 0;
-            self.lose_link("the resource's new id could not be written");
+            self.lose_link("The resource's new id could not be written");
         }
     }
 
@@ -296,13 +303,12 @@ impl Primary {
         match SecondReply::decode(&list).map_err(|error| error.to_string())? {
             SecondReply::Refused(errmsg) => Err(self.refused(errmsg)),
             SecondReply::Answer(_) => {
-                Err("the secondary answered the handshake on the wrong connection".into())
+                Err("The secondary answered the handshake on the wrong connection".into())
             }
         }
     }
 
     fn refused(&mut self, errmsg: String) -> String {
-        log::error!("Handshake rejected by the secondary: {errmsg}");
         if errmsg == texts::SPLIT_BRAIN {
             self.actions.push_back(Action::Event(Event::SplitBrain));
         }
@@ -318,18 +324,19 @@ impl Primary {
         };
         let SecondAnswer { datasize, extentsize, localcnt, remotecnt, virgin, syncsrc, .. } = answer;
         if (datasize, extentsize) != (self.layout.datasize(), self.layout.extentsize()) {
-            return Err(format!(
-                "the nodes' providers differ: data size {} here, {datasize} there, extent size {} here, {extentsize} there",
-                self.layout.datasize(),
-                self.layout.extentsize(),
-            ));
+            let (data, extent) = (self.layout.datasize(), self.layout.extentsize());
+            return Err(if datasize == data {
+                format!("Extent size differs between nodes (local={extent}, remote={extentsize})")
+            } else {
+                format!("Data size differs between nodes (local={data}, remote={datasize})")
+            });
         }
         let map = answer.map(payload).map_err(|error| error.to_string())?;
         let extents = u32::try_from(self.layout.nextents()).unwrap_or(u32::MAX);
         if let Some(map) = &map {
             let least = extents.div_ceil(64) as usize * 8;
             if map.len() < least {
-                return Err(format!("the secondary's map has {} bytes, ours {least}", map.len()));
+                return Err(format!("The secondary's map has {} bytes, ours {least}", map.len()));
             }
         }
         self.link.peer = Counts { local: localcnt, remote: remotecnt };
@@ -363,7 +370,6 @@ impl Primary {
         self.link.last_received = self.now;
         self.counted = None;
         self.flush.peer_connected();
-        log::info!("Connected to the secondary.");
         self.actions.push_back(Action::Event(Event::Connect));
         self.begin_session();
         self.unpark();
@@ -373,14 +379,14 @@ impl Primary {
     /// The merged map could not be written: without it nothing may be synchronised.
     pub(super) fn merge_failed(&mut self) {
         if self.link.stage == Stage::Merging {
-            self.lose_link("the secondary's map could not be written here");
+            self.lose_link("The secondary's map could not be written here");
         }
     }
 
     fn reply(&mut self, frame: Frame) -> Result<(), String> {
         let Reply { seq, received, error, data } = Reply::decode(frame).map_err(|error| error.to_string())?;
         let Some(request) = self.link.outstanding.get(&seq) else {
-            return Err(format!("the secondary answered request {seq}, which was not asked"));
+            return Err(format!("The secondary answered request {seq}, which was not asked"));
         };
         if received && error.is_none() {
             if let Awaited::Request(key) = request.why {
@@ -392,7 +398,7 @@ impl Primary {
         if error.is_none() && request.command == Command::Read {
             let got = data.as_ref().map_or(0, |data| data.len() as u64);
             if got != length {
-                return Err(format!("the secondary sent {got} bytes for a read of {length}"));
+                return Err(format!("The secondary sent {got} bytes for a read of {length}"));
             }
         }
         let Some(Outstanding { why, .. }) = self.link.outstanding.remove(&seq) else { return Ok(()) };
@@ -458,10 +464,11 @@ impl Primary {
     /// The connection is gone, or never came to be.
     pub(super) fn lose_link(&mut self, reason: &str) {
         let was_up = self.link.is_up();
-        if was_up {
-            log::warn!("Disconnected from the secondary: {reason}.");
+        let reason = sentence(reason);
+        if was_up || self.link.attempts == 0 {
+            log::warn!("{reason}");
         } else {
-            log::warn!("Not connected to the secondary: {reason}.");
+            log::debug!("{reason}");
         }
         if was_up && self.phase != Phase::Ended {
             self.actions.push_back(Action::Event(Event::Disconnect));
@@ -482,7 +489,7 @@ impl Primary {
             match self.link.stage {
                 Stage::Down(_) if matches!(self.phase, Phase::Connecting | Phase::Serving) => self.connect(),
                 Stage::Down(_) => self.link.deadline = None,
-                _ => self.lose_link("no answer during the handshake"),
+                _ => self.lose_link("The secondary did not answer during the handshake"),
             }
         }
         if !self.link.is_up() {
@@ -490,7 +497,7 @@ impl Primary {
         }
         if self.silence_deadline().is_some_and(|deadline| deadline <= self.now) {
             let seconds = self.settings.timeout.as_secs();
-            self.lose_link(&format!("no reply for {seconds} seconds"));
+            self.lose_link(&format!("The secondary did not answer for {seconds} seconds"));
         } else if self.link.last_sent + KEEPALIVE <= self.now {
             self.send(Side::Out, Message::Keepalive);
         }
@@ -506,4 +513,9 @@ impl Primary {
         let oldest = self.link.outstanding.values().map(|request| request.since).min()?;
         Some(oldest.max(self.link.last_received) + self.settings.timeout)
     }
+}
+
+/// The reason as a sentence of its own.
+fn sentence(reason: &str) -> String {
+    if reason.ends_with(['.', '!']) { reason.to_owned() } else { format!("{reason}.") }
 }

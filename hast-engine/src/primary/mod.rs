@@ -320,7 +320,7 @@ impl Primary {
         let Phase::Draining(drain) = self.phase else { return };
         log::warn!("Requests in flight did not end within {} seconds.", self.settings.timeout.as_secs());
         if self.link.is_connected() {
-            self.lose_link("the secondary did not finish what was in flight");
+            self.lose_link("The secondary did not finish what was in flight");
             // Whatever that makes known has to be written down.
             let deadline = self.now + self.settings.timeout;
             self.phase = Phase::Draining(Drain { deadline, ..drain });

@@ -273,15 +273,19 @@ impl Primary {
             Err(error) => Half::Failed(error),
         };
         if let Half::Failed(error) = request.local {
-            let (offset, length) = request.op.range();
-            let (name, counter) = match request.op {
-                Op::Read { .. } => ("read", &mut self.statistics.read_errors),
-                Op::Write { .. } => ("write", &mut self.statistics.write_errors),
-                Op::Delete { .. } => ("delete", &mut self.statistics.delete_errors),
+            let counter = match request.op {
+                Op::Read { .. } => &mut self.statistics.read_errors,
+                Op::Write { .. } => &mut self.statistics.write_errors,
+                Op::Delete { .. } => &mut self.statistics.delete_errors,
                 Op::Flush => return,
             };
             *counter += 1;
-            log::error!("Local {name} of {length} bytes at {offset} failed: {error}.");
+            let op = &request.op;
+            if matches!(op, Op::Read { .. }) && self.link.is_up() {
+                log::warn!("Local request failed ({error}), trying remote node. {op}.");
+            } else {
+                log::error!("Local request failed ({error}): {op}.");
+            }
         }
         self.advance(key, data);
     }
@@ -297,7 +301,6 @@ impl Primary {
     /// The secondary has answered `key`.
     pub(super) fn remote_answered(&mut self, key: Key, result: DiskResult) {
         let Some(request) = self.requests.get_mut(&key) else { return };
-        let (offset, length) = request.op.range();
         let mut data = None;
         request.remote = match result {
             Ok(read) => {
@@ -305,7 +308,7 @@ impl Primary {
                 Half::Done
             }
             Err(error) => {
-                log::error!("Remote request for {length} bytes at {offset} failed: {error}.");
+                log::warn!("Remote request failed ({error}): {}.", request.op);
                 Half::Failed(error)
             }
         };

@@ -12,6 +12,7 @@ use hast_format::bitmap::Bitmap;
 use hast_net::buffer::Buffer;
 use hast_net::errno::Errno;
 use hast_net::handshake::SyncSource;
+use hast_net::human::human;
 use hast_net::message::Command;
 
 use super::link::Awaited;
@@ -36,6 +37,9 @@ pub(super) struct Sync {
     /// here.
     pub(super) stale: Bitmap,
     announced: bool,
+    started: Duration,
+    /// Bytes of the extents copied since.
+    bytes: u64,
     copied: bool,
     copies: BTreeMap<u32, Copy>,
     /// The extent whose blocks are being handed out.
@@ -98,6 +102,8 @@ impl Sync {
             target: false,
             stale: Bitmap::new(extents),
             announced: false,
+            started: Duration::ZERO,
+            bytes: 0,
             copied: false,
             copies: BTreeMap::new(),
             open: None,
@@ -137,8 +143,11 @@ impl Primary {
         }
         if !self.sync.announced && !self.map.to_synchronise().is_empty() {
             self.sync.announced = true;
-            let bytes = u64::from(self.map.dirty()).saturating_mul(u64::from(self.layout.extentsize()));
-            log::info!("Synchronization started. {bytes} bytes to go.");
+            let extents = u64::from(self.map.to_synchronise().count());
+            let bytes = extents.saturating_mul(u64::from(self.layout.extentsize()));
+            log::info!("Synchronization started. {} to go.", human(bytes));
+            self.sync.started = self.now;
+            self.sync.bytes = 0;
             self.actions.push_back(crate::types::Action::Event(Event::SyncStart));
         }
     }
@@ -367,6 +376,8 @@ impl Primary {
         } else if !copy.spoiled {
             self.sync.stale.remove(extent);
             self.sync.copied = true;
+            let (_, length) = self.layout.extent_range(extent);
+            self.sync.bytes = self.sync.bytes.saturating_add(u64::from(length));
             self.map.copied(extent);
             self.flush.note_unflushed(self.now);
         }
@@ -426,8 +437,17 @@ impl Primary {
         self.sync.session = false;
         self.sync.target = false;
         if std::mem::take(&mut self.sync.announced) && self.sync.copied {
-            log::info!("Synchronization complete.");
+            let (bytes, time) = (self.sync.bytes, self.now.saturating_sub(self.sync.started));
+            let rate = u128::from(bytes) * 1000 / time.as_millis().max(1);
+            log::info!(
+                "Synchronization complete. {} synchronized in {}s ({}/sec).",
+                human(bytes),
+                time.as_secs(),
+                human(u64::try_from(rate).unwrap_or(u64::MAX)),
+            );
             self.actions.push_back(crate::types::Action::Event(Event::SyncDone));
+        } else {
+            log::info!("Nodes are in sync.");
         }
     }
 

@@ -24,10 +24,12 @@ impl Secondary {
             Decision::Mismatch => {
                 let text = texts::resuid_mismatch(self.hello.resuid, self.metadata.resuid);
                 self.refuse(&text);
+                log::error!("{text}");
                 self.end(EXIT_REFUSED);
             }
             Decision::SplitBrain => {
                 self.refuse(texts::SPLIT_BRAIN);
+                log::error!("Split-brain detected, exiting.");
                 self.actions.push_back(Action::Event(Event::SplitBrain));
                 self.end(EXIT_REFUSED);
             }
@@ -144,12 +146,10 @@ impl Secondary {
         self.send(Side::Out, Message::SecondAnswer(answer, map.map(Buffer::from)));
         self.phase = Phase::Answered;
         self.last_received = self.now;
-        log::info!("Connected to the primary.");
         self.actions.push_back(Action::Event(Event::Connect));
     }
 
     fn refuse(&mut self, errmsg: &str) {
-        log::error!("{errmsg}");
         let refusal = SecondRefusal {
             datasize: self.layout.datasize(),
             extentsize: self.layout.extentsize(),

@@ -151,7 +151,7 @@ impl Secondary {
         if matches!(self.phase, Phase::Answered | Phase::Serving) {
             self.take_frame(frame);
         } else if self.phase == Phase::Admitting {
-            self.lose("the primary did not wait for the answer to its handshake");
+            self.lose("The primary did not wait for the answer to its handshake");
         }
         self.settle();
     }
@@ -208,7 +208,7 @@ impl Secondary {
         self.now = now;
         match self.phase {
             Phase::Answered | Phase::Serving if self.last_received + SILENCE <= now => {
-                self.lose("the primary has been silent for 20 seconds");
+                self.lose("The primary has been silent for 20 seconds");
             }
             Phase::Ending { code, deadline, .. } if deadline <= now => {
                 log::error!("The disk did not answer; {} requests are given up.", self.requests.len());
@@ -259,7 +259,7 @@ impl Secondary {
         if matches!(self.phase, Phase::Ending { .. } | Phase::Ended) {
             return;
         }
-        log::warn!("Disconnected from the primary: {reason}.");
+        log::error!("{}.", reason.trim_end_matches('.'));
         if self.phase != Phase::Admitting {
             self.actions.push_back(Action::Event(Event::Disconnect));
         }

@@ -1,5 +1,6 @@
 //! Requests of the primary: overlapping ones in the order they came, a flush behind every write before it.
 
+use hast_format::layout::RangeError;
 use hast_net::buffer::Buffer;
 use hast_net::errno::Errno;
 use hast_net::frame::Frame;
@@ -84,7 +85,18 @@ impl Secondary {
             Command::Read | Command::Write if length > MAXPHYS => {
                 Some(format!("Data length is too large ({length} > {MAXPHYS})."))
             }
-            _ => self.layout.check_range(offset, length).err().map(|error| error.to_string()),
+            Command::Read | Command::Write | Command::Delete => {
+                let error = self.layout.check_range(offset, length).err()?;
+                Some(match error {
+                    RangeError::Empty => "Data length is zero.".into(),
+                    RangeError::Offset { .. } => format!("Offset {offset} is not multiple of sector size."),
+                    RangeError::Length { .. } => format!("Length {length} is not multiple of sector size."),
+                    RangeError::PastEnd { .. } => {
+                        let end = u128::from(offset) + u128::from(length);
+                        format!("Data offset is too large ({end} > {}).", self.layout.datasize())
+                    }
+                })
+            }
         }
     }
 
@@ -164,16 +176,17 @@ impl Secondary {
     }
 
     fn count_error(&mut self, command: Command, offset: u64, length: u64, error: Errno) {
-        let (name, counter) = match command {
-            Command::Read => ("READ", &mut self.statistics.read_errors),
-            Command::Write => ("WRITE", &mut self.statistics.write_errors),
-            Command::Delete => ("DELETE", &mut self.statistics.delete_errors),
-            // A disk without a cache has nothing to flush: no failure.
-            Command::Flush if error == Errno::EOPNOTSUPP => return,
-            Command::Flush => ("FLUSH", &mut self.statistics.flush_errors),
+        let (what, counter) = match command {
+            Command::Read => (format!("READ({offset}, {length})"), &mut self.statistics.read_errors),
+            Command::Write => (format!("WRITE({offset}, {length})"), &mut self.statistics.write_errors),
+            Command::Delete => (format!("DELETE({offset}, {length})"), &mut self.statistics.delete_errors),
+            Command::Flush => ("FLUSH".to_owned(), &mut self.statistics.flush_errors),
         };
-        *counter += 1;
-        log::error!("{name} of {length} bytes at {offset} failed: {error}.");
+        // A disk without a cache has nothing to flush: no failure.
+        if (command, error) != (Command::Flush, Errno::EOPNOTSUPP) {
+            *counter += 1;
+        }
+        log::error!("Request failed: {what}.: {error}.");
     }
 
     fn reply(&mut self, seq: u64, received: bool, error: Option<Errno>, data: Option<Buffer>) {
