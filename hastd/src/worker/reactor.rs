@@ -179,28 +179,34 @@ impl Reactor {
         }
     }
 
-    /// Takes frames from a connection and hands them to the engine.
+    /// Reads from a connection, for a while, and hands the engine every frame that is whole.
     fn receive(&mut self, side: Side) {
         for _ in 0..READS {
-            loop {
-                if self.is_leaving() {
-                    return;
-                }
-                if side == Side::Out && !self.has_room() {
-                    self.held_back = true;
-                    return;
-                }
-                if side == Side::Out {
-                    self.link.set_payload_limit(side, self.engine.payload_limit());
-                }
-                let Some(frame) = self.link.next_frame(side) else { break };
-                let now = self.now();
-                self.engine.handle_frame(now, side, frame);
-                self.act();
-            }
-            if !self.link.receive(side) {
+            // Frames first: what the last read completed may be all that the peer sends before it waits.
+            if !self.hand_over(side) || !self.link.receive(side) {
                 return;
             }
+        }
+        self.hand_over(side);
+    }
+
+    /// Hands the engine the frames that have come whole; false if some have to wait.
+    fn hand_over(&mut self, side: Side) -> bool {
+        loop {
+            if self.is_leaving() {
+                return false;
+            }
+            if side == Side::Out && !self.has_room() {
+                self.held_back = true;
+                return false;
+            }
+            if side == Side::Out {
+                self.link.set_payload_limit(side, self.engine.payload_limit());
+            }
+            let Some(frame) = self.link.next_frame(side) else { return true };
+            let now = self.now();
+            self.engine.handle_frame(now, side, frame);
+            self.act();
         }
     }
 
