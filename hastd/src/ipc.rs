@@ -1,9 +1,9 @@
 //! The channel between the supervisor and one worker process: typed messages, one nv list per packet of a
 //! `SOCK_SEQPACKET` socket pair, descriptors beside them (`SCM_RIGHTS`).
 //!
-//! This module owns the socket and, in [`codec`], the encoding; it knows neither roles' rules nor what a message causes. Both
-//! ends run the same binary, so the format is private to one version of hastd. What arrives is checked all the
-//! same: a worker that went wrong must not be able to take the supervisor with it.
+//! This module owns the socket and the encoding; it knows neither the roles' rules nor what a message causes.
+//! Both ends run the same binary, so the format is private to one version of hastd. What arrives is checked
+//! all the same: a worker that went wrong must not be able to take the supervisor with it.
 
 mod codec;
 #[cfg(test)]

@@ -1,2 +1,5 @@
-//! Being built.
-fn main() {}
+//! hastd(8).
+
+fn main() {
+    std::process::exit(hastd::run());
+}

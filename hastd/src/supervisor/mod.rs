@@ -2,7 +2,7 @@
 //! the roles and the worker processes (spec/behaviour.md, Processes).
 //!
 //! One thread, one loop, and nothing in it waits for a peer, a client, a worker, a hook or the name service:
-//! each of them has a deadline, and what may block runs in [`jobs`]. It never touches a resource's data; it
+//! each of them has a deadline, and what may block runs in `jobs`. It never touches a resource's data; it
 //! opens and locks providers and hands them to workers.
 
 mod connect;

@@ -1,0 +1,49 @@
+//! The HAST daemon: a supervisor that owns roles and sockets, and one worker process for each resource
+//! that does the work (docs/ARCHITECTURE.md).
+
+pub mod ipc;
+pub mod supervisor;
+mod watch;
+pub mod worker;
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::AsFd;
+
+/// Runs this process as what it was started as; returns its exit status.
+///
+/// A worker is the same program, started by the supervisor with a title and an environment of its own, and
+/// with the channel to the supervisor for its standard input.
+pub fn run() -> i32 {
+    if is_worker() {
+        match worker_channel() {
+            Ok(channel) => worker::run(channel),
+            Err(error) => {
+                eprintln!("hastd: no channel to the supervisor: {}", hast_log::error_text(&error));
+                EX_OSERR
+            }
+        }
+    } else {
+        supervisor::run()
+    }
+}
+
+/// Exit status: the system did not let us.
+const EX_OSERR: i32 = 71;
+
+fn is_worker() -> bool {
+    std::env::var_os(supervisor::process::WORKER_VARIABLE).is_some()
+        && std::env::args_os().next().is_some_and(|title| {
+            title.as_encoded_bytes().starts_with(supervisor::process::TITLE_PREFIX.as_bytes())
+        })
+}
+
+/// Takes the channel from standard input and leaves `/dev/null` there.
+fn worker_channel() -> io::Result<ipc::Channel> {
+    let channel = ipc::Channel::new(io::stdin().as_fd().try_clone_to_owned()?)?;
+    nix::unistd::dup2_stdin(OpenOptions::new().read(true).write(true).open("/dev/null")?)?;
+    // The program was started by a path that the kernel knows under another name.
+    #[cfg(target_os = "linux")]
+    nix::sys::prctl::set_name(c"hastd")?;
+    Ok(channel)
+}
