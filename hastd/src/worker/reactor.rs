@@ -305,7 +305,6 @@ impl Reactor {
     fn lose(&mut self, reason: &str) {
         self.close();
         if !self.is_leaving() {
-            log::error!("{reason}.");
             let now = self.now();
             self.engine.handle_lost(now, reason);
             self.act();
@@ -397,7 +396,8 @@ impl Reactor {
             Phase::Leaving { .. } => {}
             Phase::Stopping { deadline } => *deadline = limit.min(*deadline),
             Phase::Running => {
-                if !self.orphaned {
+                // The original's secondary goes without a word.
+                if self.engine.is_primary() && !self.orphaned {
                     log::info!("Termination signal received, exiting.");
                 }
                 self.phase = Phase::Stopping { deadline: limit };

@@ -359,10 +359,13 @@ impl Pair {
 
     /// Ends the secondary without a word.
     pub fn kill_secondary(&self) {
-        let mut board = self.board();
-        // Otherwise the test would keep the connections open.
-        board.sockets.clear();
-        board.secondary.as_mut().unwrap().child.kill().unwrap();
+        self.let_go();
+        self.board().secondary.as_mut().unwrap().child.kill().unwrap();
+    }
+
+    /// Closes the test's copies of the connections, so that they end with the workers'.
+    pub fn let_go(&self) {
+        self.board().sockets.clear();
     }
 
     /// Takes the primary out of the supervisor's hands.

@@ -192,6 +192,7 @@ fn a_secondary_that_is_stopped_has_stored_what_it_accepted() {
         client.write(i * (64 << 10), &pattern(i, 64 << 10)).unwrap();
     }
     pair.board().reachable = false;
+    pair.let_go();
     let mut secondary = pair.board().secondary.take().unwrap();
     assert_eq!(secondary.stop(), Some(0));
     let b = pair.b.data();

@@ -102,6 +102,25 @@ fn everything_answered_as_received_is_stored_when_the_connection_ends() {
 }
 
 #[test]
+fn every_request_is_answered_though_nothing_follows_it() {
+    let mut secondary = Secondary::start(2);
+    let mut replies = receiver();
+    let data = pattern(1, 128 << 10);
+    for batch in 1..=40_u64 {
+        let all: Vec<Vec<u8>> =
+            (1..=batch).map(|seq| bytes(&write(seq, seq * (128 << 10), data.clone()))).collect();
+        secondary.out.write_all(&all.concat()).unwrap();
+        let mut left = batch * 2;
+        while left > 0 {
+            let reply = Reply::decode(read_frame(&secondary.in_, &mut replies).unwrap()).unwrap();
+            assert!(reply.error.is_none() && reply.seq <= batch);
+            left -= 1;
+        }
+    }
+    assert_eq!(secondary.worker.stop(), Some(0));
+}
+
+#[test]
 fn a_message_cut_short_changes_nothing() {
     let mut secondary = Secondary::start(2);
     let before = secondary.disk.data();
