@@ -123,7 +123,9 @@ impl Node {
             return Failure::because(format!("node {} runs already", self.name));
         }
         let log = OpenOptions::new().create(true).append(true).open(self.log_path())?;
-        let mut command = self.hastd(&["-F", "-d"]);
+        // In the foreground there is a pidfile only where -P says so.
+        let pidfile = self.pidfile().display().to_string();
+        let mut command = self.hastd(&["-F", "-d", "-P", &pidfile]);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         self.daemon = Some(command.spawn().context(format!("starting {command:?}"))?);
         Ok(())

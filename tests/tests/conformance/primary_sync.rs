@@ -6,7 +6,7 @@ use hast_tests::peer::Packet;
 use hast_tests::{Outcome, SHORT, disk, wait_until};
 
 use crate::captures;
-use crate::primary_handshake::primary;
+use crate::primary_handshake::{primary, primary_alone};
 use crate::scripted::{Primary, Secondary, answer, virgin_answer};
 use crate::session::{DATASIZE, DISK, captured_pair, change_metadata};
 
@@ -17,7 +17,7 @@ fn length(packet: &Packet) -> u64 {
 /// A secondary that was created anew asks for everything (the captured answer of wire-sync-full) and
 /// gets it, in ordinary writes that do not ask for `received`.
 fn full(capture: &str, statements: &str) -> Outcome {
-    let (pair, stand) = primary(&format!("{statements}\nexec @hook@"))?;
+    let (pair, stand) = primary_alone(&format!("{statements}\nexec @hook@"))?;
     let client = pair.a.client(DISK)?;
     client.write(0, &disk::pattern(1, 1 << 20))?;
     client.write(3 << 20, &disk::text(2, 512 << 10))?;
@@ -25,6 +25,7 @@ fn full(capture: &str, statements: &str) -> Outcome {
     let whole = captures::packets(capture)?.swap_remove(1);
     assert_eq!(whole.decoded()?[0] & 3, 3, "the capture asks for both extents");
     let secondary = Secondary::new(vec![0xee; usize::try_from(DATASIZE)?]);
+    pair.link.restore();
     Primary::accept(&stand, &whole)?.serve(&secondary);
     pair.a.wait_in_step(DISK)?;
     secondary.wait_same(&pair)?;
@@ -106,10 +107,11 @@ fn from_the_secondary() -> Outcome {
 /// What was written before the first contact goes over although both nodes are virgin.
 #[test]
 fn written_before_the_first_contact() -> Outcome {
-    let (pair, stand) = primary("")?;
+    let (pair, stand) = primary_alone("")?;
     let client = pair.a.client(DISK)?;
     client.write(4096, &disk::pattern(1, 4096))?;
     client.flush()?;
+    pair.link.restore();
     let secondary = Secondary::empty();
     let accepted = Primary::accept(&stand, &virgin_answer()?)?;
     accepted.serve(&secondary);

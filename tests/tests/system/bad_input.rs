@@ -284,8 +284,8 @@ fn in_the_configuration() -> Outcome {
     let mut volume = Volume::fresh(&pair.a, "disk0")?;
     let good = std::fs::read(pair.conf_path())?;
     let mut bad: Vec<Vec<u8>> = vec![
-        vec![0xff; 1000],
-        disk::pattern(1, 4096),
+        // (Odd characters alone are skipped with a warning, as in the original.)
+        [vec![0xff; 1000], b"resource".to_vec()].concat(),
         b"resource".to_vec(),
         good[..good.len() - 3].to_vec(),
         [b"timeout 0\n".to_vec(), good.clone()].concat(),

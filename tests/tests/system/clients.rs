@@ -34,9 +34,9 @@ fn nbdinfo_sees_what_the_export_can_do() -> Outcome {
         assert_eq!(export[can], true, "{can} in {info:#}");
     }
     assert_eq!(export["is_read_only"], false);
-    assert_eq!(export["block_minimum"], 512);
-    assert_eq!(export["block_preferred"], 4096);
-    assert_eq!(export["block_maximum"], 32 << 20);
+    assert_eq!(export["block_size_minimum"], 512);
+    assert_eq!(export["block_size_preferred"], 4096);
+    assert_eq!(export["block_size_maximum"], 32 << 20);
     // The empty name is the same export.
     let unnamed = format!("nbd+unix:///?socket={}", pair.a.socket("disk0").display());
     assert_eq!(run(pair.directory(), "nbdinfo", &["--size", &unnamed])?.trim(), size.to_string());
@@ -109,8 +109,8 @@ fn qemu_reads_writes_and_compares() -> Outcome {
     assert!(!said.contains("failed"), "{said}");
     disk::same_data(&pair.a.provider("disk0"), &pair.b.provider("disk0"))?;
     // The image as qemu sees it is the secondary's data area.
-    std::fs::write(pair.directory().join("b"), disk::data(&pair.b.provider("disk0"))?)?;
-    let compared = run(pair.directory(), "qemu-img", &["compare", "-f", "raw", "-F", "raw", &uri, "b"])?;
+    std::fs::write(pair.directory().join("b.raw"), disk::data(&pair.b.provider("disk0"))?)?;
+    let compared = run(pair.directory(), "qemu-img", &["compare", "-f", "raw", "-F", "raw", &uri, "b.raw"])?;
     assert!(compared.contains("identical"), "{compared}");
     run(pair.directory(), "qemu-img", &["convert", "-f", "raw", "-O", "raw", &uri, "copy"])?;
     assert_eq!(std::fs::metadata(pair.directory().join("copy"))?.len(), size);

@@ -13,14 +13,18 @@ fn a_second_daemon_is_refused() -> Outcome {
     let mut pair = Pair::up(Setup::default())?;
     let pid = std::fs::read_to_string(pair.a.pidfile())?;
     assert_eq!(pid.trim(), pair.a.pid()?.to_string());
-    for arguments in [&["-F"][..], &[]] {
+    let pidfile = pair.a.pidfile().display().to_string();
+    for arguments in [&["-F", "-P", &pidfile][..], &[]] {
         let second = Run::of(&mut pair.a.hastd(arguments))?;
         assert_eq!(second.code, 75, "{arguments:?}: {}{}", second.stdout, second.stderr);
     }
-    // With a pidfile of its own it finds the control socket in use, and leaves it alone.
+    // Without a pidfile, or with one of its own, it finds the control socket in use and leaves it alone.
     let other = pair.directory().join("other.pid").display().to_string();
-    let third = Run::of(&mut pair.a.hastd(&["-F", "-P", &other]))?;
-    assert_ne!(third.code, 0, "{}{}", third.stdout, third.stderr);
+    for arguments in [&["-F"][..], &["-F", "-P", &other]] {
+        let third = Run::of(&mut pair.a.hastd(arguments))?;
+        assert_ne!(third.code, 0, "{}{}", third.stdout, third.stderr);
+        assert_eq!(pair.a.hastctl(&["status"])?.code, 0);
+    }
     assert_eq!(std::fs::read_to_string(pair.a.pidfile())?, pid);
     assert!(pair.a.is_running()?);
     assert_eq!(pair.a.status("disk0")?, "complete", "the first goes on as if nothing had happened");

@@ -65,7 +65,8 @@ fn with_a_daemon() -> Outcome {
     assert_eq!(unknown.stderr, "[WARNING] [nosuch] Received error 1 from hastd.\n");
     // A provider that the daemon holds cannot be created over.
     pair.a.role("primary", "disk0")?;
-    pair.a.wait_worker("disk0")?;
+    // The device is there when the primary has written what it writes at its start.
+    pair.a.client("disk0")?.read(0, 512)?;
     let before = disk::metadata(&pair.a.provider("disk0"))?;
     assert_ne!(pair.a.hastctl(&["create", "disk0"])?.code, 0);
     assert_eq!(disk::metadata(&pair.a.provider("disk0"))?, before);

@@ -29,8 +29,9 @@ fn found_refused_and_repaired() -> Outcome {
         wait_until("the split-brain hook", SHORT, || {
             Ok(node.hook_lines().iter().any(|line| line == "split-brain disk0"))
         })?;
-        node.wait_log("Split-brain condition!")?;
     }
+    pair.a.wait_log("Split-brain condition!")?;
+    pair.b.wait_log("[ERROR] [disk0] (secondary) Split-brain")?;
     assert_eq!(pair.a.status("disk0")?, "degraded", "the primary goes on alone");
     assert_eq!(pair.b.value("disk0", "role")?.as_deref(), Some("secondary"), "and the other keeps its role");
     assert!(disk::data(&a)? == before.0, "nothing was written on a");
@@ -71,7 +72,7 @@ fn repaired_in_favour_of_the_other_node() -> Outcome {
     on_b.flush()?;
     pair.link.restore();
     pair.b.wait_log("Split-brain condition!")?;
-    pair.a.wait_log("Split-brain condition!")?;
+    pair.a.wait_log("[ERROR] [disk0] (secondary) Split-brain")?;
 
     pair.a.role("init", "disk0")?;
     pair.a.ctl(&["create", "-e", "65536", "disk0"])?;

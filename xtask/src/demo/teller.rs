@@ -29,8 +29,7 @@ impl Teller {
 
     /// Shows a hastctl command, runs it on a node and shows what it prints.
     pub(crate) fn hastctl(&self, node: &Node, arguments: &[&str]) -> Result<(), Failure> {
-        let (sub, rest) = arguments.split_first().unwrap_or((&"", &[]));
-        println!("    {}$ hastctl {sub} {}", node.name(), rest.join(" "));
+        println!("    {}$ hastctl {}", node.name(), arguments.join(" "));
         for line in node.ctl(arguments)?.lines() {
             println!("        {line}");
         }
