@@ -6,6 +6,7 @@
 //! mean, is decided elsewhere; only the texts of the refusals are kept here, because both ends show them.
 
 use crate::buffer::Buffer;
+pub use crate::extensions::Extensions;
 use crate::frame::VERSION;
 use hast_format::nv::{List, Writer};
 use thiserror::Error;
@@ -16,6 +17,10 @@ pub const TOKEN_SIZE: usize = 16;
 /// The secret with which the second connection is recognised as the first one's twin.
 pub type Token = [u8; TOKEN_SIZE];
 
+/// What a node's system drew when it started: another one after each start. Only said when `sync-marks` is
+/// active.
+pub type BootId = [u8; 16];
+
 /// What a primary says first, in a frame of version 1 while nothing is negotiated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FirstHello {
@@ -24,6 +29,8 @@ pub struct FirstHello {
     /// The highest protocol version that the primary speaks, at least 1: the peer's word, so it may be
     /// above ours (see [`FirstHello::negotiated`]).
     pub version: u8,
+    /// What the primary offers beyond the protocol; nothing if it is an original.
+    pub ext: Extensions,
 }
 
 impl FirstHello {
@@ -32,6 +39,7 @@ impl FirstHello {
     pub fn encode(&self) -> Writer {
         let mut nv = Writer::new();
         nv.str("resource", &self.resource).u8("version", self.version);
+        put_extensions(&mut nv, self.ext);
         nv
     }
 
@@ -40,7 +48,7 @@ impl FirstHello {
     /// # Errors
     /// No resource is named.
     pub fn decode(list: &List<'_>) -> Result<FirstHello, HandshakeError> {
-        Ok(FirstHello { resource: resource(list)?, version: version(list) })
+        Ok(FirstHello { resource: resource(list)?, version: version(list), ext: extensions(list) })
     }
 
     /// The version that both ends speak: the lower one.
@@ -57,6 +65,9 @@ pub struct FirstAnswer {
     pub version: u8,
     /// What [`SecondHello`] must repeat.
     pub token: Token,
+    /// Of what the primary offered, what the secondary knows too: this is active. A primary takes only what
+    /// it did offer.
+    pub ext: Extensions,
 }
 
 impl FirstAnswer {
@@ -65,6 +76,7 @@ impl FirstAnswer {
     pub fn encode(&self) -> Writer {
         let mut nv = Writer::new();
         nv.u8("version", self.version).u8_array("token", &self.token);
+        put_extensions(&mut nv, self.ext);
         nv
     }
 
@@ -78,7 +90,7 @@ impl FirstAnswer {
             return Err(HandshakeError::Range { field: "version", value: version.into() });
         }
         let token = list.u8_array("token").ok_or(HandshakeError::Missing("token"))?;
-        Ok(FirstAnswer { version, token: self::token(token)? })
+        Ok(FirstAnswer { version, token: self::token(token)?, ext: extensions(list) })
     }
 }
 
@@ -155,6 +167,8 @@ pub struct SecondHello {
     pub localcnt: u64,
     /// The primary's last knowledge of the secondary's count.
     pub remotecnt: u64,
+    /// The primary's boot id, if `sync-marks` is active.
+    pub boot: Option<BootId>,
 }
 
 impl SecondHello {
@@ -167,6 +181,7 @@ impl SecondHello {
             nv.i8("virgin", 1);
         }
         nv.u64("resuid", self.resuid).u64("localcnt", self.localcnt).u64("remotecnt", self.remotecnt);
+        put_boot(&mut nv, self.boot);
         nv
     }
 
@@ -185,6 +200,7 @@ impl SecondHello {
             resuid: list.u64("resuid").unwrap_or(0),
             localcnt: list.u64("localcnt").unwrap_or(0),
             remotecnt: list.u64("remotecnt").unwrap_or(0),
+            boot: boot(list),
         })
     }
 }
@@ -252,6 +268,8 @@ pub struct SecondAnswer {
     pub syncsrc: SyncSource,
     /// Bytes of map that follow; 0 for none.
     pub mapsize: u32,
+    /// The secondary's boot id, if `sync-marks` is active.
+    pub boot: Option<BootId>,
 }
 
 impl SecondAnswer {
@@ -263,6 +281,7 @@ impl SecondAnswer {
             nv.i8("virgin", 1);
         }
         nv.u8("syncsrc", self.syncsrc.code()).u32("mapsize", self.mapsize);
+        put_boot(&mut nv, self.boot);
         nv
     }
 
@@ -285,6 +304,7 @@ impl SecondAnswer {
             syncsrc: SyncSource::from_code(syncsrc)
                 .ok_or(HandshakeError::Range { field: "syncsrc", value: syncsrc.into() })?,
             mapsize: list.u32("mapsize").ok_or(HandshakeError::Missing("mapsize"))?,
+            boot: boot(list),
         })
     }
 
@@ -422,6 +442,27 @@ fn token(bytes: &[u8]) -> Result<Token, HandshakeError> {
     bytes.try_into().map_err(|_| HandshakeError::TokenSize(bytes.len()))
 }
 
+fn put_extensions(nv: &mut Writer, ext: Extensions) {
+    if !ext.is_empty() {
+        nv.str("hast_ext", &ext.words());
+    }
+}
+
+fn extensions(list: &List<'_>) -> Extensions {
+    list.str("hast_ext").map_or(Extensions::NONE, Extensions::from_words)
+}
+
+fn put_boot(nv: &mut Writer, boot: Option<BootId>) {
+    if let Some(boot) = boot {
+        nv.u8_array("hast_boot", &boot);
+    }
+}
+
+/// One of another size tells nothing, as if it were absent.
+fn boot(list: &List<'_>) -> Option<BootId> {
+    list.u8_array("hast_boot").and_then(|boot| boot.try_into().ok())
+}
+
 /// The `errmsg` string, in whatever encoding the peer's administrator uses.
 fn errmsg(list: &List<'_>) -> Option<String> {
     let pair = list.find("errmsg").filter(|pair| pair.kind == hast_format::nv::Type::String)?;
@@ -445,6 +486,7 @@ mod tests {
             resuid: 1,
             localcnt: 2,
             remotecnt: 3,
+            boot: None,
         }
     }
 
@@ -455,7 +497,7 @@ mod tests {
         assert_eq!(read(&nv, FirstHello::decode).unwrap().version, 1);
         nv.u8("version", 0);
         assert_eq!(read(&nv, FirstHello::decode).unwrap().negotiated(), 1);
-        let newer = FirstHello { resource: "disk0".into(), version: 3 };
+        let newer = FirstHello { resource: "disk0".into(), version: 3, ext: Extensions::NONE };
         assert_eq!(read(&newer.encode(), FirstHello::decode).unwrap(), newer);
         assert_eq!(newer.negotiated(), 2);
     }
@@ -480,7 +522,7 @@ mod tests {
 
     #[test]
     fn answers_from_a_later_version_are_refused() {
-        let answer = FirstAnswer { version: 3, token: [0; 16] };
+        let answer = FirstAnswer { version: 3, token: [0; 16], ext: Extensions::NONE };
         assert_eq!(
             read(&answer.encode(), FirstReply::decode),
             Err(HandshakeError::Range { field: "version", value: 3 })
@@ -508,6 +550,7 @@ mod tests {
             virgin: true,
             syncsrc: SyncSource::Secondary,
             mapsize: 512,
+            boot: None,
         };
         assert_eq!(read(&good.encode(), SecondReply::decode), Ok(SecondReply::Answer(good.clone())));
         let negative = SecondAnswer { datasize: u64::MAX, ..good.clone() };
@@ -539,5 +582,45 @@ mod tests {
             read(&refusal.encode(), SecondReply::decode),
             Ok(SecondReply::Refused("Split-brain condition!".into()))
         );
+    }
+
+    /// The names of the pairs, in their order.
+    fn names(writer: &Writer) -> Vec<String> {
+        let list = List::parse(writer.as_bytes()).unwrap();
+        list.pairs().map(|pair| String::from_utf8(pair.name.to_vec()).unwrap()).collect()
+    }
+
+    #[test]
+    fn extensions_come_after_all_that_an_original_says_or_not_at_all() {
+        let plain = FirstHello { resource: "disk0".into(), version: 2, ext: Extensions::NONE };
+        assert_eq!(names(&plain.encode()), ["resource", "version"]);
+        let offering = FirstHello { ext: Extensions::SYNC_MARKS, ..plain.clone() };
+        assert_eq!(names(&offering.encode()), ["resource", "version", "hast_ext"]);
+        assert!(offering.encode().as_bytes().starts_with(plain.encode().as_bytes()));
+
+        let plain = FirstAnswer { version: 2, token: [5; 16], ext: Extensions::NONE };
+        assert_eq!(names(&plain.encode()), ["version", "token"]);
+        let agreeing = FirstAnswer { ext: Extensions::SYNC_MARKS, ..plain };
+        assert_eq!(names(&agreeing.encode()), ["version", "token", "hast_ext"]);
+
+        let with_boot = SecondHello { boot: Some([9; 16]), ..hello() };
+        assert_eq!(names(&with_boot.encode()).last().unwrap(), "hast_boot");
+        assert!(with_boot.encode().as_bytes().starts_with(hello().encode().as_bytes()));
+        assert_eq!(read(&with_boot.encode(), SecondHello::decode), Ok(with_boot));
+    }
+
+    #[test]
+    fn what_an_extension_says_in_another_way_is_as_if_it_were_absent() {
+        let mut nv = FirstHello { resource: "disk0".into(), version: 2, ext: Extensions::NONE }.encode();
+        nv.u8("hast_ext", 1);
+        assert_eq!(read(&nv, FirstHello::decode).unwrap().ext, Extensions::NONE);
+        for size in [0, 15, 17] {
+            let mut nv = hello().encode();
+            nv.u8_array("hast_boot", &vec![1; size]);
+            assert_eq!(read(&nv, SecondHello::decode), Ok(hello()));
+        }
+        let mut nv = hello().encode();
+        nv.str("hast_boot", "0123456789abcdef");
+        assert_eq!(read(&nv, SecondHello::decode), Ok(hello()));
     }
 }

@@ -7,6 +7,7 @@ pub mod buffer;
 pub mod checksum;
 pub mod control;
 pub mod errno;
+pub mod extensions;
 pub mod frame;
 pub mod handshake;
 pub mod human;

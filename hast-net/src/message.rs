@@ -7,6 +7,7 @@
 
 use crate::buffer::Buffer;
 use crate::errno::Errno;
+use crate::extensions::Extensions;
 use crate::frame::{self, Frame, FrameError};
 use crate::handshake::{FirstHello, SecondAnswer, SecondHello, SecondRefusal};
 use crate::payload::{self, Stages};
@@ -16,6 +17,10 @@ use thiserror::Error;
 
 /// The value of `cmd` in a keepalive.
 const KEEPALIVE: u8 = 5;
+/// The value of `cmd` in a mark of each kind.
+const SYNC_START: u8 = 64;
+const SYNC_DONE: u8 = 65;
+const STALE: u8 = 66;
 
 /// What a request asks the secondary's disk to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -89,11 +94,71 @@ impl Request {
     }
 }
 
+/// What a primary tells a secondary about the secondary's own data, for it to remember. Only when `sync-marks`
+/// is active ([`Extensions::SYNC_MARKS`]); answered, once it is durable, with an ordinary [`Reply`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// As in [`Request`].
+    pub seq: u64,
+    /// What it says.
+    pub kind: MarkKind,
+}
+
+impl Mark {
+    fn encode(self) -> Writer {
+        let mut nv = Writer::with_capacity(128);
+        match self.kind {
+            MarkKind::SyncStart => nv.u8("cmd", SYNC_START).u64("seq", self.seq),
+            MarkKind::SyncDone { localcnt } => {
+                nv.u8("cmd", SYNC_DONE).u64("seq", self.seq).u64("localcnt", localcnt)
+            }
+            MarkKind::Stale { offset, length } => {
+                nv.u8("cmd", STALE).u64("seq", self.seq).u64("offset", offset).u64("length", length)
+            }
+        };
+        nv
+    }
+
+    /// A mark that cannot be read must not be passed over: what follows rests on it.
+    fn decode(code: u8, list: &List<'_>) -> Result<Mark, MessageError> {
+        let seq = list.u64("seq").filter(|&seq| seq != 0).ok_or(MessageError::NoSeq)?;
+        let number = |field| list.u64(field).ok_or(MessageError::IncompleteMark { seq, field });
+        let kind = match code {
+            SYNC_START => MarkKind::SyncStart,
+            SYNC_DONE => MarkKind::SyncDone { localcnt: number("localcnt")? },
+            STALE => MarkKind::Stale { offset: number("offset")?, length: number("length")? },
+            _ => return Err(MessageError::UnknownCommand(code)),
+        };
+        Ok(Mark { seq, kind })
+    }
+}
+
+/// The kinds of [`Mark`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MarkKind {
+    /// The secondary's data is out of date from now on.
+    SyncStart,
+    /// The secondary has all that the primary has, durably.
+    SyncDone {
+        /// The primary's count: the secondary's new remotecnt.
+        localcnt: u64,
+    },
+    /// The primary's own copy of this range is out of date, the secondary's is not.
+    Stale {
+        /// First byte of the range, counted from the start of the data area.
+        offset: u64,
+        /// Bytes in the range.
+        length: u64,
+    },
+}
+
 /// What arrives at a secondary after the handshake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FromPrimary {
     /// A request to carry out, if its range is one.
     Request(Request),
+    /// Something to remember; only from [`FromPrimary::decode_extended`].
+    Mark(Mark),
     /// The primary is there and has nothing to ask.
     Keepalive,
     /// A request that cannot be carried out but harms nobody: it is answered with EINVAL and the connection
@@ -109,22 +174,37 @@ pub enum FromPrimary {
 }
 
 impl FromPrimary {
-    /// Reads a frame whose payload has been decoded.
+    /// Reads a frame whose payload has been decoded, from a primary that speaks what an original speaks.
     ///
     /// # Errors
     /// The frame is no message of this protocol; the connection is closed.
     pub fn decode(frame: Frame) -> Result<FromPrimary, MessageError> {
+        FromPrimary::decode_extended(frame, Extensions::NONE)
+    }
+
+    /// Reads a frame whose payload has been decoded, from a primary with which these extensions are active.
+    ///
+    /// # Errors
+    /// As for [`FromPrimary::decode`]. A command of an extension that is not active is unknown.
+    pub fn decode_extended(frame: Frame, active: Extensions) -> Result<FromPrimary, MessageError> {
         let list = List::parse(&frame.nv)?;
         let data = frame.payload;
         let code = list.u8("cmd").filter(|&code| code != 0).ok_or(MessageError::NoCommand)?;
+        let mark = active.contains(Extensions::SYNC_MARKS) && matches!(code, SYNC_START | SYNC_DONE | STALE);
         let command = match code {
             KEEPALIVE => None,
+            _ if mark => None,
             _ => Some(Command::from_code(code).ok_or(MessageError::UnknownCommand(code))?),
         };
         if let (Some(data), true) = (&data, command != Some(Command::Write)) {
             return Err(MessageError::UnexpectedData { cmd: code, length: data.len() });
         }
-        let Some(command) = command else { return Ok(FromPrimary::Keepalive) };
+        let Some(command) = command else {
+            return match mark {
+                true => Mark::decode(code, &list).map(FromPrimary::Mark),
+                false => Ok(FromPrimary::Keepalive),
+            };
+        };
         let Some(seq) = list.u64("seq").filter(|&seq| seq != 0) else {
             let reason = "Header contains no 'seq' field.".into();
             return Ok(FromPrimary::Invalid { seq: 0, memsync: false, reason });
@@ -209,6 +289,8 @@ pub enum Message {
     SecondRefusal(SecondRefusal),
     /// Primary to secondary, first connection.
     Request(Request),
+    /// Primary to secondary, first connection, only when `sync-marks` is active.
+    Mark(Mark),
     /// Primary to secondary, first connection.
     Keepalive,
     /// Secondary to primary, second connection.
@@ -226,6 +308,7 @@ impl Message {
             Message::SecondAnswer(answer, map) => (answer.encode(), map.clone()),
             Message::SecondRefusal(refusal) => (refusal.encode(), None),
             Message::Request(request) => (request.encode(), request.data.clone()),
+            Message::Mark(mark) => (mark.encode(), None),
             Message::Keepalive => {
                 let mut nv = Writer::new();
                 nv.u8("cmd", KEEPALIVE);
@@ -287,9 +370,17 @@ pub enum MessageError {
         /// Bytes of decoded payload.
         received: usize,
     },
-    /// A reply to nothing.
+    /// A reply to nothing, or a mark that cannot be answered.
     #[error("Header contains no 'seq' field.")]
     NoSeq,
+    /// A mark does not say all that it is about.
+    #[error("mark (seq {seq}) is missing '{field}' field")]
+    IncompleteMark {
+        /// The mark's number.
+        seq: u64,
+        /// Name of the pair.
+        field: &'static str,
+    },
     /// The pair `error` is there and is no int16.
     #[error("reply (seq {seq}) carries an error that cannot be read")]
     UnreadableError {
@@ -356,6 +447,54 @@ mod tests {
             );
         }
         assert_eq!(FromPrimary::decode(frame(&header(0), None)), Err(MessageError::NoCommand));
+    }
+
+    #[test]
+    fn marks_are_known_only_where_they_are_agreed_on() {
+        let marks = [
+            (64, MarkKind::SyncStart, vec!["cmd", "seq"]),
+            (65, MarkKind::SyncDone { localcnt: 9 }, vec!["cmd", "seq", "localcnt"]),
+            (66, MarkKind::Stale { offset: 512, length: 1024 }, vec!["cmd", "seq", "offset", "length"]),
+        ];
+        for (code, kind, names) in marks {
+            let mark = Mark { seq: 7, kind };
+            let (nv, None) = Message::Mark(mark).encode() else { panic!("a mark with a payload") };
+            let list = List::parse(nv.as_bytes()).unwrap();
+            assert_eq!(list.u8("cmd"), Some(code));
+            assert!(list.pairs().map(|pair| pair.name).eq(names.iter().map(|name| name.as_bytes())));
+            let decode = |active| FromPrimary::decode_extended(frame(&nv, None), active);
+            assert_eq!(decode(Extensions::SYNC_MARKS), Ok(FromPrimary::Mark(mark)));
+            assert_eq!(decode(Extensions::NONE), Err(MessageError::UnknownCommand(code)));
+            assert_eq!(FromPrimary::decode(frame(&nv, None)), Err(MessageError::UnknownCommand(code)));
+            assert_eq!(
+                FromPrimary::decode_extended(frame(&nv, Some(&[0])), Extensions::SYNC_MARKS),
+                Err(MessageError::UnexpectedData { cmd: code, length: 1 })
+            );
+        }
+        for code in [63, 67] {
+            assert_eq!(
+                FromPrimary::decode_extended(frame(&header(code), None), Extensions::SYNC_MARKS),
+                Err(MessageError::UnknownCommand(code))
+            );
+        }
+    }
+
+    #[test]
+    fn half_a_mark_closes() {
+        let decode = |nv: &Writer| FromPrimary::decode_extended(frame(nv, None), Extensions::ALL);
+        for code in [64, 65, 66] {
+            let mut nv = Writer::new();
+            assert_eq!(decode(nv.u8("cmd", code)), Err(MessageError::NoSeq));
+            assert_eq!(decode(nv.u64("seq", 0)), Err(MessageError::NoSeq));
+        }
+        for (code, field) in [(65, "localcnt"), (66, "offset")] {
+            let mut nv = Writer::new();
+            nv.u8("cmd", code).u64("seq", 7).i64(field, 1).u64("length", 1);
+            assert_eq!(decode(&nv), Err(MessageError::IncompleteMark { seq: 7, field }));
+        }
+        let mut nv = Writer::new();
+        nv.u8("cmd", 66).u64("seq", 7).u64("offset", 0);
+        assert_eq!(decode(&nv), Err(MessageError::IncompleteMark { seq: 7, field: "length" }));
     }
 
     #[test]

@@ -6,10 +6,10 @@ use hast_net::buffer::{Buffer, Pool};
 use hast_net::errno::Errno;
 use hast_net::frame::{self, Frame, FrameError, Limits, Receiver};
 use hast_net::handshake::{
-    FirstAnswer, FirstHello, FirstReply, Hello, Refusal, SecondAnswer, SecondHello, SecondRefusal,
-    SecondReply, SyncSource,
+    Extensions, FirstAnswer, FirstHello, FirstReply, Hello, Refusal, SecondAnswer, SecondHello,
+    SecondRefusal, SecondReply, SyncSource,
 };
-use hast_net::message::{self, Command, FromPrimary, Message, Reply, Request};
+use hast_net::message::{self, Command, FromPrimary, Mark, MarkKind, Message, MessageError, Reply, Request};
 use hast_net::payload::{self, Checksum, Compression, PayloadError, Stages};
 use proptest::prelude::*;
 
@@ -81,11 +81,21 @@ fn received(bytes: &[u8], like: &Message) -> Message {
                 errmsg,
             }),
         },
-        Message::Request(_) | Message::Keepalive => match FromPrimary::decode(frame).unwrap() {
-            FromPrimary::Request(request) => Message::Request(request),
-            FromPrimary::Keepalive => Message::Keepalive,
-            invalid => panic!("{invalid:?}"),
-        },
+        Message::Request(_) | Message::Keepalive | Message::Mark(_) => {
+            let plain = FromPrimary::decode(frame.clone());
+            let extended = FromPrimary::decode_extended(frame, Extensions::ALL).unwrap();
+            // An extension changes nothing but its own messages, and those do not exist without it.
+            match &extended {
+                FromPrimary::Mark(_) => assert!(matches!(plain, Err(MessageError::UnknownCommand(64..=66)))),
+                _ => assert_eq!(plain.as_ref(), Ok(&extended)),
+            }
+            match extended {
+                FromPrimary::Request(request) => Message::Request(request),
+                FromPrimary::Keepalive => Message::Keepalive,
+                FromPrimary::Mark(mark) => Message::Mark(mark),
+                invalid => panic!("{invalid:?}"),
+            }
+        }
         Message::Reply(_) => Message::Reply(Reply::decode(frame).unwrap()),
     }
 }
@@ -126,14 +136,28 @@ fn request() -> impl Strategy<Value = Request> {
     ]
 }
 
+fn mark() -> impl Strategy<Value = Mark> {
+    let kind = prop_oneof![
+        Just(MarkKind::SyncStart),
+        any::<u64>().prop_map(|localcnt| MarkKind::SyncDone { localcnt }),
+        any::<[u64; 2]>().prop_map(|[offset, length]| MarkKind::Stale { offset, length }),
+    ];
+    (1..u64::MAX, kind).prop_map(|(seq, kind)| Mark { seq, kind })
+}
+
+fn extensions() -> impl Strategy<Value = Extensions> {
+    prop_oneof![Just(Extensions::NONE), Just(Extensions::SYNC_MARKS)]
+}
+
 fn second_answer() -> impl Strategy<Value = Message> {
     let numbers = (0..u64::MAX >> 1, 0..u32::MAX >> 1, any::<u64>(), any::<u64>());
-    (numbers, any::<bool>(), any::<bool>(), prop::option::of(data())).prop_map(
-        |((datasize, extentsize, localcnt, remotecnt), virgin, secondary, map)| {
+    let boot = any::<Option<[u8; 16]>>();
+    (numbers, any::<bool>(), any::<bool>(), prop::option::of(data()), boot).prop_map(
+        |((datasize, extentsize, localcnt, remotecnt), virgin, secondary, map, boot)| {
             let syncsrc = if secondary { SyncSource::Secondary } else { SyncSource::Primary };
             let mapsize = map.as_ref().map_or(0, |map| map.len() as u32);
             Message::SecondAnswer(
-                SecondAnswer { datasize, extentsize, localcnt, remotecnt, virgin, syncsrc, mapsize },
+                SecondAnswer { datasize, extentsize, localcnt, remotecnt, virgin, syncsrc, mapsize, boot },
                 map,
             )
         },
@@ -142,17 +166,12 @@ fn second_answer() -> impl Strategy<Value = Message> {
 
 fn message() -> impl Strategy<Value = Message> {
     prop_oneof![
-        (text(), 1..u8::MAX)
-            .prop_map(|(resource, version)| Message::FirstHello(FirstHello { resource, version })),
-        (text(), any::<[u8; 16]>(), any::<bool>(), any::<[u64; 3]>()).prop_map(
-            |(resource, token, virgin, [resuid, localcnt, remotecnt])| Message::SecondHello(SecondHello {
-                resource,
-                token,
-                virgin,
-                resuid,
-                localcnt,
-                remotecnt
-            })
+        (text(), 1..u8::MAX, extensions())
+            .prop_map(|(resource, version, ext)| Message::FirstHello(FirstHello { resource, version, ext })),
+        (text(), any::<[u8; 16]>(), any::<bool>(), any::<[u64; 3]>(), any::<Option<[u8; 16]>>()).prop_map(
+            |(resource, token, virgin, [resuid, localcnt, remotecnt], boot)| Message::SecondHello(
+                SecondHello { resource, token, virgin, resuid, localcnt, remotecnt, boot }
+            )
         ),
         second_answer(),
         (0..u64::MAX >> 1, 0..u32::MAX >> 1, any::<[u64; 2]>(), text()).prop_map(
@@ -165,6 +184,7 @@ fn message() -> impl Strategy<Value = Message> {
             })
         ),
         request().prop_map(Message::Request),
+        mark().prop_map(Message::Mark),
         Just(Message::Keepalive),
         (any::<u64>(), any::<bool>(), 0_i16..200, prop::option::of(data())).prop_map(
             |(seq, received, error, data)| Message::Reply(Reply {
@@ -196,6 +216,7 @@ fn digest(bytes: &[u8], limits: Limits, decoded: u32) {
         let _ = (Hello::decode(&list), FirstReply::decode(&list), SecondReply::decode(&list));
         if payload::decode(&mut frame, decoded, &pool).is_ok() {
             assert!(frame.payload.as_ref().is_none_or(|payload| payload.len() <= decoded as usize));
+            let _ = FromPrimary::decode_extended(frame.clone(), Extensions::ALL);
             let _ = (FromPrimary::decode(frame.clone()), Reply::decode(frame));
         }
     }
@@ -212,9 +233,9 @@ proptest! {
 
     #[test]
     fn answers_of_the_first_step_come_back(
-        version in 1_u8..=2, token: [u8; 16], errmsg in text(), wait: bool
+        version in 1_u8..=2, token: [u8; 16], ext in extensions(), errmsg in text(), wait: bool
     ) {
-        let answer = FirstAnswer { version, token };
+        let answer = FirstAnswer { version, token, ext };
         let nv = answer.encode();
         let list = List::parse(nv.as_bytes()).unwrap();
         prop_assert_eq!(FirstReply::decode(&list), Ok(FirstReply::Answer(answer)));
@@ -318,7 +339,7 @@ proptest! {
     }
 }
 
-const NAMES: [&str; 20] = [
+const NAMES: [&str; 23] = [
     "cmd",
     "seq",
     "offset",
@@ -339,6 +360,9 @@ const NAMES: [&str; 20] = [
     "compression",
     "checksum",
     "hash",
+    "localcnt",
+    "hast_ext",
+    "hast_boot",
 ];
 
 /// Bytes of a frame on the wire, as received.
@@ -462,6 +486,7 @@ fn a_raised_payload_limit_holds_from_the_next_header_on() {
         virgin: false,
         syncsrc: SyncSource::Primary,
         mapsize: 3 << 20,
+        boot: None,
     };
     let none = Stages { compression: Compression::None, checksum: Checksum::None };
     let bytes = sent(&Message::SecondAnswer(answer, Some(map.clone())), 2, none);

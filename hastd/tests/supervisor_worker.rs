@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 
 use hast_format::metadata::Role;
 use hast_format::nv::List;
-use hast_net::handshake::{FirstHello, Hello, Refusal, texts};
+use hast_net::handshake::{Extensions, FirstHello, Hello, Refusal, texts};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::{Place, Stream, is_alive, wait_for};
@@ -166,7 +166,10 @@ fn a_primary_is_connected_to_its_remote_node_from_its_source_address() {
     let header = stream.receive().expect("a header");
     assert_eq!(header.version, 1);
     let hello = Hello::decode(&List::parse(&header.nv).unwrap()).unwrap();
-    assert_eq!(hello, Hello::First(FirstHello { resource: "disk0".to_owned(), version: 2 }));
+    assert_eq!(
+        hello,
+        Hello::First(FirstHello { resource: "disk0".to_owned(), version: 2, ext: Extensions::NONE })
+    );
     let refusal = Refusal { errmsg: texts::not_secondary("init"), wait: false };
     stream.send(2, &refusal.encode());
     drop(stream);

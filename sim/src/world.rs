@@ -8,7 +8,7 @@ use hast_format::metadata::Role;
 use hast_net::Replication;
 use hast_net::buffer::Buffer;
 use hast_net::frame::{self, Frame};
-use hast_net::handshake::{FirstAnswer, Hello, Refusal, texts};
+use hast_net::handshake::{Extensions, FirstAnswer, Hello, Refusal, texts};
 use hast_net::message::to_wire;
 use hast_net::payload::{Checksum, Compression, Stages};
 
@@ -682,7 +682,7 @@ impl World {
         if let Some(n) = self.nodes.get_mut(node) {
             n.pending = Some((token, conn));
         }
-        self.reply(conn, node, FirstAnswer { version: 2, token }.encode().as_bytes());
+        self.reply(conn, node, FirstAnswer { version: 2, token, ext: Extensions::NONE }.encode().as_bytes());
     }
 
     fn reply(&mut self, conn: ConnId, from: usize, nv: &[u8]) {

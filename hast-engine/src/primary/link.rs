@@ -10,7 +10,8 @@ use hast_net::buffer::Buffer;
 use hast_net::errno::Errno;
 use hast_net::frame::{Frame, VERSION};
 use hast_net::handshake::{
-    FirstAnswer, FirstHello, FirstReply, SecondAnswer, SecondHello, SecondReply, SyncSource, texts,
+    Extensions, FirstAnswer, FirstHello, FirstReply, SecondAnswer, SecondHello, SecondReply, SyncSource,
+    texts,
 };
 use hast_net::message::{Command, Message, Reply, Request};
 
@@ -149,7 +150,11 @@ impl Primary {
         match (self.link.stage, side) {
             (Stage::OpeningOut, Side::Out) => {
                 self.link.last_received = now;
-                let hello = FirstHello { resource: self.metadata.resource.clone(), version: VERSION };
+                let hello = FirstHello {
+                    resource: self.metadata.resource.clone(),
+                    version: VERSION,
+                    ext: Extensions::NONE,
+                };
                 self.enter(Stage::AwaitingFirst);
                 self.send(Side::Out, Message::FirstHello(hello));
             }
@@ -249,7 +254,7 @@ impl Primary {
                     self.lose_link(&refusal.errmsg);
                 }
             }
-            FirstReply::Answer(FirstAnswer { version, token }) => {
+            FirstReply::Answer(FirstAnswer { version, token, .. }) => {
                 self.link.version = version.clamp(1, VERSION);
                 log::debug!("Negotiated protocol version {}.", self.link.version);
                 self.link.token = token;
@@ -292,6 +297,7 @@ impl Primary {
             resuid: self.metadata.resuid,
             localcnt: self.metadata.localcnt,
             remotecnt: self.metadata.remotecnt,
+            boot: None,
         };
         self.enter(Stage::AwaitingSecond);
         self.send(Side::In, Message::SecondHello(hello));

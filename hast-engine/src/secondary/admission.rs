@@ -142,6 +142,7 @@ impl Secondary {
             virgin,
             syncsrc,
             mapsize: map.as_ref().and_then(|map| u32::try_from(map.len()).ok()).unwrap_or(0),
+            boot: None,
         };
         self.send(Side::Out, Message::SecondAnswer(answer, map.map(Buffer::from)));
         self.phase = Phase::Answered;

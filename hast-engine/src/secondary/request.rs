@@ -37,6 +37,8 @@ impl Secondary {
                 self.first_request();
                 self.take_request(request);
             }
+            // No extension is active, so that a mark is an unknown command and an error.
+            Ok(FromPrimary::Mark(_)) => {}
             Err(error) => self.lose(&error.to_string()),
         }
     }

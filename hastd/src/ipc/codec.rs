@@ -87,6 +87,9 @@ impl Start {
                 nv.u64("resuid", hello.resuid);
                 nv.u64("localcnt", hello.localcnt);
                 nv.u64("remotecnt", hello.remotecnt);
+                if let Some(boot) = &hello.boot {
+                    nv.u8_array("peer_boot", boot);
+                }
                 vec![self.provider, out, in_]
             }
         };
@@ -109,6 +112,7 @@ impl Start {
                     resuid: need(list.u64("resuid"), "resuid")?,
                     localcnt: need(list.u64("localcnt"), "localcnt")?,
                     remotecnt: need(list.u64("remotecnt"), "remotecnt")?,
+                    boot: list.u8_array("peer_boot").and_then(|boot| boot.try_into().ok()),
                 },
             },
             Role::Init => return Err(invalid("role init has no worker")),

@@ -57,6 +57,7 @@ fn a_secondary_starts_with_everything_it_was_given() {
         resuid: u64::MAX,
         localcnt: 3,
         remotecnt: 4,
+        boot: Some(*b"fedcba9876543210"),
     };
     let start = Start {
         resource: resource("none"),

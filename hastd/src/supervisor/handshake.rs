@@ -144,17 +144,18 @@ fn is_same(one: &Token, other: &Token) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hast_net::handshake::{FirstHello, SecondHello};
+    use hast_net::handshake::{Extensions, FirstHello, SecondHello};
 
     const TOKEN: Token = [7; 16];
 
     fn first(version: u8) -> Hello {
-        Hello::First(FirstHello { resource: "disk0".into(), version })
+        Hello::First(FirstHello { resource: "disk0".into(), version, ext: Extensions::NONE })
     }
 
     fn second(token: Token) -> Hello {
         let (virgin, resuid, localcnt, remotecnt) = (false, 1, 0, 0);
-        Hello::Second(SecondHello { resource: "disk0".into(), token, virgin, resuid, localcnt, remotecnt })
+        let resource = "disk0".into();
+        Hello::Second(SecondHello { resource, token, virgin, resuid, localcnt, remotecnt, boot: None })
     }
 
     fn standing(role: Role, token: Option<&Token>) -> Option<Standing<'_>> {

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use hast_net::address::Address;
 use hast_net::buffer::Pool;
 use hast_net::frame::{self, Frame, Limits, Receiver, VERSION};
-use hast_net::handshake::{FirstAnswer, FirstHello, HandshakeError, Hello, SecondHello, TOKEN_SIZE, Token};
+use hast_net::handshake::{
+    Extensions, FirstAnswer, FirstHello, HandshakeError, Hello, SecondHello, TOKEN_SIZE, Token,
+};
 use socket2::Socket;
 
 use super::Supervisor;
@@ -328,7 +330,7 @@ impl Supervisor {
             log::error!("Unable to draw a token: {error}.");
             return;
         }
-        let answer = FirstAnswer { version, token }.encode();
+        let answer = FirstAnswer { version, token, ext: Extensions::NONE }.encode();
         let mut unsent = frame::encode(version, answer.as_bytes()).unwrap_or_default();
         let sent = match socket.get() {
             Some(stream) => send(stream, &mut unsent),

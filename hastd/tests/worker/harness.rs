@@ -24,7 +24,7 @@ use hast_net::address::Address;
 use hast_net::buffer::Pool;
 use hast_net::control::WorkerStatus;
 use hast_net::frame::{self, Frame, Limits, Receiver};
-use hast_net::handshake::{FirstAnswer, FirstHello, SecondHello};
+use hast_net::handshake::{Extensions, FirstAnswer, FirstHello, SecondHello};
 use hast_net::payload::{Checksum, Compression};
 use hast_provider::Provider;
 use hastd::ipc::{Channel, Start, StartKind, ToSupervisor, ToWorker};
@@ -456,7 +456,8 @@ impl Board {
                 assert_eq!(hello.resource, NAME);
                 // A new primary's first step ends what an earlier one had.
                 self.stop_secondary();
-                let answer = FirstAnswer { version: hello.negotiated(), token: [7; 16] };
+                let answer =
+                    FirstAnswer { version: hello.negotiated(), token: [7; 16], ext: Extensions::NONE };
                 let bytes = frame::encode(2, answer.encode().as_bytes()).unwrap();
                 let _ = (&theirs).write_all(&bytes);
                 self.half = Some((answer, theirs));

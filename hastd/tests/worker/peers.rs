@@ -10,7 +10,7 @@ use hast_engine::{Event, Side};
 use hast_net::Replication;
 use hast_net::buffer::{Buffer, Pool};
 use hast_net::frame;
-use hast_net::handshake::{FirstAnswer, SecondAnswer, SecondHello, SecondReply, SyncSource};
+use hast_net::handshake::{Extensions, FirstAnswer, SecondAnswer, SecondHello, SecondReply, SyncSource};
 use hast_net::message::{self, Command, FromPrimary, Message, Reply, Request};
 use hast_net::payload::{self, Checksum, Compression, Stages};
 use hastd::ipc::{StartKind, ToSupervisor, ToWorker};
@@ -40,6 +40,7 @@ impl Secondary {
             resuid: 77,
             localcnt: 0,
             remotecnt: 0,
+            boot: None,
         };
         let kind = StartKind::Secondary { out: their_out.into(), in_: their_in.into(), version, hello };
         let worker = Worker::spawn(&resource(&disk), disk.open(), kind);
@@ -177,6 +178,7 @@ fn a_resource_id_of_another_pair_is_refused_with_words() {
         resuid: 78,
         localcnt: 0,
         remotecnt: 0,
+        boot: None,
     };
     let kind = StartKind::Secondary { out: their_out.into(), in_: their_in.into(), version: 2, hello };
     let mut worker = Worker::spawn(&resource(&first.disk), first.disk.open(), kind);
@@ -278,7 +280,7 @@ impl Primary {
     fn handshake(&self) -> (TcpStream, TcpStream) {
         let mut out = self.connect(Side::Out);
         read_frame(&out, &mut receiver()).unwrap();
-        let answer = FirstAnswer { version: 2, token: [3; 16] };
+        let answer = FirstAnswer { version: 2, token: [3; 16], ext: Extensions::NONE };
         out.write_all(&frame::encode(2, answer.encode().as_bytes()).unwrap()).unwrap();
         let in_ = self.connect(Side::In);
         let frame = read_frame(&in_, &mut receiver()).unwrap();
@@ -293,6 +295,7 @@ impl Primary {
             virgin: hello.virgin,
             syncsrc: SyncSource::Primary,
             mapsize: 0,
+            boot: None,
         };
         out.write_all(&bytes(&Message::SecondAnswer(answer, None))).unwrap();
         (out, in_)
