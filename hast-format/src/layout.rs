@@ -393,6 +393,7 @@ mod tests {
     #[test]
     #[cfg(feature = "alloc")]
     fn believes_nothing_from_the_disk() {
+        use crate::extension::Extension;
         use crate::metadata::{Metadata, Role};
         let provider = 64 << 20;
         let good = Metadata {
@@ -405,6 +406,7 @@ mod tests {
             localcnt: 0,
             remotecnt: 0,
             prevrole: Role::Init,
+            extension: Extension::default(),
         };
         let open = |change: &dyn Fn(&mut Metadata)| {
             let mut metadata = good.clone();

@@ -1,5 +1,5 @@
-//! What lies on a HAST provider: the nv codec, the metadata block, the arithmetic of the layout and the
-//! activemap. No I/O, no clock; without the `alloc` feature no allocation either.
+//! What lies on a HAST provider: the nv codec, the metadata block and its extension, the arithmetic of the
+//! layout and the activemap. No I/O, no clock; without the `alloc` feature no allocation either.
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -15,3 +15,7 @@ pub mod nv;
 pub mod activemap;
 #[cfg(feature = "alloc")]
 pub mod bitmap;
+#[cfg(feature = "alloc")]
+mod block;
+#[cfg(feature = "alloc")]
+pub mod extension;

@@ -1,14 +1,19 @@
-//! The metadata block: one name-value list in the first 4096 bytes of a provider (spec "Metadata").
+//! What a provider says about itself: the metadata, and the original's form of it, one name-value list (spec
+//! "Metadata").
 //!
-//! Owns names, types and order of the nine pairs. Whether the numbers make sense on a provider of some size
-//! is `Layout::open`'s to say; whether the name is the configured one, the
-//! caller's.
+//! Owns names, types and order of the nine pairs. What else is in the block, and which part of it counts, is
+//! `block`'s. Whether the numbers make sense on a provider of some size is `Layout::open`'s to say; whether
+//! the name is the configured one, the caller's.
 
 use core::fmt;
 
 #[cfg(feature = "alloc")]
 use alloc::string::String;
 
+#[cfg(feature = "alloc")]
+pub use crate::block::{BlockState, Reading};
+#[cfg(feature = "alloc")]
+use crate::extension::Extension;
 #[cfg(feature = "alloc")]
 use crate::layout::METADATA_SIZE;
 #[cfg(feature = "alloc")]
@@ -43,14 +48,17 @@ pub struct Metadata {
     pub remotecnt: u64,
     /// The role that wrote the block.
     pub prevrole: Role,
+    /// What the original does not know.
+    pub extension: Extension,
 }
 
 #[cfg(feature = "alloc")]
 impl Metadata {
-    /// Reads the block at the start of a provider: the first 4096 bytes of `block`, of which there may be more.
+    /// Reads only the list in the block at the start of a provider, as the original does: the first 4096
+    /// bytes of `block`, of which there may be more. [`read`](Self::read) reads all of it.
     ///
     /// All nine pairs must be there with their types; other pairs are ignored. A `prevrole` that is no role
-    /// reads as init.
+    /// reads as init. The extension is empty.
     pub fn decode(block: &[u8]) -> Result<Metadata, MetadataError> {
         let block = block.get(..BLOCK).ok_or(MetadataError::Short { length: block.len() })?;
         let list = nv::List::parse(block)?;
@@ -75,20 +83,15 @@ impl Metadata {
                 }
                 _ => return Err(MetadataError::Missing { name: "prevrole" }),
             },
+            extension: Extension::default(),
         })
     }
 
-    /// The block as it is written at offset 0, in one write. The list takes at most its first 510 bytes, so
-    /// it lies within one sector; the rest is zero.
-    ///
-    /// A resource name longer than [`RESOURCE_NAME_MAX`] cannot come from a configuration or a block; it is
-    /// written cut off, so that the provider would be refused rather than misread.
-    pub fn encode(&self) -> [u8; BLOCK] {
+    /// The list, at most 510 bytes.
+    pub(crate) fn list(&self) -> nv::Writer {
         debug_assert!(self.resource.len() <= RESOURCE_NAME_MAX, "resource name too long: {}", self.resource);
-        let name =
-            self.resource.get(..self.resource.floor_char_boundary(RESOURCE_NAME_MAX)).unwrap_or_default();
         let mut list = nv::Writer::with_capacity(512);
-        list.str("resource", name)
+        list.str("resource", cut(&self.resource, RESOURCE_NAME_MAX))
             .u64("datasize", self.datasize)
             .u32("extentsize", self.extentsize)
             .u32("keepdirty", self.keepdirty)
@@ -97,12 +100,20 @@ impl Metadata {
             .u64("localcnt", self.localcnt)
             .u64("remotecnt", self.remotecnt)
             .str("prevrole", self.prevrole.as_str());
-        let mut block = [0; BLOCK];
-        for (to, from) in block.iter_mut().zip(list.as_bytes()) {
-            *to = *from;
-        }
-        block
+        list
     }
+
+    /// What the list says.
+    pub(crate) fn core(&self) -> impl PartialEq + use<'_> {
+        let sizes = (self.datasize, self.extentsize, self.keepdirty, self.localoff);
+        (&self.resource, sizes, self.resuid, self.localcnt, self.remotecnt, self.prevrole)
+    }
+}
+
+/// `text` cut off, between two characters, after at most `length` bytes.
+#[cfg(feature = "alloc")]
+pub(crate) fn cut(text: &str, length: usize) -> &str {
+    text.get(..text.floor_char_boundary(length)).unwrap_or_default()
 }
 
 /// Why a block is no metadata.
@@ -129,6 +140,23 @@ pub enum MetadataError {
     NameTooLong {
         /// Bytes of the name.
         length: usize,
+    },
+    /// An intact extension area in a form that we do not know.
+    #[error(
+        "a newer hastd has saved the metadata (version {version} of its extension area); upgrade this node"
+    )]
+    Version {
+        /// Version of the area.
+        version: u16,
+    },
+    /// More stale extents than an area has room for.
+    #[error(
+        "the metadata lists {count} runs of stale extents, more than 32, so that not all of them are known; \
+         initialize the provider with `hastctl create` to have it synchronised in full"
+    )]
+    StaleRuns {
+        /// How many runs.
+        count: u16,
     },
 }
 
@@ -182,6 +210,7 @@ mod tests {
             localcnt: 3,
             remotecnt: 2,
             prevrole: Role::Secondary,
+            extension: Extension::default(),
         }
     }
 

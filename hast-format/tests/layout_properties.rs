@@ -2,6 +2,7 @@
 #![cfg(feature = "alloc")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+use hast_format::extension::Extension;
 use hast_format::layout::{self, Layout};
 use hast_format::metadata::{Metadata, RESOURCE_NAME_MAX, Role};
 use proptest::prelude::*;
@@ -134,7 +135,8 @@ prop_compose! {
         prevrole in role(),
     ) -> Metadata {
         let resource = resource.into_iter().collect();
-        Metadata { resource, datasize, extentsize, keepdirty, localoff, resuid, localcnt, remotecnt, prevrole }
+        let extension = Extension::default();
+        Metadata { resource, datasize, extentsize, keepdirty, localoff, resuid, localcnt, remotecnt, prevrole, extension }
     }
 }
 
@@ -183,6 +185,7 @@ proptest! {
                 localcnt: 0,
                 remotecnt: 0,
                 prevrole: Role::Init,
+                extension: Extension::default(),
             };
             prop_assert_eq!(Layout::open(&metadata, mediasize, sectorsize), Ok(layout));
         }

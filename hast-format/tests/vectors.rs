@@ -7,8 +7,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use hast_format::bitmap::Bitmap;
+use hast_format::extension::Extension;
 use hast_format::layout::{self, Layout};
-use hast_format::metadata::{Metadata, Role};
+use hast_format::metadata::{BlockState, Metadata, Reading, Role};
 use hast_format::nv::{List, Pair, Type};
 use serde_json::Value;
 
@@ -62,6 +63,7 @@ fn dump(lines: &str) -> Metadata {
         localcnt: number("localcnt"),
         remotecnt: number("remotecnt"),
         prevrole: Role::parse(&field("prevrole")).unwrap(),
+        extension: Extension::default(),
     }
 }
 
@@ -83,6 +85,8 @@ fn check_block(path: &Path, bytes: &[u8], expected: &Metadata) {
     let metadata = Metadata::decode(bytes).unwrap_or_else(|error| panic!("{path}: {error}"));
     assert_eq!(metadata, *expected, "{path}");
     assert!(metadata.encode() == *mask_name_padding(&bytes[..4096]), "{path}: encodes differently");
+    let reading = Metadata::read(bytes).unwrap();
+    assert_eq!(reading, Reading { metadata, state: BlockState::NoArea }, "{path}");
 }
 
 #[test]

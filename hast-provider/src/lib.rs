@@ -17,7 +17,7 @@ use std::thread;
 use std::time::Duration;
 
 use hast_format::layout::{Layout, METADATA_SIZE};
-use hast_format::metadata::{Metadata, MetadataError};
+use hast_format::metadata::{Metadata, MetadataError, Reading};
 use hast_log::error_text;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -109,44 +109,67 @@ impl Provider {
         }
     }
 
-    /// Reads the metadata block.
+    /// Reads the metadata block and says which parts of it were good. Nothing is repaired.
     ///
     /// # Errors
     ///
     /// When it cannot be read, or is no metadata. Whether the numbers fit the provider, [`Layout::open`] says.
-    pub fn read_metadata(&self) -> Result<Metadata, ProviderError> {
+    pub fn read_metadata_block(&self) -> Result<Reading, ProviderError> {
         let available = usize::try_from(self.mediasize.min(METADATA_SIZE)).unwrap_or_default();
         let mut block = vec![0; available];
         self.file
             .read_exact_at(&mut block, 0)
             .map_err(|error| ProviderError::ReadMetadata { path: self.path.clone(), error })?;
-        Metadata::decode(&block)
-            .map_err(|error| ProviderError::BadMetadata { path: self.path.clone(), error })
+        Metadata::read(&block).map_err(|error| ProviderError::BadMetadata { path: self.path.clone(), error })
     }
 
-    /// Reads the metadata block and checks that it is that of `resource`.
+    /// Reads the metadata, recovered from what is good of the block.
     ///
     /// # Errors
     ///
-    /// As [`read_metadata`](Self::read_metadata), and [`ProviderError::NotPartOf`].
+    /// As [`read_metadata_block`](Self::read_metadata_block).
+    pub fn read_metadata(&self) -> Result<Metadata, ProviderError> {
+        Ok(self.read_metadata_block()?.metadata)
+    }
+
+    /// Reads the metadata and checks that it is that of `resource`.
+    ///
+    /// # Errors
+    ///
+    /// As [`read_metadata_block`](Self::read_metadata_block), and [`ProviderError::NotPartOf`].
     pub fn read_metadata_of(&self, resource: &str) -> Result<Metadata, ProviderError> {
-        let metadata = self.read_metadata()?;
-        if metadata.resource == resource {
-            Ok(metadata)
-        } else {
-            Err(ProviderError::NotPartOf { path: self.path.clone(), resource: resource.to_owned() })
-        }
+        Ok(self.of_resource(self.read_metadata_block()?, resource)?.metadata)
     }
 
-    /// Writes the metadata block, in one write, and makes it durable.
+    /// Reads the metadata of `resource` for whoever is going to change it: it is durable when this returns,
+    /// even if the process that saved it was killed before its flush, and a block of which a part had to be
+    /// recovered is whole again, which the next save relies on. `state` says what was found; what was not
+    /// sound is logged.
     ///
     /// # Errors
     ///
-    /// When it cannot be written or flushed: then what is on the disk is unknown. A disk that knows no flush
-    /// has no cache to lose, which is no error.
+    /// As [`read_metadata_of`](Self::read_metadata_of); [`ProviderError::WriteMetadata`] when the block cannot
+    /// be repaired or flushed.
+    pub fn recover_metadata_of(&self, resource: &str) -> Result<Reading, ProviderError> {
+        let reading = self.of_resource(self.read_metadata_block()?, resource)?;
+        if reading.state.is_sound() {
+            self.flush_if_known()
+                .map_err(|error| ProviderError::WriteMetadata { path: self.path.clone(), error })?;
+        } else {
+            log::warn!("Metadata on {} was not whole: {}. Repairing.", self.path.display(), reading.state);
+            self.write_metadata(&reading.metadata)?;
+        }
+        Ok(reading)
+    }
+
+    /// Saves the metadata durably, in the order that keeps the state before it until the new one is safe.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written or flushed: then the disk holds the state before or the new one. A disk that
+    /// knows no flush has no cache to lose, which is no error.
     pub fn write_metadata(&self, metadata: &Metadata) -> Result<(), ProviderError> {
-        self.write_block(&metadata.encode())
-            .map_err(|error| ProviderError::WriteMetadata { path: self.path.clone(), error })
+        self.write_block(&metadata.writes(self.sectorsize))
     }
 
     /// Reads the activemap of the data area: `layout.map_bytes()` bytes, from right behind the metadata.
@@ -169,10 +192,10 @@ impl Provider {
     ///
     /// # Errors
     ///
-    /// When something cannot be written or flushed; the provider then holds no metadata or the new one.
+    /// When something cannot be written or flushed; the provider then holds its old metadata, none, or the
+    /// new one.
     pub fn initialize(&self, metadata: &Metadata, layout: &Layout) -> Result<(), ProviderError> {
-        self.write_block(&[0; BLOCK])
-            .map_err(|error| ProviderError::WriteMetadata { path: self.path.clone(), error })?;
+        self.write_block(&Metadata::erasing_writes(self.sectorsize))?;
         self.write_zeros(layout.map_offset(), layout.map_capacity())
             .map_err(|error| ProviderError::WriteMap { path: self.path.clone(), error })?;
         self.write_metadata(metadata)
@@ -217,9 +240,23 @@ impl Provider {
         self.is_device
     }
 
-    fn write_block(&self, block: &[u8; BLOCK]) -> io::Result<()> {
-        self.file.write_all_at(block, 0)?;
-        self.flush_if_known()
+    fn of_resource(&self, reading: Reading, resource: &str) -> Result<Reading, ProviderError> {
+        if reading.metadata.resource == resource {
+            Ok(reading)
+        } else {
+            Err(ProviderError::NotPartOf { path: self.path.clone(), resource: resource.to_owned() })
+        }
+    }
+
+    /// One after the other, each durable before the next.
+    fn write_block(&self, writes: &[(u64, Vec<u8>)]) -> Result<(), ProviderError> {
+        for (offset, bytes) in writes {
+            self.file
+                .write_all_at(bytes, *offset)
+                .and_then(|()| self.flush_if_known())
+                .map_err(|error| ProviderError::WriteMetadata { path: self.path.clone(), error })?;
+        }
+        Ok(())
     }
 
     fn write_zeros(&self, mut offset: u64, mut length: u64) -> io::Result<()> {
@@ -258,9 +295,6 @@ impl Provider {
         Ok(Provider { file, path: path.to_owned(), mediasize, sectorsize, is_device })
     }
 }
-
-/// Bytes of the metadata block.
-const BLOCK: usize = METADATA_SIZE as usize;
 
 /// Bytes that are zeroed at a time: a multiple of every sector size.
 const ZEROS: usize = 1 << 20;

@@ -1,4 +1,5 @@
 use super::*;
+use hast_format::extension::Extension;
 use hast_format::metadata::Role;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
@@ -21,6 +22,7 @@ fn described(layout: &Layout) -> Metadata {
         localcnt: 0,
         remotecnt: 0,
         prevrole: Role::Init,
+        extension: Extension::default(),
     }
 }
 

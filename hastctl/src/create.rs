@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use hast_conf::Resource;
+use hast_format::extension::Extension;
 use hast_format::layout::{EXTENTSIZE_DEFAULT, Layout, LayoutError, keepdirty};
 use hast_format::metadata::{Metadata, Role};
 use hast_provider::{Provider, ProviderError};
@@ -44,6 +45,7 @@ pub(crate) fn create(resource: &Resource, sizes: Sizes) -> Result<(), CreateErro
         localcnt: 0,
         remotecnt: 0,
         prevrole: Role::Init,
+        extension: Extension::default(),
     };
     provider.initialize(&metadata, &layout).map_err(CreateError::Write)?;
     log::debug!("Initialized {}.", path.display());

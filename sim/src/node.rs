@@ -4,6 +4,7 @@ use core::time::Duration;
 use std::collections::BTreeMap;
 
 use hast_engine::{Action, DiskOp, OpId, Primary, PrimaryStart, Secondary, SecondaryStart, Settings};
+use hast_format::extension::Extension;
 use hast_format::layout::Layout;
 use hast_format::metadata::{Metadata, Role};
 use hast_net::Replication;
@@ -62,6 +63,7 @@ impl Node {
             localcnt: 0,
             remotecnt: 0,
             prevrole: Role::Init,
+            extension: Extension::default(),
         };
         let mut contents = metadata.encode().to_vec();
         contents.resize(usize::try_from(layout.localoff() + layout.datasize()).unwrap_or(0), 0);

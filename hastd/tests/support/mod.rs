@@ -100,6 +100,7 @@ impl Place {
             localcnt: 0,
             remotecnt: 0,
             prevrole: Role::Init,
+            extension: hast_format::extension::Extension::default(),
         };
         provider.initialize(&metadata, &layout).unwrap();
         path

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use hast_conf::Resource;
 use hast_engine::{Event, Side};
+use hast_format::extension::Extension;
 use hast_format::layout::Layout;
 use hast_format::metadata::{Metadata, Role};
 use hast_nbd::client::Client;
@@ -84,6 +85,7 @@ impl Disk {
             localcnt: 0,
             remotecnt: 0,
             prevrole: Role::Init,
+            extension: Extension::default(),
         };
         Provider::open(&path, true).unwrap().initialize(&metadata, &layout).unwrap();
         Disk { path }

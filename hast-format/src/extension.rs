@@ -1,0 +1,286 @@
+//! What our nodes remember and the original's metadata cannot say (spec: extensions, "Disk"; durability).
+//!
+//! Owns the facts and the 1024 bytes that hold them together with a copy of the nine core fields. Where in the
+//! metadata block these bytes lie, how often, and which part wins when they disagree is `block`'s.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+use core::mem::offset_of;
+use core::ops::Range;
+
+use crc::{CRC_32_ISCSI, Crc, Table};
+use zerocopy::byteorder::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::metadata::{Metadata, MetadataError, RESOURCE_NAME_MAX, Role, cut};
+
+/// Most runs of stale extents that there is room for.
+pub const STALE_RUNS: usize = 32;
+/// Most bytes of [`Mark::by`].
+pub const MARK_BY_MAX: usize = 63;
+
+/// What a node knows beyond the core fields. All of it is empty on a provider that the original wrote last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Extension {
+    /// Rises with every save; 0: there is no extension area, and nothing of what follows is stored.
+    pub generation: u64,
+    /// This node's copy is inconsistent: it is the target of a synchronisation that has not ended.
+    pub mark: Option<Mark>,
+    /// As a primary: the other node has the newer data (L18).
+    pub target: bool,
+    /// A first contact has begun, and the map that it merged is not durable yet (L19).
+    pub full_sync_owed: bool,
+    /// Extents that are wrong here and right on the other node (L3): at most [`STALE_RUNS`]. More cannot be
+    /// stored, and must not be dropped either: a block that was written with more is refused when it is read.
+    pub stale: Vec<Run>,
+    /// Boot id of this host when the block was saved; zeros: unknown.
+    pub boot: [u8; 16],
+    /// Boot id of the other node's host, as far as this node was told; zeros: unknown.
+    pub peer_boot: [u8; 16],
+}
+
+/// Since when a node is inconsistent, and who is bringing it up to date.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// Seconds since 1970, UTC.
+    pub since: u64,
+    /// Who synchronises this node. Stored up to [`MARK_BY_MAX`] bytes, cut between two characters.
+    pub by: String,
+}
+
+/// Extents that follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Run {
+    /// The first of them.
+    pub first: u32,
+    /// How many there are.
+    pub count: u32,
+}
+
+impl Run {
+    /// The extents as a range; one that goes past the last number there can be ends there.
+    #[must_use]
+    pub fn extents(self) -> Range<u32> {
+        self.first..self.first.saturating_add(self.count)
+    }
+}
+
+/// A point in time, in seconds since 1970, shown as `2026-11-24 07:00:00 UTC`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Utc(pub u64);
+
+impl fmt::Display for Utc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (days, second) = (self.0 / 86_400, self.0 % 86_400);
+        // Days since the first of March of year 0: a leap day then ends its year, and every fifth month
+        // begins after 153 days.
+        let days = days + 719_468;
+        let (era, day) = (days / 146_097, days % 146_097);
+        let year_of_era = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+        let day_of_year = day - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        let march_month = (5 * day_of_year + 2) / 153;
+        let day = day_of_year - (153 * march_month + 2) / 5 + 1;
+        let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
+        let year = 400 * era + year_of_era + u64::from(month <= 2);
+        let (hour, minute) = (second / 3600, second / 60 % 60);
+        let second = second % 60;
+        write!(f, "{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+    }
+}
+
+/// Bytes of an area.
+pub(crate) const AREA: usize = size_of::<Area>();
+
+/// What the bytes of an area hold.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// Nothing but zeros.
+    Absent,
+    /// Something that is no area, or no longer.
+    Damaged,
+    /// The state that was saved there, core fields and extension.
+    Valid(Metadata),
+}
+
+/// The area of `metadata`.
+pub(crate) fn encode(metadata: &Metadata) -> [u8; AREA] {
+    let extension = &metadata.extension;
+    debug_assert!(extension.stale.len() <= STALE_RUNS, "{} stale runs", extension.stale.len());
+    let mut area = Area::new_zeroed();
+    area.magic = MAGIC;
+    area.version = VERSION.into();
+    area.length = LENGTH.into();
+    area.generation = extension.generation.into();
+    area.datasize = metadata.datasize.into();
+    area.extentsize = metadata.extentsize.into();
+    area.keepdirty = metadata.keepdirty.into();
+    area.localoff = metadata.localoff.into();
+    area.resuid = metadata.resuid.into();
+    area.localcnt = metadata.localcnt.into();
+    area.remotecnt = metadata.remotecnt.into();
+    area.prevrole = role_code(metadata.prevrole);
+    area.name_length = put(&mut area.name, cut(&metadata.resource, RESOURCE_NAME_MAX));
+    area.flags =
+        if extension.target { TARGET } else { 0 } | if extension.full_sync_owed { FULL_SYNC_OWED } else { 0 };
+    if let Some(mark) = &extension.mark {
+        area.flags |= MARKED;
+        area.mark_since = mark.since.into();
+        area.mark_by_length = put(&mut area.mark_by, cut(&mark.by, MARK_BY_MAX));
+    }
+    area.boot = extension.boot;
+    area.peer_boot = extension.peer_boot;
+    area.stale_count = u16::try_from(extension.stale.len()).unwrap_or(u16::MAX).into();
+    for (to, from) in area.stale.iter_mut().zip(&extension.stale) {
+        *to = StaleRun { first: from.first.into(), count: from.count.into() };
+    }
+    area.crc = area.checksum().into();
+    zerocopy::transmute!(area)
+}
+
+/// What `bytes` hold; they are as many as an area has.
+///
+/// # Errors
+///
+/// An area that is intact and that we cannot do justice to: [`MetadataError::Version`],
+/// [`MetadataError::StaleRuns`].
+pub(crate) fn decode(bytes: &[u8]) -> Result<Found, MetadataError> {
+    if bytes.iter().all(|byte| *byte == 0) {
+        return Ok(Found::Absent);
+    }
+    let Ok(area) = Area::ref_from_bytes(bytes) else { return Ok(Found::Damaged) };
+    if area.magic != MAGIC || area.crc.get() != area.checksum() {
+        return Ok(Found::Damaged);
+    }
+    if area.version != VERSION {
+        return Err(MetadataError::Version { version: area.version.get() });
+    }
+    Ok(area.metadata()?.map_or(Found::Damaged, Found::Valid))
+}
+
+/// The area as it lies on the disk.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Area {
+    magic: [u8; 8],
+    /// A reader of another version cannot use the area.
+    version: U16,
+    /// Bytes up to the end of the last field. Later fields may follow in what is zero today: whoever does not
+    /// know them does without.
+    length: U16,
+    stale_count: U16,
+    flags: u8,
+    prevrole: u8,
+    generation: U64,
+    datasize: U64,
+    extentsize: U32,
+    keepdirty: U32,
+    localoff: U64,
+    resuid: U64,
+    localcnt: U64,
+    remotecnt: U64,
+    mark_since: U64,
+    boot: [u8; 16],
+    peer_boot: [u8; 16],
+    stale: [StaleRun; STALE_RUNS],
+    name_length: u8,
+    name: [u8; RESOURCE_NAME_MAX],
+    mark_by_length: u8,
+    mark_by: [u8; MARK_BY_MAX],
+    rest: [u8; 333],
+    /// CRC-32C of all bytes before it.
+    crc: U32,
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct StaleRun {
+    first: U32,
+    count: U32,
+}
+
+const _: () = assert!(AREA == 1024);
+
+const MAGIC: [u8; 8] = *b"hastEXT\n";
+const VERSION: u16 = 1;
+/// [`Area::length`] of this version.
+const LENGTH: u16 = offset_of!(Area, rest) as u16;
+
+const MARKED: u8 = 1;
+const TARGET: u8 = 2;
+const FULL_SYNC_OWED: u8 = 4;
+
+static CRC: Crc<u32, Table<1>> = Crc::<u32, Table<1>>::new(&CRC_32_ISCSI);
+
+impl Area {
+    fn checksum(&self) -> u32 {
+        let (covered, _) = self.as_bytes().split_at(offset_of!(Area, crc));
+        CRC.checksum(covered)
+    }
+
+    /// What the fields say. `None` if they say what nobody wrote, although the CRC is right.
+    fn metadata(&self) -> Result<Option<Metadata>, MetadataError> {
+        let stale_count = self.stale_count.get();
+        if usize::from(stale_count) > STALE_RUNS {
+            return Err(MetadataError::StaleRuns { count: stale_count });
+        }
+        let name = text(&self.name, self.name_length).filter(|name| !name.contains('\0'));
+        let by = text(&self.mark_by, self.mark_by_length);
+        let known = self.flags & !(MARKED | TARGET | FULL_SYNC_OWED) == 0;
+        let (Some(resource), Some(by), Some(prevrole), true, true, 1..) =
+            (name, by, role_of(self.prevrole), known, self.length.get() >= LENGTH, self.generation.get())
+        else {
+            return Ok(None);
+        };
+        Ok(Some(Metadata {
+            resource,
+            datasize: self.datasize.get(),
+            extentsize: self.extentsize.get(),
+            keepdirty: self.keepdirty.get(),
+            localoff: self.localoff.get(),
+            resuid: self.resuid.get(),
+            localcnt: self.localcnt.get(),
+            remotecnt: self.remotecnt.get(),
+            prevrole,
+            extension: Extension {
+                generation: self.generation.get(),
+                mark: (self.flags & MARKED != 0).then(|| Mark { since: self.mark_since.get(), by }),
+                target: self.flags & TARGET != 0,
+                full_sync_owed: self.flags & FULL_SYNC_OWED != 0,
+                stale: self
+                    .stale
+                    .iter()
+                    .take(usize::from(stale_count))
+                    .map(|run| Run { first: run.first.get(), count: run.count.get() })
+                    .collect(),
+                boot: self.boot,
+                peer_boot: self.peer_boot,
+            },
+        }))
+    }
+}
+
+fn role_code(role: Role) -> u8 {
+    match role {
+        Role::Init => 0,
+        Role::Primary => 1,
+        Role::Secondary => 2,
+    }
+}
+
+fn role_of(code: u8) -> Option<Role> {
+    [Role::Init, Role::Primary, Role::Secondary].into_iter().find(|role| role_code(*role) == code)
+}
+
+/// Copies `text` to the beginning of `field`, for which it is not too long; gives its length.
+fn put(field: &mut [u8], text: &str) -> u8 {
+    for (to, from) in field.iter_mut().zip(text.bytes()) {
+        *to = from;
+    }
+    u8::try_from(text.len()).unwrap_or(u8::MAX)
+}
+
+/// The text of that many bytes at the beginning of `field`.
+fn text(field: &[u8], length: u8) -> Option<String> {
+    core::str::from_utf8(field.get(..usize::from(length))?).ok().map(String::from)
+}
