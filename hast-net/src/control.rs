@@ -3,6 +3,10 @@
 //! Owns the pairs, their order and the meaning of what is missing. Sockets, frames, and what a role change or a
 //! status is, belong to others.
 
+mod facts;
+
+pub use facts::Facts;
+
 use std::collections::HashMap;
 
 use hast_format::metadata::Role;
@@ -34,9 +38,19 @@ pub struct Request {
     pub command: Command,
     /// With which resources: names in the order asked for, or [`ALL`] first.
     pub resources: Vec<String>,
+    /// With [`Command::SetRole`]: make even a node primary whose data is known to be out of date. An original
+    /// does not know this and always does.
+    pub force: bool,
+    /// With [`Command::Status`]: tell [`Facts`] as well.
+    pub verbose: bool,
 }
 
 impl Request {
+    /// A request as the original makes them.
+    pub fn new(command: Command, resources: Vec<String>) -> Request {
+        Request { command, resources, force: false, verbose: false }
+    }
+
     /// Whether every resource is meant.
     pub fn is_all(&self) -> bool {
         self.resources.first().is_some_and(|name| name == ALL)
@@ -49,6 +63,11 @@ impl Request {
             Command::SetRole(role) => list.u8("cmd", SET_ROLE).u8("role", role_code(role)),
             Command::Status => list.u8("cmd", STATUS),
         };
+        match self.command {
+            Command::SetRole(_) if self.force => _ = list.u8("force", 1),
+            Command::Status if self.verbose => _ = list.u8("verbose", 1),
+            _ => {}
+        }
         for (index, name) in self.resources.iter().enumerate() {
             list.str(&format!("resource{index}"), name);
         }
@@ -74,7 +93,10 @@ impl Request {
             (STATUS, _) => Command::Status,
             _ => return Err(Rejected::Error(ERROR_UNIMPLEMENTED)),
         };
-        Ok(Request { command, resources })
+        let asked = |name| list.u8(name) == Some(1);
+        let force = matches!(command, Command::SetRole(_)) && asked("force");
+        let verbose = command == Command::Status && asked("verbose");
+        Ok(Request { command, resources, force, verbose })
     }
 }
 
@@ -231,8 +253,10 @@ pub struct ResourceStatus {
     pub role: String,
     /// 0 without a worker.
     pub workerpid: i32,
-    /// What the worker says, if one runs.
+    /// What the worker says, if one runs; its facts do not travel in here.
     pub worker: Option<WorkerStatus>,
+    /// What the node knows about itself. Only for a request that is verbose; None also if nobody knows.
+    pub facts: Option<Facts>,
 }
 
 impl ResourceStatus {
@@ -257,6 +281,9 @@ impl ResourceStatus {
                 list.u64(key, value);
             }
         }
+        if let Some(facts) = &self.facts {
+            facts.encode(list);
+        }
     }
 
     fn decode(index: usize, pairs: &Pairs<'_>) -> ResourceStatus {
@@ -268,6 +295,7 @@ impl ResourceStatus {
             extentsize: pairs.u32("extentsize", index).unwrap_or_default(),
             keepdirty: pairs.u32("keepdirty", index).unwrap_or_default(),
             statistics: Statistics::from_values(STATISTICS.map(number)),
+            facts: Facts::default(),
         });
         ResourceStatus {
             provname: text("provname"),
@@ -280,12 +308,13 @@ impl ResourceStatus {
             role: text("role"),
             workerpid: pairs.i32("workerpid", index).unwrap_or_default(),
             worker,
+            facts: Facts::decode(index, pairs),
         }
     }
 }
 
 /// What a worker says about itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WorkerStatus {
     /// Both connections are up.
     pub complete: bool,
@@ -297,6 +326,9 @@ pub struct WorkerStatus {
     pub keepdirty: u32,
     /// Counted since the worker began.
     pub statistics: Statistics,
+    /// What the original could not say. The worker tells its supervisor; on the control socket this is
+    /// [`ResourceStatus::facts`].
+    pub facts: Facts,
 }
 
 /// What a worker has counted, and the lengths of its queues. "Queue" is the reference's word: requests free, at
@@ -423,6 +455,10 @@ impl Numbered<'_> {
         self.list.str(&self.name(key), value);
     }
 
+    fn bool(&mut self, key: &str, value: bool) {
+        self.list.u8(&self.name(key), value.into());
+    }
+
     fn i16(&mut self, key: &str, value: i16) {
         self.list.i16(&self.name(key), value);
     }
@@ -465,6 +501,10 @@ impl<'a> Pairs<'a> {
             }
             _ => None,
         }
+    }
+
+    fn bool(&self, key: &str, index: usize) -> Option<bool> {
+        self.number(key, index, Type::UInt8).map(|[value]| value != 0)
     }
 
     fn i16(&self, key: &str, index: usize) -> Option<i16> {

@@ -4,8 +4,8 @@
 use hast_format::metadata::Role;
 use hast_format::nv::{List, Writer};
 use hast_net::control::{
-    Command, ERROR_INVALID, ERROR_UNIMPLEMENTED, Entry, Rejected, Reply, ReplyError, Request, ResourceStatus,
-    Statistics, WorkerStatus,
+    Command, ERROR_INVALID, ERROR_UNIMPLEMENTED, Entry, Facts, Rejected, Reply, ReplyError, Request,
+    ResourceStatus, Statistics, WorkerStatus,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -47,7 +47,22 @@ prop_compose! {
         (complete, dirty, extentsize, keepdirty) in any::<(bool, u64, u32, u32)>(),
         statistics in statistics(),
     ) -> WorkerStatus {
-        WorkerStatus { complete, dirty, extentsize, keepdirty, statistics }
+        WorkerStatus { complete, dirty, extentsize, keepdirty, statistics, facts: Facts::default() }
+    }
+}
+
+prop_compose! {
+    fn facts()(
+        inconsistent in prop::option::of((any::<u64>(), text())),
+        [target, detached, possibly_behind, split_brain, synchronising] in any::<[bool; 5]>(),
+        [stale_bytes, to_synchronise_bytes] in any::<[u64; 2]>(),
+        peer_is_original in any::<Option<bool>>(),
+    ) -> Facts {
+        let (inconsistent_since, by) = inconsistent.unzip();
+        Facts {
+            inconsistent_since, inconsistent_by: by.unwrap_or_default(), target, stale_bytes, detached,
+            possibly_behind, split_brain, peer_is_original, synchronising, to_synchronise_bytes,
+        }
     }
 }
 
@@ -57,9 +72,11 @@ prop_compose! {
         (replication, checksum, compression, role) in (text(), text(), text(), text()),
         workerpid in any::<i32>(),
         worker in prop::option::of(worker()),
+        facts in prop::option::of(facts()),
     ) -> ResourceStatus {
         ResourceStatus {
             provname, localpath, remoteaddr, sourceaddr, replication, checksum, compression, role, workerpid, worker,
+            facts,
         }
     }
 }
@@ -75,8 +92,10 @@ fn entry() -> impl Strategy<Value = Entry> {
 
 proptest! {
     #[test]
-    fn requests_round_trip(role in prop::option::of(role()), resources in vec(text(), 1..20)) {
-        let request = Request { command: role.map_or(Command::Status, Command::SetRole), resources };
+    fn requests_round_trip(role in prop::option::of(role()), resources in vec(text(), 1..20), more: bool) {
+        let command = role.map_or(Command::Status, Command::SetRole);
+        let (force, verbose) = (more && role.is_some(), more && role.is_none());
+        let request = Request { command, resources, force, verbose };
         let bytes = request.encode();
         prop_assert_eq!(Request::decode(&List::parse(&bytes).unwrap()), Ok(request));
     }
@@ -117,7 +136,7 @@ proptest! {
                     prop_assert_eq!(read.sourceaddr.is_some(), has("sourceaddr0"));
                     prop_assert_eq!(read.workerpid, if has("workerpid0") { status.workerpid } else { 0 });
                     prop_assert_eq!(read.worker.is_some(), has("status0"));
-                    if let (Some(read), Some(worker)) = (read.worker, status.worker) {
+                    if let (Some(read), Some(worker)) = (&read.worker, &status.worker) {
                         prop_assert_eq!(read.dirty, if has("dirty0") { worker.dirty } else { 0 });
                         let idle = if has("idle_queue_size0") { worker.statistics.idle_queue } else { 0 };
                         prop_assert_eq!(read.statistics.idle_queue, idle);
@@ -237,7 +256,61 @@ fn a_resource_of_which_nothing_is_said() {
 #[test]
 fn very_many_resources() {
     let resources: Vec<String> = (0..100_000).map(|number| format!("r{number}")).collect();
-    let request = Request { command: Command::Status, resources };
+    let request = Request::new(Command::Status, resources);
     let bytes = request.encode();
     assert_eq!(Request::decode(&List::parse(&bytes).unwrap()), Ok(request));
+}
+
+#[test]
+fn force_and_verbose_are_said_only_where_they_mean_something() {
+    let names = |request: Request| -> Vec<String> {
+        let bytes = request.encode();
+        let list = List::parse(&bytes).unwrap();
+        list.pairs().map(|pair| String::from_utf8(pair.name.to_vec()).unwrap()).collect()
+    };
+    let both = |command| Request { command, resources: vec!["r".into()], force: true, verbose: true };
+    assert_eq!(names(both(Command::SetRole(Role::Primary))), ["cmd", "role", "force", "resource0"]);
+    assert_eq!(names(both(Command::Status)), ["cmd", "verbose", "resource0"]);
+    let plain = |command| Request::new(command, vec!["r".into()]);
+    assert_eq!(names(plain(Command::SetRole(Role::Primary))), ["cmd", "role", "resource0"]);
+    assert_eq!(names(plain(Command::Status)), ["cmd", "resource0"]);
+    // Nobody is forced by accident.
+    let read =
+        |value: u8| request(|l| _ = l.u8("cmd", 1).u8("role", 2).u8("force", value).str("resource0", "r"));
+    assert_eq!([0, 1, 2, 255].map(|value| read(value).unwrap().force), [false, true, false, false]);
+    let typed = request(|l| _ = l.u8("cmd", 1).u8("role", 2).i8("force", 1).str("resource0", "r"));
+    assert!(!typed.unwrap().force);
+}
+
+/// What the original's hastctl reads comes first and is the same, whether facts follow or not.
+#[test]
+fn facts_follow_all_that_the_original_knows() {
+    let worker =
+        WorkerStatus { facts: Facts { target: true, ..Facts::default() }, ..WorkerStatus::default() };
+    let status = |facts: Option<Facts>, worker: Option<WorkerStatus>| {
+        let text = String::new;
+        Entry::Status {
+            name: "r".into(),
+            status: Box::new(ResourceStatus {
+                provname: text(),
+                localpath: text(),
+                remoteaddr: text(),
+                sourceaddr: None,
+                replication: text(),
+                checksum: text(),
+                compression: text(),
+                role: text(),
+                workerpid: 1,
+                worker,
+                facts,
+            }),
+        }
+    };
+    let bytes = |facts| Reply::Entries(vec![status(facts, Some(worker.clone()))]).encode();
+    let plain = bytes(None);
+    assert!(List::parse(&plain).unwrap().pairs().all(|pair| !pair.name.starts_with(b"x_")));
+    let told = bytes(Some(worker.facts.clone()));
+    assert!(told.len() > plain.len() && told.starts_with(&plain));
+    let rest = told[plain.len()..].to_vec();
+    assert!(List::parse(&rest).unwrap().pairs().all(|pair| pair.name.starts_with(b"x_")));
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use hast_format::metadata::Role;
 use hast_net::buffer::Pool;
-use hast_net::control::{Command, Entry, Rejected, Reply, Request, WorkerStatus};
+use hast_net::control::{Command, Entry, Facts, Rejected, Reply, Request, WorkerStatus};
 use hast_net::frame::{self, Frame, FrameError, Limits, Receiver};
 use serde_json::Value;
 
@@ -168,10 +168,10 @@ fn check_entry(name: &str, side: &Side, index: usize, entry: &Entry) {
             assert_eq!(status.role, text("role"));
             assert_eq!(i128::from(status.workerpid), number("workerpid", "int32"));
             assert_eq!(status.worker.is_some(), status.workerpid != 0, "{name}");
-            let Some(WorkerStatus { complete, dirty, extentsize, keepdirty, statistics }) = status.worker
-            else {
-                return;
-            };
+            assert_eq!(status.facts, None, "{name}");
+            let Some(worker) = &status.worker else { return };
+            assert_eq!(worker.facts, Facts::default(), "{name}");
+            let WorkerStatus { complete, dirty, extentsize, keepdirty, statistics, .. } = *worker;
             assert_eq!(if complete { "complete" } else { "degraded" }, text("status"));
             assert_eq!(i128::from(dirty), number("dirty", "uint64"));
             assert_eq!(i128::from(extentsize), number("extentsize", "uint32"));

@@ -153,7 +153,7 @@ fn dump_provider(
 }
 
 fn ask(config: &Config, command: control::Command, resources: Vec<String>) -> Result<Vec<Entry>, Failed> {
-    let reply = client::ask(&config.control, &Request { command, resources });
+    let reply = client::ask(&config.control, &Request::new(command, resources));
     match reply.map_err(|error| failed(&error, error.exit_code()))? {
         Reply::Entries(entries) => Ok(entries),
         Reply::Error(error) => {

@@ -21,7 +21,7 @@ use hast_format::activemap::Activemap;
 use hast_format::layout::Layout;
 use hast_format::metadata::{Metadata, Role};
 use hast_net::buffer::Buffer;
-use hast_net::control::{Statistics, WorkerStatus};
+use hast_net::control::{Facts, Statistics, WorkerStatus};
 use hast_net::errno::Errno;
 
 use crate::ranges::{Key, RangeQueue};
@@ -254,6 +254,7 @@ impl Primary {
             extentsize: self.layout.extentsize(),
             keepdirty: self.metadata.keepdirty,
             statistics,
+            facts: Facts::default(),
         }
     }
 

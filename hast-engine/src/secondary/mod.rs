@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, VecDeque};
 use hast_format::bitmap::Bitmap;
 use hast_format::layout::Layout;
 use hast_format::metadata::{Metadata, Role};
-use hast_net::control::{Statistics, WorkerStatus};
+use hast_net::control::{Facts, Statistics, WorkerStatus};
 use hast_net::errno::Errno;
 use hast_net::frame::Frame;
 use hast_net::handshake::SecondHello;
@@ -252,6 +252,7 @@ impl Secondary {
             extentsize: self.layout.extentsize(),
             keepdirty: 0,
             statistics,
+            facts: Facts::default(),
         }
     }
 

@@ -9,7 +9,7 @@ use hast_engine::{Event, Side};
 use hast_format::metadata::Role;
 use hast_format::nv;
 use hast_net::address::Address;
-use hast_net::control::{Statistics, WorkerStatus};
+use hast_net::control::{Facts, Statistics, WorkerStatus};
 use hast_net::handshake::SecondHello;
 use hast_net::payload::{Checksum, Compression};
 
@@ -234,6 +234,16 @@ fn put_status(nv: &mut nv::Writer, status: &WorkerStatus) {
     nv.u64("delete_errors", s.delete_errors).u64("flush_errors", s.flush_errors);
     nv.u64("idle_queue", s.idle_queue).u64("local_queue", s.local_queue).u64("send_queue", s.send_queue);
     nv.u64("recv_queue", s.recv_queue).u64("done_queue", s.done_queue);
+    let f = &status.facts;
+    if let Some(since) = f.inconsistent_since {
+        nv.u64("inconsistent_since", since).str("inconsistent_by", &f.inconsistent_by);
+    }
+    nv.u8("target", f.target.into()).u64("stale_bytes", f.stale_bytes).u8("detached", f.detached.into());
+    nv.u8("possibly_behind", f.possibly_behind.into()).u8("split_brain", f.split_brain.into());
+    if let Some(original) = f.peer_is_original {
+        nv.u8("peer_is_original", original.into());
+    }
+    nv.u8("synchronising", f.synchronising.into()).u64("to_synchronise_bytes", f.to_synchronise_bytes);
 }
 
 fn get_status(list: &nv::List<'_>) -> io::Result<WorkerStatus> {
@@ -259,6 +269,28 @@ fn get_status(list: &nv::List<'_>) -> io::Result<WorkerStatus> {
             recv_queue: number("recv_queue")?,
             done_queue: number("done_queue")?,
         },
+        facts: get_facts(list)?,
+    })
+}
+
+fn get_facts(list: &nv::List<'_>) -> io::Result<Facts> {
+    let flag = |name: &str| need(list.u8(name), name).map(|value| value != 0);
+    let inconsistent_since = list.u64("inconsistent_since");
+    let inconsistent_by = match inconsistent_since {
+        Some(_) => need(list.str("inconsistent_by"), "inconsistent_by")?.to_owned(),
+        None => String::new(),
+    };
+    Ok(Facts {
+        inconsistent_since,
+        inconsistent_by,
+        target: flag("target")?,
+        stale_bytes: need(list.u64("stale_bytes"), "stale_bytes")?,
+        detached: flag("detached")?,
+        possibly_behind: flag("possibly_behind")?,
+        split_brain: flag("split_brain")?,
+        peer_is_original: list.u8("peer_is_original").map(|value| value != 0),
+        synchronising: flag("synchronising")?,
+        to_synchronise_bytes: need(list.u64("to_synchronise_bytes"), "to_synchronise_bytes")?,
     })
 }
 

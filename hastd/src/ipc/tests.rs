@@ -8,7 +8,7 @@ use hast_conf::{Replication, Resource};
 use hast_engine::{Event, Side};
 use hast_format::metadata::Role;
 use hast_net::address::Address;
-use hast_net::control::{Statistics, WorkerStatus};
+use hast_net::control::{Facts, Statistics, WorkerStatus};
 use hast_net::handshake::SecondHello;
 use hast_net::payload::{Checksum, Compression};
 
@@ -132,11 +132,27 @@ fn what_the_worker_says_arrives() {
     assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
 
     let statistics = Statistics { reads: 1, done_queue: u64::MAX, flush_errors: 5, ..Statistics::default() };
-    let status = WorkerStatus { complete: true, dirty: 1 << 40, extentsize: 4096, keepdirty: 64, statistics };
+    let facts = Facts {
+        inconsistent_since: Some(u64::MAX),
+        inconsistent_by: "tcp4://10.9.0.1".into(),
+        target: true,
+        stale_bytes: 1 << 41,
+        peer_is_original: Some(false),
+        synchronising: true,
+        to_synchronise_bytes: 7,
+        ..Facts::default()
+    };
+    let status =
+        WorkerStatus { complete: true, dirty: 1 << 40, extentsize: 4096, keepdirty: 64, statistics, facts };
     worker.send_to_supervisor(ToSupervisor::Connect { side: Side::Out, id: 1 }).unwrap();
     worker.send_to_supervisor(ToSupervisor::Cancel { id: 1 }).unwrap();
     worker.send_to_supervisor(ToSupervisor::Event(Event::SplitBrain)).unwrap();
-    worker.send_to_supervisor(ToSupervisor::Status { id: 2, status }).unwrap();
+    worker.send_to_supervisor(ToSupervisor::Status { id: 2, status: status.clone() }).unwrap();
+    let unknown = WorkerStatus {
+        facts: Facts { detached: true, possibly_behind: true, split_brain: true, ..Facts::default() },
+        ..WorkerStatus::default()
+    };
+    worker.send_to_supervisor(ToSupervisor::Status { id: 3, status: unknown.clone() }).unwrap();
     // What the supervisor sent and nobody read must not hide what the worker said before it ended.
     supervisor.send_to_worker(ToWorker::Stop).unwrap();
     drop(worker);
@@ -145,11 +161,10 @@ fn what_the_worker_says_arrives() {
     assert!(matches!(received(), Some(ToSupervisor::Connect { side: Side::Out, id: 1 })));
     assert!(matches!(received(), Some(ToSupervisor::Cancel { id: 1 })));
     assert!(matches!(received(), Some(ToSupervisor::Event(Event::SplitBrain))));
-    let Some(ToSupervisor::Status { id: 2, status }) = received() else { panic!() };
-    assert!(status.complete);
-    assert_eq!((status.dirty, status.extentsize, status.keepdirty), (1 << 40, 4096, 64));
-    assert_eq!(status.statistics.done_queue, u64::MAX);
-    assert_eq!((status.statistics.reads, status.statistics.flush_errors), (1, 5));
+    let Some(ToSupervisor::Status { id: 2, status: same }) = received() else { panic!() };
+    assert_eq!(same, status);
+    let Some(ToSupervisor::Status { id: 3, status: same }) = received() else { panic!() };
+    assert_eq!(same, unknown);
     assert!(received().is_none());
 }
 

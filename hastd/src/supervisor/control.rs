@@ -330,6 +330,7 @@ fn status(resource: &Resource, worker: Option<WorkerStatus>) -> Entry {
         role: resource.role.as_str().to_owned(),
         workerpid: pid.unwrap_or(0),
         worker,
+        facts: None,
     };
     Entry::Status { name: config.name.clone(), status: Box::new(status) }
 }

@@ -318,7 +318,7 @@ pub(crate) fn status(names: &[&str]) -> Request {
 }
 
 fn request(command: control::Command, names: &[&str]) -> Request {
-    Request { command, resources: names.iter().map(|name| (*name).to_owned()).collect() }
+    Request::new(command, names.iter().map(|name| (*name).to_owned()).collect())
 }
 
 pub(crate) fn ask_at(control: &Path, request: &Request) -> Reply {

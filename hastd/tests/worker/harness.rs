@@ -339,7 +339,7 @@ impl Pair {
         board.status = None;
         board.primary.as_ref().unwrap().tell(ToWorker::Status { id: 7 });
         drop(board);
-        wait_for("the primary's status", || self.board().status)
+        wait_for("the primary's status", || self.board().status.clone())
     }
 
     pub fn wait_complete(&self) {
