@@ -153,7 +153,8 @@ impl Pair {
         .context(last)
     }
 
-    /// Ends a test that went well: both daemons must stop with 0 and leave neither socket nor pidfile.
+    /// Ends a test that went well: both daemons must stop with 0, leave neither socket nor pidfile, and
+    /// have logged nothing that is a defect of theirs whatever the test was about.
     pub fn finish(mut self) -> Outcome {
         for node in [&mut self.a, &mut self.b] {
             if !node.is_running()? {
@@ -167,6 +168,13 @@ impl Pair {
                 if left.exists() {
                     return Failure::because(format!("{} was left behind", left.display()));
                 }
+            }
+        }
+        for node in [&self.a, &self.b] {
+            let log = node.log();
+            let bad = log.lines().find(|line| line.contains("[CRIT]") || line.contains("panicked"));
+            if let Some(line) = bad {
+                return Failure::because(format!("node {} logged: {line}", node.name()));
             }
         }
         self.finished = true;

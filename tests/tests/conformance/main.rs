@@ -4,6 +4,7 @@
 
 mod captures;
 mod decisions;
+mod disks;
 mod primary_handshake;
 mod primary_requests;
 mod primary_sync;

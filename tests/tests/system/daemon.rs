@@ -46,9 +46,16 @@ fn in_the_background() -> Outcome {
     let mut volume = Volume::fresh(&pair.a, "disk0")?;
     volume.scribble(1, 0, 1 << 20)?;
     volume.verify()?;
+    // In the background a reload moves the pidfile.
+    let moved = pair.a.directory().join("moved.pid");
+    std::fs::write(pair.conf_path(), pair.conf().replace("a/hastd.pid", "a/moved.pid"))?;
+    kill(background.0, Signal::SIGHUP)?;
+    wait_until("the pidfile to move", SHORT, || Ok(moved.exists() && !pair.a.pidfile().exists()))?;
+    assert_eq!(std::fs::read_to_string(&moved)?.trim(), background.0.to_string());
+    volume.verify()?;
     assert_eq!(pair.a.hastctl(&["stop"])?.code, 0);
     background.wait_gone()?;
-    assert!(!pair.a.pidfile().exists() && !pair.a.control().exists() && !pair.a.socket("disk0").exists());
+    assert!(!moved.exists() && !pair.a.control().exists() && !pair.a.socket("disk0").exists());
     pair.finish()
 }
 

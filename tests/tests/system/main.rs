@@ -1,6 +1,7 @@
 //! Two real daemons on loopback: what an administrator does, and what goes wrong in between.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod addresses;
 mod bad_input;
 mod clients;
 mod daemon;
