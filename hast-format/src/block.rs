@@ -32,8 +32,6 @@ const BLOCK: usize = METADATA_SIZE as usize;
 const COPY_OFFSET: usize = 1024;
 /// Where the area begins. What is before it is written at once: the *list part*.
 const AREA_OFFSET: usize = BLOCK - AREA;
-/// The largest sectors that list, copy and area do not share.
-const SEPARATE: u32 = AREA as u32;
 
 /// What a metadata block says, and where that was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,20 +146,15 @@ impl Metadata {
     /// Over a block without an area, 4096-byte sectors must not tear: there is nothing yet to notice it by.
     pub fn writes(&self, sectorsize: u32) -> Vec<(u64, Vec<u8>)> {
         let block = self.encode();
-        if self.extension.generation == 0 || sectorsize > SEPARATE {
-            return vec![(0, block.to_vec())];
-        }
-        let (list_part, area) = block.split_at(AREA_OFFSET);
-        vec![(AREA_OFFSET as u64, area.to_vec()), (0, list_part.to_vec())]
+        let mut writes = in_two(&block, sectorsize);
+        writes.reverse();
+        if self.extension.generation == 0 { vec![(0, block.to_vec())] } else { writes }
     }
 
     /// How a block is made none on a disk with such sectors, as [`writes`](Self::writes) says it: until that is
     /// complete, the block reads as it did, marks included, or not at all.
     pub fn erasing_writes(sectorsize: u32) -> Vec<(u64, Vec<u8>)> {
-        if sectorsize > SEPARATE {
-            return vec![(0, vec![0; BLOCK])];
-        }
-        vec![(0, vec![0; AREA_OFFSET]), (AREA_OFFSET as u64, vec![0; AREA])]
+        in_two(&[0; BLOCK], sectorsize)
     }
 
     /// What stays the same from `create` to `create`.
@@ -170,6 +163,14 @@ impl Metadata {
         let resuid = self.resuid == other.resuid || self.resuid == 0 || other.resuid == 0;
         self.resource == other.resource && made(self) == made(other) && resuid
     }
+}
+
+/// The block in two writes, the list first and the area last. In one, if they share a sector.
+fn in_two(block: &[u8; BLOCK], sectorsize: u32) -> Vec<(u64, Vec<u8>)> {
+    let last = usize::try_from(sectorsize).unwrap_or(BLOCK).clamp(AREA, BLOCK);
+    let (first, last) = block.split_at(BLOCK.saturating_sub(last));
+    let writes = [(0, first.to_vec()), (first.len() as u64, last.to_vec())];
+    writes.into_iter().filter(|(_, bytes)| !bytes.is_empty()).collect()
 }
 
 /// Decides between a good area and the list part.
@@ -203,8 +204,9 @@ fn is_only_a_list(list_part: &[u8]) -> bool {
     !list.is_empty() && rest.iter().all(|byte| *byte == 0)
 }
 
+/// Copies `bytes` to where they lie within the block.
 fn put(block: &mut [u8; BLOCK], offset: usize, bytes: &[u8]) {
-    for (to, from) in block.iter_mut().skip(offset).zip(bytes) {
-        *to = *from;
+    if let Some(to) = block.get_mut(offset..offset.saturating_add(bytes.len())) {
+        to.copy_from_slice(bytes);
     }
 }

@@ -284,3 +284,191 @@ fn put(field: &mut [u8], text: &str) -> u8 {
 fn text(field: &[u8], length: u8) -> Option<String> {
     core::str::from_utf8(field.get(..usize::from(length))?).ok().map(String::from)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::format;
+    use alloc::string::ToString;
+    use alloc::vec;
+
+    fn sample() -> Metadata {
+        Metadata {
+            resource: "disk0".to_string(),
+            datasize: 0x0102_0304_0506_0708,
+            extentsize: 0x1112_1314,
+            keepdirty: 0x2122_2324,
+            localoff: 0x3132_3334_3536_3738,
+            resuid: 0x4142_4344_4546_4748,
+            localcnt: 0x5152_5354_5556_5758,
+            remotecnt: 0x6162_6364_6566_6768,
+            prevrole: Role::Secondary,
+            extension: Extension {
+                generation: 0x7172_7374_7576_7778,
+                mark: Some(Mark { since: 0x0182_8384_8586_8788, by: "nodeb".to_string() }),
+                target: true,
+                full_sync_owed: true,
+                stale: vec![Run { first: 1, count: 2 }, Run { first: u32::MAX, count: 0x0a0b_0c0d }],
+                boot: [0xb0; 16],
+                peer_boot: [0xb1; 16],
+            },
+        }
+    }
+
+    /// The sample's area after `change`, with a check sum that is right again.
+    fn changed(change: impl FnOnce(&mut Area)) -> [u8; AREA] {
+        let bytes = encode(&sample());
+        let mut area = Area::read_from_bytes(&bytes).unwrap();
+        change(&mut area);
+        area.crc = area.checksum().into();
+        zerocopy::transmute!(area)
+    }
+
+    fn is_damaged(bytes: &[u8]) -> bool {
+        matches!(decode(bytes), Ok(Found::Damaged))
+    }
+
+    /// The bytes on the disk, by hand: they have to stay what they are.
+    #[test]
+    fn fields_lie_where_they_lie() {
+        let mut expected = vec![];
+        expected.extend(b"hastEXT\n");
+        expected.extend([1, 0]);
+        expected.extend(687_u16.to_le_bytes());
+        expected.extend([2, 0]);
+        expected.extend([7, 2]);
+        expected.extend(0x7172_7374_7576_7778_u64.to_le_bytes());
+        expected.extend(0x0102_0304_0506_0708_u64.to_le_bytes());
+        expected.extend(0x1112_1314_u32.to_le_bytes());
+        expected.extend(0x2122_2324_u32.to_le_bytes());
+        expected.extend(0x3132_3334_3536_3738_u64.to_le_bytes());
+        expected.extend(0x4142_4344_4546_4748_u64.to_le_bytes());
+        expected.extend(0x5152_5354_5556_5758_u64.to_le_bytes());
+        expected.extend(0x6162_6364_6566_6768_u64.to_le_bytes());
+        expected.extend(0x0182_8384_8586_8788_u64.to_le_bytes());
+        expected.extend([0xb0; 16]);
+        expected.extend([0xb1; 16]);
+        expected.extend([1, 0, 0, 0, 2, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0x0d, 0x0c, 0x0b, 0x0a]);
+        expected.resize(112 + 256, 0);
+        expected.extend(b"\x05disk0");
+        expected.resize(368 + 255, 0);
+        expected.extend(b"\x05nodeb");
+        expected.resize(1020, 0);
+        // Bit by bit, with the reflected polynomial.
+        let crc = !expected.iter().fold(u32::MAX, |crc, byte| {
+            (0..8)
+                .fold(crc ^ u32::from(*byte), |crc, _| crc >> 1 ^ if crc & 1 == 1 { 0x82f6_3b78 } else { 0 })
+        });
+        expected.extend(crc.to_le_bytes());
+        assert_eq!(encode(&sample()), *expected);
+        assert!(matches!(decode(&expected), Ok(Found::Valid(metadata)) if metadata == sample()));
+    }
+
+    #[test]
+    fn the_check_sum_is_crc_32c() {
+        assert_eq!(CRC.checksum(b"123456789"), 0xe306_9283);
+        assert_eq!(CRC.checksum(&[0; 32]), 0x8a91_36aa);
+    }
+
+    #[test]
+    fn zeros_are_no_area() {
+        assert!(matches!(decode(&[0; AREA]), Ok(Found::Absent)));
+    }
+
+    #[test]
+    fn any_changed_byte_is_damage() {
+        let good = encode(&sample());
+        for at in 0..AREA {
+            for flip in [0x01, 0x80, 0xff] {
+                let mut bytes = good;
+                bytes[at] ^= flip;
+                assert!(is_damaged(&bytes), "{at}");
+            }
+        }
+        assert!(is_damaged(&good[..AREA - 1]));
+        assert!(is_damaged(&[0xff; AREA]));
+    }
+
+    #[test]
+    fn another_version_is_refused_rather_than_overwritten() {
+        let newer = changed(|area| area.version = 2.into());
+        assert_eq!(decode(&newer).unwrap_err(), MetadataError::Version { version: 2 });
+        // Damaged, it may say what it likes.
+        let mut bytes = encode(&sample());
+        bytes[8] = 2;
+        assert!(is_damaged(&bytes));
+    }
+
+    #[test]
+    fn later_fields_are_no_matter() {
+        let later = changed(|area| {
+            area.length = 700.into();
+            area.rest[0] = 0xff;
+        });
+        assert!(matches!(decode(&later), Ok(Found::Valid(metadata)) if metadata == sample()));
+    }
+
+    #[test]
+    fn what_nobody_wrote_is_damage_whatever_its_check_sum_says() {
+        let changes: [&dyn Fn(&mut Area); 10] = [
+            &|area| area.length = (LENGTH - 1).into(),
+            &|area| area.generation = 0.into(),
+            &|area| area.prevrole = 3,
+            &|area| area.flags = 8,
+            &|area| area.name_length = 255,
+            &|area| area.name[0] = 0xff,
+            &|area| area.name[0] = 0,
+            &|area| area.mark_by_length = 64,
+            &|area| area.mark_by[0] = 0xff,
+            &|area| area.magic[7] = 0,
+        ];
+        for (number, change) in changes.iter().enumerate() {
+            assert!(is_damaged(&changed(change)), "change {number}");
+        }
+    }
+
+    /// There is no room for more, and dropping some would have stale data read as good.
+    #[test]
+    fn more_stale_runs_than_there_is_room_for_are_not_forgotten() {
+        let bytes = changed(|area| area.stale_count = 33.into());
+        assert_eq!(decode(&bytes).unwrap_err(), MetadataError::StaleRuns { count: 33 });
+    }
+
+    #[test]
+    fn the_markers_name_is_cut_between_characters() {
+        let mut metadata = sample();
+        let stored = |by: &str, metadata: &mut Metadata| {
+            metadata.extension.mark = Some(Mark { since: 1, by: by.to_string() });
+            let Ok(Found::Valid(read)) = decode(&encode(metadata)) else { panic!() };
+            read.extension.mark.unwrap().by
+        };
+        assert_eq!(stored(&"b".repeat(64), &mut metadata), "b".repeat(63));
+        assert_eq!(stored(&"é".repeat(40), &mut metadata), "é".repeat(31));
+        assert_eq!(stored("", &mut metadata), "");
+    }
+
+    #[test]
+    fn a_run_is_a_range() {
+        assert_eq!(Run { first: 3, count: 2 }.extents(), 3..5);
+        assert_eq!(Run { first: u32::MAX, count: 9 }.extents(), u32::MAX..u32::MAX);
+    }
+
+    #[test]
+    fn times_are_dates() {
+        let table = [
+            (0, "1970-01-01 00:00:00 UTC"),
+            (951_782_399, "2000-02-28 23:59:59 UTC"),
+            (951_782_400, "2000-02-29 00:00:00 UTC"),
+            (951_868_800, "2000-03-01 00:00:00 UTC"),
+            (1_234_567_890, "2009-02-13 23:31:30 UTC"),
+            (1_735_689_599, "2024-12-31 23:59:59 UTC"),
+            (4_107_542_399, "2100-02-28 23:59:59 UTC"),
+            (4_107_542_400, "2100-03-01 00:00:00 UTC"),
+        ];
+        for (seconds, text) in table {
+            assert_eq!(Utc(seconds).to_string(), text);
+        }
+        // Whatever the disk says.
+        assert!(format!("{}", Utc(u64::MAX)).ends_with(" UTC"));
+    }
+}
