@@ -18,7 +18,7 @@ use hast_conf::Resource;
 use hast_engine::{Event, Side};
 use hast_format::metadata::Role;
 use hast_net::control::WorkerStatus;
-use hast_net::handshake::SecondHello;
+use hast_net::handshake::{BootId, Extensions, SecondHello};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{
@@ -78,6 +78,11 @@ pub struct Start {
     pub background: bool,
     /// Change to user `hast` once everything is open.
     pub drop_privileges: bool,
+    /// This boot's id ([`crate::boot_id`]); zeros if it is not known.
+    pub boot: BootId,
+    /// A primary whose administrator knows that its data may be out of date, and wants it all the same. Only
+    /// the first worker after the change of role is told.
+    pub forced: bool,
     /// The provider, open for reading and writing, locked by the supervisor through the same open file.
     pub provider: OwnedFd,
     /// What depends on the role.
@@ -110,6 +115,8 @@ pub enum StartKind {
         in_: OwnedFd,
         /// Negotiated protocol version.
         version: u8,
+        /// The extensions that are active on these connections.
+        ext: Extensions,
         /// The primary's second header.
         hello: SecondHello,
     },

@@ -1,10 +1,13 @@
 //! The HAST daemon: a supervisor that owns roles and sockets, and one worker process for each resource
 //! that does the work (docs/ARCHITECTURE.md).
 
+mod boot;
 pub mod ipc;
 pub mod supervisor;
 mod watch;
 pub mod worker;
+
+pub use boot::boot_id;
 
 use std::fs::OpenOptions;
 use std::io;

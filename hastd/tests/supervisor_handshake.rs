@@ -333,3 +333,32 @@ fn a_node_on_the_same_machine_may_come_over_a_unix_socket() {
         assert_eq!(matches!(reply, FirstReply::Answer(_)), admitted, "{reply:?}");
     }
 }
+
+/// An original hears nothing of extensions, and ours of none that it did not offer.
+#[test]
+fn extensions_are_answered_only_if_both_know_them() {
+    let place = place();
+    let _daemon = place.start();
+    place.set_role(Role::Secondary, &["disk0"]);
+    let answered = |offer: &dyn Fn(&mut Writer)| -> Vec<(String, Option<String>)> {
+        let mut stream = place.connect_from(PEER);
+        let mut hello = first(Some(2));
+        offer(&mut hello);
+        stream.send(1, &hello);
+        let frame = stream.receive().expect("an answer");
+        let list = List::parse(&frame.nv).unwrap();
+        let text = |name: &str| (name.to_owned(), list.str(name).map(str::to_owned));
+        list.pairs().map(|pair| text(std::str::from_utf8(pair.name).unwrap())).collect()
+    };
+    let plain = [("version".to_owned(), None), ("token".to_owned(), None)];
+    assert_eq!(answered(&|_| ()), plain);
+    assert_eq!(answered(&|hello| _ = hello.str("hast_ext", "")), plain);
+    assert_eq!(answered(&|hello| _ = hello.str("hast_ext", "later sync-marksman")), plain);
+    assert_eq!(answered(&|hello| _ = hello.u8("hast_ext", 1)), plain);
+    let [version, token] = plain;
+    let agreed = ("hast_ext".to_owned(), Some("sync-marks".to_owned()));
+    assert_eq!(
+        answered(&|hello| _ = hello.str("hast_ext", "later sync-marks other")),
+        [version, token, agreed]
+    );
+}

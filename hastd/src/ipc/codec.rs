@@ -10,7 +10,7 @@ use hast_format::metadata::Role;
 use hast_format::nv;
 use hast_net::address::Address;
 use hast_net::control::{Facts, Statistics, WorkerStatus};
-use hast_net::handshake::SecondHello;
+use hast_net::handshake::{BootId, Extensions, SecondHello};
 use hast_net::payload::{Checksum, Compression};
 
 use super::{Packet, Reload, Start, StartKind, ToSupervisor, ToWorker};
@@ -78,10 +78,13 @@ impl Start {
         nv.u8("debug", self.debug);
         nv.u8("background", self.background.into());
         nv.u8("drop", self.drop_privileges.into());
+        nv.u8_array("boot", &self.boot);
+        nv.u8("forced", self.forced.into());
         let descriptors = match self.kind {
             StartKind::Primary { nbd } => vec![self.provider, nbd],
-            StartKind::Secondary { out, in_, version, hello } => {
+            StartKind::Secondary { out, in_, version, ext, hello } => {
                 nv.u8("version", version);
+                nv.str("ext", &ext.words());
                 nv.u8_array("token", &hello.token);
                 nv.u8("virgin", hello.virgin.into());
                 nv.u64("resuid", hello.resuid);
@@ -105,14 +108,15 @@ impl Start {
                 out: descriptors.next()?,
                 in_: descriptors.next()?,
                 version: need(list.u8("version"), "version")?,
+                ext: Extensions::from_words(need(list.str("ext"), "ext")?),
                 hello: SecondHello {
                     resource: resource.name.clone(),
-                    token: need(list.u8_array("token").and_then(|token| token.try_into().ok()), "token")?,
+                    token: need(sixteen_bytes(list, "token"), "token")?,
                     virgin: need(list.u8("virgin"), "virgin")? != 0,
                     resuid: need(list.u64("resuid"), "resuid")?,
                     localcnt: need(list.u64("localcnt"), "localcnt")?,
                     remotecnt: need(list.u64("remotecnt"), "remotecnt")?,
-                    boot: list.u8_array("peer_boot").and_then(|boot| boot.try_into().ok()),
+                    boot: sixteen_bytes(list, "peer_boot"),
                 },
             },
             Role::Init => return Err(invalid("role init has no worker")),
@@ -122,6 +126,8 @@ impl Start {
             debug: need(list.u8("debug"), "debug")?,
             background: need(list.u8("background"), "background")? != 0,
             drop_privileges: need(list.u8("drop"), "drop")? != 0,
+            boot: need(sixteen_bytes(list, "boot"), "boot")?,
+            forced: need(list.u8("forced"), "forced")? != 0,
             provider,
             kind,
         })
@@ -292,6 +298,11 @@ fn get_facts(list: &nv::List<'_>) -> io::Result<Facts> {
         synchronising: flag("synchronising")?,
         to_synchronise_bytes: need(list.u64("to_synchronise_bytes"), "to_synchronise_bytes")?,
     })
+}
+
+/// A token or a boot id.
+fn sixteen_bytes(list: &nv::List<'_>, name: &str) -> Option<BootId> {
+    list.u8_array(name).and_then(|bytes| bytes.try_into().ok())
 }
 
 fn side_number(side: Side) -> u8 {

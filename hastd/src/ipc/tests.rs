@@ -9,7 +9,7 @@ use hast_engine::{Event, Side};
 use hast_format::metadata::Role;
 use hast_net::address::Address;
 use hast_net::control::{Facts, Statistics, WorkerStatus};
-use hast_net::handshake::SecondHello;
+use hast_net::handshake::{Extensions, SecondHello};
 use hast_net::payload::{Checksum, Compression};
 
 use super::codec::message;
@@ -64,8 +64,16 @@ fn a_secondary_starts_with_everything_it_was_given() {
         debug: 2,
         background: true,
         drop_privileges: true,
+        boot: [7; 16],
+        forced: false,
         provider: give(),
-        kind: StartKind::Secondary { out: give(), in_: give(), version: 2, hello: hello.clone() },
+        kind: StartKind::Secondary {
+            out: give(),
+            in_: give(),
+            version: 2,
+            ext: Extensions::SYNC_MARKS,
+            hello: hello.clone(),
+        },
     };
     supervisor.send_to_worker(ToWorker::Start(Box::new(start))).unwrap();
 
@@ -73,8 +81,9 @@ fn a_secondary_starts_with_everything_it_was_given() {
     assert_eq!(start.role(), Role::Secondary);
     assert_eq!(start.resource, resource("none"));
     assert_eq!((start.debug, start.background, start.drop_privileges), (2, true, true));
-    let StartKind::Secondary { out, in_, version, hello: received } = start.kind else { panic!() };
-    assert_eq!((version, received), (2, hello));
+    assert_eq!((start.boot, start.forced), ([7; 16], false));
+    let StartKind::Secondary { out, in_, version, ext, hello: received } = start.kind else { panic!() };
+    assert_eq!((version, ext, received), (2, Extensions::SYNC_MARKS, hello));
     assert!(connected(start.provider, &mut kept[0]));
     assert!(connected(out, &mut kept[1]));
     assert!(connected(in_, &mut kept[2]));
@@ -90,6 +99,8 @@ fn a_primary_starts_with_its_listener() {
         debug: 0,
         background: false,
         drop_privileges: false,
+        boot: [0; 16],
+        forced: true,
         provider: given_provider.into(),
         kind: StartKind::Primary { nbd: given_nbd.into() },
     };
@@ -97,6 +108,7 @@ fn a_primary_starts_with_its_listener() {
     let Some(ToWorker::Start(start)) = worker.recv_from_supervisor().unwrap() else { panic!() };
     assert_eq!(start.role(), Role::Primary);
     assert_eq!(start.resource, resource("tcp4://10.9.0.2"));
+    assert!(start.forced);
     let StartKind::Primary { nbd: received } = start.kind else { panic!() };
     assert!(connected(start.provider, &mut provider));
     assert!(connected(received, &mut nbd));

@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 
 use hast_net::buffer::Pool;
 use hast_net::control::{Command, ERROR_INVALID, ERROR_NO_ENTRY, Entry, Rejected, Reply, Request};
-use hast_net::control::{ResourceStatus, WorkerStatus};
+use hast_net::control::{Facts, ResourceStatus, WorkerStatus};
 use hast_net::errno::Errno;
 use hast_net::frame::{self, Frame, Limits, Receiver, VERSION};
 use socket2::Socket;
 
 use super::Supervisor;
-use super::process::Query;
+use super::process::{Asker, Query};
+use super::promotion::Promotion;
 use super::resource::{Resource, Task, Waiter};
 use crate::watch::Watched;
 
@@ -221,11 +222,12 @@ impl Supervisor {
         }
         match request.command {
             Command::SetRole(role) => {
+                let promotion = if request.force { Promotion::Forced } else { Promotion::Checked };
                 for (slot, name) in names.into_iter().enumerate() {
                     match self.resource_named(&name) {
                         Some(index) => {
                             let waiter = Some(Waiter { client: key, slot });
-                            self.add_task(index, Task::SetRole { role, waiter }, now);
+                            self.add_task(index, Task::SetRole { role, promotion, waiter }, now);
                         }
                         None => self.answer(key, &[slot], Entry::Error { name, error: ERROR_NO_ENTRY }),
                     }
@@ -234,7 +236,10 @@ impl Supervisor {
             Command::Status => {
                 for (name, slots) in places(names) {
                     match self.resource_named(&name) {
-                        Some(index) => self.ask_status(key, index, slots, now),
+                        Some(index) => {
+                            let asker = Asker::Client { key, slots, verbose: request.verbose };
+                            self.ask_status(index, asker, now);
+                        }
                         None => self.answer(key, &slots, Entry::Error { name, error: ERROR_NO_ENTRY }),
                     }
                 }
@@ -242,32 +247,52 @@ impl Supervisor {
         }
     }
 
-    fn ask_status(&mut self, key: usize, index: usize, slots: Vec<usize>, now: Instant) {
+    fn ask_status(&mut self, index: usize, asker: Asker, now: Instant) {
         let Some(resource) = self.resources.get_mut(index) else { return };
         let asked = match &mut resource.worker {
-            Some(worker) => worker.ask(now, key, slots),
-            None => Err(slots),
+            Some(worker) => worker.ask(now, asker),
+            None => Err(asker),
         };
-        if let Err(slots) = asked {
-            let entry = status(resource, None);
-            self.answer(key, &slots, entry);
+        if let Err(asker) = asked {
+            self.answer_status(index, asker, None, now);
         }
     }
 
-    /// A worker has answered for a client, or has ended instead.
-    pub(super) fn answer_status(&mut self, index: usize, query: &Query, answer: Option<WorkerStatus>) {
+    /// A worker has answered, or there is none (any more) that could.
+    pub(super) fn answer_status(
+        &mut self,
+        index: usize,
+        asker: Asker,
+        answer: Option<WorkerStatus>,
+        now: Instant,
+    ) {
+        let (key, slots, verbose) = match asker {
+            Asker::Client { key, slots, verbose } => (key, slots, verbose),
+            Asker::Promotion => {
+                return self.promotion_answered(index, answer.as_ref().map(|status| &status.facts), now);
+            }
+        };
+        if verbose && answer.is_none() {
+            return self.look(index, key, slots, now);
+        }
         let Some(resource) = self.resources.get(index) else { return };
-        let entry = status(resource, answer);
-        self.answer(query.client, &query.slots, entry);
+        let facts = answer.as_ref().filter(|_| verbose).map(|status| status.facts.clone());
+        let entry = status(resource, answer, facts);
+        self.answer(key, &slots, entry);
     }
 
     /// A worker has not answered in time: only its own resource is marked.
-    pub(super) fn answer_late(&mut self, index: usize, query: &Query) {
+    pub(super) fn answer_late(&mut self, index: usize, query: Query, now: Instant) {
         let Some(resource) = self.resources.get(index) else { return };
-        let _scope = resource.scope();
+        let scope = resource.scope();
         log::error!("Worker process does not tell its status.");
+        drop(scope);
         let entry = Entry::Error { name: resource.config.name.clone(), error: Errno::ETIMEDOUT.to_wire() };
-        self.answer(query.client, &query.slots, entry);
+        match query.asker {
+            Asker::Client { key, slots, .. } => self.answer(key, &slots, entry),
+            // Its provider can be asked once it has ended.
+            Asker::Promotion => self.promotion_answered(index, None, now),
+        }
     }
 
     /// Fills places in the answer to a client, which may be gone.
@@ -316,7 +341,7 @@ impl Supervisor {
 }
 
 /// All that is known of a resource.
-fn status(resource: &Resource, worker: Option<WorkerStatus>) -> Entry {
+pub(super) fn status(resource: &Resource, worker: Option<WorkerStatus>, facts: Option<Facts>) -> Entry {
     let config = &resource.config;
     let pid = resource.worker.as_ref().and_then(|worker| i32::try_from(worker.pid()).ok());
     let status = ResourceStatus {
@@ -330,7 +355,7 @@ fn status(resource: &Resource, worker: Option<WorkerStatus>) -> Entry {
         role: resource.role.as_str().to_owned(),
         workerpid: pid.unwrap_or(0),
         worker,
-        facts: None,
+        facts,
     };
     Entry::Status { name: config.name.clone(), status: Box::new(status) }
 }

@@ -6,12 +6,13 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use hast_format::metadata::Metadata;
 use hast_net::address::Address;
 use hast_provider::{Provider, ProviderError};
 use polling::Poller;
@@ -39,8 +40,15 @@ pub(super) enum Report {
     Opened {
         /// Which job it was.
         job: JobId,
-        /// Open for reading and writing, and locked.
-        result: Result<Provider, ProviderError>,
+        /// Open for reading and writing, and locked; with its metadata if that was wanted and can be read.
+        result: Result<(Provider, Option<Metadata>), ProviderError>,
+    },
+    /// What a provider says that nobody uses.
+    Looked {
+        /// The provider.
+        path: PathBuf,
+        /// Its metadata.
+        result: Result<Metadata, ProviderError>,
     },
 }
 
@@ -53,6 +61,8 @@ pub(super) struct Jobs {
     /// Addresses being looked up: whoever asks for one of them shares the answer, so that there are never
     /// more such threads than addresses in the configuration.
     resolving: HashSet<Address>,
+    /// Providers being looked at, likewise.
+    looking: HashSet<PathBuf>,
     next: u64,
 }
 
@@ -60,7 +70,14 @@ impl Jobs {
     /// No jobs yet; threads wake `poller` when they have something to report.
     pub(super) fn new(poller: &Arc<Poller>) -> Jobs {
         let (sender, reports) = channel();
-        Jobs { poller: Arc::clone(poller), sender, reports, resolving: HashSet::new(), next: 0 }
+        Jobs {
+            poller: Arc::clone(poller),
+            sender,
+            reports,
+            resolving: HashSet::new(),
+            looking: HashSet::new(),
+            next: 0,
+        }
     }
 
     /// Looks a host up; the report carries the address.
@@ -75,23 +92,56 @@ impl Jobs {
         );
     }
 
-    /// Opens and locks a provider.
-    pub(super) fn open(&mut self, path: PathBuf) -> JobId {
+    /// Opens and locks a provider, unless it is `held` already, and reads its metadata if it is to be asked
+    /// what it says `about` a resource.
+    pub(super) fn open(&mut self, path: PathBuf, held: Option<Provider>, about: Option<String>) -> JobId {
         let job = JobId(self.next);
         self.next = self.next.wrapping_add(1);
         let place = path.clone();
+        let work = move || {
+            let opened = held.map_or_else(|| open_patiently(&place, PATIENCE), Ok);
+            opened.map(|provider| {
+                let metadata = about.and_then(|resource| {
+                    // A provider that is not fit for use is refused by the worker.
+                    let read = provider.read_metadata_of(&resource);
+                    read.inspect_err(|error| log::debug!("{error}")).ok()
+                });
+                (provider, metadata)
+            })
+        };
         self.start(
-            move || Report::Opened { job, result: open_patiently(&place, PATIENCE) },
+            move || Report::Opened { job, result: work() },
             |error| Report::Opened { job, result: Err(ProviderError::Open { path, error }) },
         );
         job
     }
 
+    /// Reads the metadata of a provider that nobody uses.
+    pub(super) fn look(&mut self, path: &Path) {
+        if !self.looking.insert(path.to_owned()) {
+            return;
+        }
+        let path = path.to_owned();
+        let place = path.clone();
+        self.start(
+            move || {
+                let result = Provider::open(&place, false).and_then(|provider| provider.read_metadata());
+                Report::Looked { path: place, result }
+            },
+            |error| {
+                let result = Err(ProviderError::Open { path: path.clone(), error });
+                Report::Looked { path, result }
+            },
+        );
+    }
+
     /// The next report.
     pub(super) fn report(&mut self) -> Option<Report> {
         let report = self.reports.try_recv().ok()?;
-        if let Report::Resolved { address, .. } = &report {
-            self.resolving.remove(address);
+        match &report {
+            Report::Resolved { address, .. } => _ = self.resolving.remove(address),
+            Report::Looked { path, .. } => _ = self.looking.remove(path),
+            Report::Opened { .. } => {}
         }
         Some(report)
     }
@@ -114,7 +164,7 @@ impl Jobs {
     }
 }
 
-fn open_patiently(path: &std::path::Path, patience: Duration) -> Result<Provider, ProviderError> {
+fn open_patiently(path: &Path, patience: Duration) -> Result<Provider, ProviderError> {
     let give_up = Instant::now() + patience;
     loop {
         let opened = Provider::open(path, true).and_then(|provider| provider.lock().map(|()| provider));
@@ -156,12 +206,12 @@ mod tests {
         let impatient = open_patiently(file.path(), Duration::ZERO);
         assert!(matches!(impatient, Err(ProviderError::InUse { .. })));
 
-        let job = jobs.open(file.path().to_owned());
+        let job = jobs.open(file.path().to_owned(), None, None);
         assert!(jobs.report().is_none());
         drop(holder);
         let Report::Opened { job: done, result } = wait(&mut jobs, &poller) else { panic!() };
         assert_eq!(done, job);
-        let held = result.unwrap();
+        let (held, None) = result.unwrap() else { panic!() };
         assert!(Provider::open(file.path(), true).unwrap().lock().is_err());
         drop(held);
     }

@@ -330,7 +330,12 @@ impl Supervisor {
             log::error!("Unable to draw a token: {error}.");
             return;
         }
-        let answer = FirstAnswer { version, token, ext: Extensions::NONE }.encode();
+        // Only what both know, so that an original hears nothing of it.
+        let ext = hello.ext.intersection(Extensions::ALL);
+        if !ext.is_empty() {
+            log::debug!("Extensions in use: {ext}.");
+        }
+        let answer = FirstAnswer { version, token, ext }.encode();
         let mut unsent = frame::encode(version, answer.as_bytes()).unwrap_or_default();
         let sent = match socket.get() {
             Some(stream) => send(stream, &mut unsent),
@@ -344,7 +349,7 @@ impl Supervisor {
         let wait = Duration::from_secs(resource.config.timeout.into()).max(HALF_OPEN_MIN);
         let deadline = now + wait;
         resource.pending =
-            Pending::HalfOpen(HalfOpen { socket, unsent, token, version, peer: name, deadline });
+            Pending::HalfOpen(HalfOpen { socket, unsent, token, version, ext, peer: name, deadline });
     }
 
     /// A primary's second header: the connection is complete, and the worker takes over.
@@ -355,7 +360,7 @@ impl Supervisor {
         let Pending::HalfOpen(half) = std::mem::take(&mut resource.pending) else { return };
         log::debug!("Outgoing connection to {name} configured.");
         if let (Some(out), Some(in_)) = (half.socket.into_inner(), socket.into_inner()) {
-            let complete = Complete { out, in_, version: half.version, hello };
+            let complete = Complete { out, in_, version: half.version, ext: half.ext, hello };
             resource.pending = Pending::Complete(Box::new(complete));
         }
         drop(scope);

@@ -13,9 +13,11 @@ mod hooks;
 mod jobs;
 mod listen;
 mod listener;
+mod look;
 mod options;
 mod pidfile;
 pub(crate) mod process;
+mod promotion;
 mod reload;
 mod resource;
 mod role;
@@ -39,6 +41,7 @@ use hooks::Hooks;
 use jobs::{Jobs, Report};
 use listen::{Peer, PeerListener};
 use listener::Listener;
+use look::Look;
 use options::Options;
 use pidfile::Pidfile;
 use process::{Worker, Workers};
@@ -94,6 +97,7 @@ struct Supervisor {
     /// Connections of other nodes, the oldest first.
     peers: BTreeMap<usize, Peer>,
     connects: BTreeMap<usize, Connecting>,
+    looks: Vec<Look>,
     /// In the order in which they are shown.
     resources: Vec<Resource>,
     hooks: Hooks,
@@ -147,12 +151,14 @@ impl Supervisor {
         let peers = self.peers.values().map(Peer::deadline);
         let connects = self.connects.values().map(Connecting::deadline);
         let resources = self.resources.iter().filter_map(Resource::deadline);
+        let looks = self.looks.iter().map(Look::deadline);
         let listeners = self.listeners.iter().filter_map(|listener| listener.resume);
         let rest = [self.hooks.deadline(), self.control_resume, self.reload.as_ref().map(Reload::deadline)];
         clients
             .chain(peers)
             .chain(connects)
             .chain(resources)
+            .chain(looks)
             .chain(listeners)
             .chain(rest.into_iter().flatten())
             .min()
@@ -200,6 +206,7 @@ impl Supervisor {
                 self.reload_resolved(&address, &result, now);
             }
             Report::Opened { job, result } => self.provider_opened(job, result, now),
+            Report::Looked { path, result } => self.looked(&path, &result),
         }
     }
 
@@ -208,6 +215,7 @@ impl Supervisor {
         self.expire_clients(now);
         self.expire_peers(now);
         self.expire_connects(now);
+        self.expire_looks(now);
         self.expire_reload(now);
         self.hooks.report(now);
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
@@ -234,10 +242,10 @@ impl Supervisor {
             }
             drop(scope);
             for query in late {
-                self.answer_late(index, &query);
+                self.answer_late(index, query, now);
             }
             if restart {
-                self.start_primary(index);
+                self.start_primary(index, false);
             }
         }
     }
@@ -254,6 +262,7 @@ impl Supervisor {
         self.listeners.clear();
         self.peers.clear();
         self.connects.clear();
+        self.looks.clear();
         for resource in &mut self.resources {
             resource.tasks.clear();
             resource.change = None;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use hast_format::metadata::Role;
 use hast_net::control::WorkerStatus;
+use hast_net::handshake::BootId;
 
 use super::Supervisor;
 use super::resource::{Complete, Pending, Step};
@@ -47,11 +48,24 @@ pub(super) struct Worker {
 #[derive(Debug)]
 pub(super) struct Query {
     id: u32,
-    /// The control client that wants to know.
-    pub(super) client: usize,
-    /// Where in its answer.
-    pub(super) slots: Vec<usize>,
+    pub(super) asker: Asker,
     deadline: Instant,
+}
+
+/// Who wants to know.
+#[derive(Debug)]
+pub(super) enum Asker {
+    /// A control client.
+    Client {
+        /// Its key.
+        key: usize,
+        /// Where in its answer.
+        slots: Vec<usize>,
+        /// It wants the facts as well.
+        verbose: bool,
+    },
+    /// The supervisor, before the node becomes primary.
+    Promotion,
 }
 
 impl Worker {
@@ -84,16 +98,16 @@ impl Worker {
         }
     }
 
-    /// Asks for its status on behalf of a control client.
-    pub(super) fn ask(&mut self, now: Instant, client: usize, slots: Vec<usize>) -> Result<(), Vec<usize>> {
+    /// Asks for its status. An error gives the asker back: it is gone.
+    pub(super) fn ask(&mut self, now: Instant, asker: Asker) -> Result<(), Asker> {
         let id = self.next_query;
         self.next_query = self.next_query.wrapping_add(1);
         match self.send(ToWorker::Status { id }) {
             Ok(()) => {
-                self.queries.push(Query { id, client, slots, deadline: now + QUERY_BOUND });
+                self.queries.push(Query { id, asker, deadline: now + QUERY_BOUND });
                 Ok(())
             }
-            Err(_) => Err(slots),
+            Err(_) => Err(asker),
         }
     }
 
@@ -165,6 +179,8 @@ pub(super) struct Workers {
     pub(super) debug: u8,
     pub(super) background: bool,
     pub(super) drop_privileges: bool,
+    /// Which boot of the system this is.
+    pub(super) boot: BootId,
 }
 
 impl Workers {
@@ -178,7 +194,7 @@ impl Workers {
 
 impl Supervisor {
     /// Starts the worker that belongs to the resource's role.
-    pub(super) fn start_worker(&mut self, index: usize, kind: StartKind) -> io::Result<()> {
+    fn start_worker(&mut self, index: usize, kind: StartKind, forced: bool) -> io::Result<()> {
         let key = self.new_key();
         let Some(resource) = self.resources.get_mut(index) else { return Ok(()) };
         let Some(provider) = &resource.provider else {
@@ -189,6 +205,8 @@ impl Supervisor {
             debug: self.workers.debug,
             background: self.workers.background,
             drop_privileges: self.workers.drop_privileges,
+            boot: self.workers.boot,
+            forced,
             provider: OwnedFd::from(provider.as_file().try_clone()?),
             kind,
         };
@@ -210,14 +228,14 @@ impl Supervisor {
     }
 
     /// Starts the worker of a primary. If that cannot be done the resource goes to role init.
-    pub(super) fn start_primary(&mut self, index: usize) {
+    pub(super) fn start_primary(&mut self, index: usize, forced: bool) {
         let Some(resource) = self.resources.get_mut(index) else { return };
         let scope = resource.scope();
         let nbd = match &resource.nbd {
             Some(nbd) => nbd.socket().try_clone().map(OwnedFd::from),
             None => Err(io::Error::new(io::ErrorKind::NotFound, "the device has no socket")),
         };
-        let started = nbd.and_then(|nbd| self.start_worker(index, StartKind::Primary { nbd }));
+        let started = nbd.and_then(|nbd| self.start_worker(index, StartKind::Primary { nbd }, forced));
         drop(scope);
         if let Err(error) = started {
             if let Some(resource) = self.resources.get(index) {
@@ -235,10 +253,10 @@ impl Supervisor {
             return;
         }
         let Pending::Complete(complete) = std::mem::take(&mut resource.pending) else { return };
-        let Complete { out, in_, version, hello } = *complete;
+        let Complete { out, in_, version, ext, hello } = *complete;
         let _scope = resource.scope();
-        let kind = StartKind::Secondary { out: out.into(), in_: in_.into(), version, hello };
-        if let Err(error) = self.start_worker(index, kind) {
+        let kind = StartKind::Secondary { out: out.into(), in_: in_.into(), version, ext, hello };
+        if let Err(error) = self.start_worker(index, kind, false) {
             log::error!("Unable to start worker process: {}.", hast_log::error_text(&error));
         }
     }
@@ -280,17 +298,17 @@ impl Supervisor {
                 ToSupervisor::Connect { side, id } => self.connect(index, side, id, now),
                 ToSupervisor::Cancel { id } => self.cancel_connect(index, Some(id)),
                 ToSupervisor::Event(event) => self.hook(index, now, event.as_str(), &[]),
-                ToSupervisor::Status { id, status } => self.worker_answered(index, id, status),
+                ToSupervisor::Status { id, status } => self.worker_answered(index, id, status, now),
             }
         }
     }
 
-    fn worker_answered(&mut self, index: usize, id: u32, status: WorkerStatus) {
+    fn worker_answered(&mut self, index: usize, id: u32, status: WorkerStatus, now: Instant) {
         let Some(resource) = self.resources.get_mut(index) else { return };
         let Some(worker) = &mut resource.worker else { return };
         let Some(at) = worker.queries.iter().position(|query| query.id == id) else { return };
         let query = worker.queries.swap_remove(at);
-        self.answer_status(index, &query, Some(status));
+        self.answer_status(index, query.asker, Some(status), now);
     }
 
     /// Looks which workers have ended.
@@ -339,7 +357,7 @@ impl Supervisor {
             }
         }
         for query in worker.queries {
-            self.answer_status(index, &query, None);
+            self.answer_status(index, query.asker, None, now);
         }
         if !self.ending {
             self.advance(index, now);

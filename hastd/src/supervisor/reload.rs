@@ -15,6 +15,7 @@ use super::Supervisor;
 use super::listen::PeerListener;
 use super::listener::Listener;
 use super::pidfile::Pidfile;
+use super::promotion::Promotion;
 use super::resource::Task;
 use super::start::{control_place, is_excused};
 use crate::ipc::{Reload as WorkerReload, ToWorker};
@@ -197,7 +198,7 @@ impl Supervisor {
             log::info!("Resource {} removed.", gone.name);
             if let Some(resource) = self.resources.get_mut(index) {
                 resource.leaving = true;
-                resource.tasks.push_back(Task::SetRole { role: Role::Init, waiter: None });
+                resource.tasks.push_back(to_init());
             }
             self.add_task(index, Task::Remove, now);
         }
@@ -224,10 +225,15 @@ impl Supervisor {
                     drop(scope);
                     let mut resource = self.resources.remove(index);
                     let replacement = Box::new((changed.new.clone(), nbd.clone()));
+                    // A primary stays what it is, unless it has to start with another disk.
+                    let resumed = resource.role == Role::Primary
+                        && resource.is_settled()
+                        && changed.old.localpath == changed.new.localpath;
+                    let promotion = if resumed { Promotion::Resumed } else { Promotion::Checked };
                     resource.tasks.extend([
-                        Task::SetRole { role: Role::Init, waiter: None },
+                        to_init(),
                         Task::Replace(replacement),
-                        Task::SetRole { role, waiter: None },
+                        Task::SetRole { role, promotion, waiter: None },
                     ]);
                     self.resources.push(resource);
                     let last = self.resources.len().saturating_sub(1);
@@ -236,6 +242,10 @@ impl Supervisor {
             }
         }
     }
+}
+
+fn to_init() -> Task {
+    Task::SetRole { role: Role::Init, promotion: Promotion::Checked, waiter: None }
 }
 
 fn is_among(address: &Address, others: &[Address]) -> bool {

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use hast_format::metadata::Role;
-use hast_net::handshake::{SecondHello, Token};
+use hast_net::handshake::{Extensions, SecondHello, Token};
 use hast_provider::Provider;
 use socket2::Socket;
 
 use super::jobs::JobId;
 use super::process::Worker;
+use super::promotion::Promotion;
 use super::unix::UnixListener;
 use crate::watch::Watched;
 
@@ -72,7 +73,7 @@ impl Resource {
     /// The role that peers are told: a secondary that is about to be something else accepts nobody any more.
     pub(super) fn role_for_peers(&self) -> Role {
         match (self.role, &self.change) {
-            (Role::Secondary, Some(change)) => change.role,
+            (Role::Secondary, Some(change)) if change.step != Step::Asking => change.role,
             (role, _) => role,
         }
     }
@@ -122,6 +123,8 @@ pub(super) enum Task {
     SetRole {
         /// To this one.
         role: Role,
+        /// If that is primary.
+        promotion: Promotion,
         /// Who is told when it is done.
         waiter: Option<Waiter>,
     },
@@ -145,8 +148,11 @@ pub(super) struct Waiter {
 pub(super) struct Change {
     /// The new role.
     pub(super) role: Role,
+    pub(super) promotion: Promotion,
     pub(super) waiter: Option<Waiter>,
     pub(super) step: Step,
+    /// The worker had reason to think that an original primary has newer data.
+    pub(super) suspect: bool,
     /// Process id of the worker that was stopped for it and ended as it should.
     pub(super) stopped: Option<u32>,
 }
@@ -154,9 +160,11 @@ pub(super) struct Change {
 /// Where a role change stands.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Step {
+    /// The worker has been asked whether its data is out of date. Nothing has changed yet.
+    Asking,
     /// The old worker has been told to stop.
     Stopping,
-    /// The provider is being opened and locked.
+    /// The provider is being opened and locked, or read.
     Opening(JobId),
 }
 
@@ -180,6 +188,7 @@ pub(super) struct HalfOpen {
     pub(super) unsent: Vec<u8>,
     pub(super) token: Token,
     pub(super) version: u8,
+    pub(super) ext: Extensions,
     pub(super) peer: String,
     pub(super) deadline: Instant,
 }
@@ -190,6 +199,7 @@ pub(super) struct Complete {
     pub(super) out: Socket,
     pub(super) in_: Socket,
     pub(super) version: u8,
+    pub(super) ext: Extensions,
     pub(super) hello: SecondHello,
 }
 
@@ -205,7 +215,8 @@ mod tests {
     }
 
     fn change(role: Role) -> Option<Change> {
-        Some(Change { role, waiter: None, step: Step::Stopping, stopped: None })
+        let (promotion, step) = (Promotion::Checked, Step::Stopping);
+        Some(Change { role, promotion, waiter: None, step, suspect: false, stopped: None })
     }
 
     #[test]
@@ -216,6 +227,9 @@ mod tests {
         assert_eq!(resource.role_for_peers(), Role::Secondary);
         resource.change = change(Role::Init);
         assert_eq!(resource.role_for_peers(), Role::Init);
+        // Nobody knows yet whether it will leave.
+        resource.change = change(Role::Primary).map(|change| Change { step: Step::Asking, ..change });
+        assert_eq!(resource.role_for_peers(), Role::Secondary);
         // Not yet a secondary: the other node may try again.
         resource.role = Role::Primary;
         resource.change = change(Role::Secondary);
@@ -229,7 +243,8 @@ mod tests {
         assert_eq!(resource.settled_role(), Role::Init);
         resource.change = change(Role::Primary);
         assert_eq!(resource.settled_role(), Role::Primary);
-        resource.tasks.push_back(Task::SetRole { role: Role::Secondary, waiter: None });
+        let (role, promotion) = (Role::Secondary, Promotion::Checked);
+        resource.tasks.push_back(Task::SetRole { role, promotion, waiter: None });
         resource.tasks.push_back(Task::Remove);
         assert_eq!(resource.settled_role(), Role::Secondary);
         assert!(!resource.is_settled());

@@ -1,16 +1,18 @@
 //! Role changes, one at a time for each resource, without holding up any other.
 //!
 //! The order is always: the old worker stops (what it acknowledged is stored), the provider is opened and
-//! locked, the role changes, the new worker starts, the hook runs, the control client is answered.
+//! locked, the role changes, the new worker starts, the hook runs, the control client is answered. Whether a
+//! node may become primary is asked before its worker stops, and again after (`promotion`).
 
 use std::time::Instant;
 
-use hast_format::metadata::Role;
+use hast_format::metadata::{Metadata, Role};
 use hast_net::control::Entry;
 use hast_provider::{Provider, ProviderError};
 
 use super::Supervisor;
 use super::jobs::JobId;
+use super::promotion::{Outdated, Promotion};
 use super::resource::{Change, Pending, Step, Task, Waiter};
 use super::unix::UnixListener;
 
@@ -30,7 +32,7 @@ impl Supervisor {
             if let Some(change) = &resource.change {
                 match change.step {
                     Step::Stopping if resource.worker.is_none() => self.enter(index, now),
-                    Step::Stopping | Step::Opening(_) => return,
+                    Step::Asking | Step::Stopping | Step::Opening(_) => return,
                 }
                 continue;
             }
@@ -45,28 +47,39 @@ impl Supervisor {
                     self.resources.remove(index);
                     return;
                 }
-                Some(Task::SetRole { role, waiter }) if role == resource.role => {
+                Some(Task::SetRole { role, waiter, .. }) if role == resource.role => {
                     self.answer_role(index, waiter, role);
                 }
-                Some(Task::SetRole { role, waiter }) => {
-                    resource.change = Some(Change { role, waiter, step: Step::Stopping, stopped: None });
-                    resource.restart = None;
-                    resource.pending = Pending::None;
-                    let bound = resource.stop_bound();
-                    if let Some(worker) = &mut resource.worker {
-                        worker.stop(now, bound);
+                Some(Task::SetRole { role, promotion, waiter }) => {
+                    let (step, suspect, stopped) = (Step::Stopping, false, None);
+                    resource.change = Some(Change { role, promotion, waiter, step, suspect, stopped });
+                    if !self.ask_before_promotion(index, now) {
+                        self.leave_role(index, now);
                     }
-                    self.cancel_connect(index, None);
                 }
             }
         }
+    }
+
+    /// Begins to end what belongs to the old role.
+    pub(super) fn leave_role(&mut self, index: usize, now: Instant) {
+        let Some(resource) = self.resources.get_mut(index) else { return };
+        let Some(change) = &mut resource.change else { return };
+        change.step = Step::Stopping;
+        resource.restart = None;
+        resource.pending = Pending::None;
+        let bound = resource.stop_bound();
+        if let Some(worker) = &mut resource.worker {
+            worker.stop(now, bound);
+        }
+        self.cancel_connect(index, None);
     }
 
     /// A thread has opened a provider, or has not.
     pub(super) fn provider_opened(
         &mut self,
         job: JobId,
-        result: Result<Provider, ProviderError>,
+        result: Result<(Provider, Option<Metadata>), ProviderError>,
         now: Instant,
     ) {
         let wanted = |change: &Change| change.step == Step::Opening(job);
@@ -74,9 +87,20 @@ impl Supervisor {
         let Some(index) = found else { return };
         let Some(resource) = self.resources.get_mut(index) else { return };
         match result {
-            Ok(provider) => {
+            Ok((provider, metadata)) => {
                 resource.provider = Some(provider);
-                self.finish(index, now);
+                let outdated = metadata.as_ref().and_then(Outdated::on);
+                let promotion = resource.change.as_ref().map(|change| change.promotion);
+                match (outdated, promotion) {
+                    (Some(outdated), Some(Promotion::Checked)) => self.refuse_promotion(index, &outdated),
+                    (outdated, _) => {
+                        if let Some(outdated) = outdated {
+                            let _scope = resource.scope();
+                            log::warn!("{outdated}. Role {} is forced.", Role::Primary.as_str());
+                        }
+                        self.finish(index, now);
+                    }
+                }
             }
             Err(error) => {
                 let scope = resource.scope();
@@ -91,21 +115,25 @@ impl Supervisor {
         self.advance(index, now);
     }
 
-    /// The old worker is gone: sees to it that the provider is there.
+    /// The old worker is gone: sees to it that the provider is there, and what it says is known.
     fn enter(&mut self, index: usize, now: Instant) {
         let Some(resource) = self.resources.get_mut(index) else { return };
         let Some(change) = &mut resource.change else { return };
-        if change.role == Role::Init || resource.provider.is_some() {
+        let reads = change.role == Role::Primary && change.promotion != Promotion::Resumed;
+        if change.role == Role::Init || (resource.provider.is_some() && !reads) {
             self.finish(index, now);
         } else {
-            change.step = Step::Opening(self.jobs.open(resource.config.localpath.clone()));
+            let about = reads.then(|| resource.config.name.clone());
+            let path = resource.config.localpath.clone();
+            change.step = Step::Opening(self.jobs.open(path, resource.provider.take(), about));
         }
     }
 
     /// Everything is there: changes the role.
     fn finish(&mut self, index: usize, now: Instant) {
         let Some(resource) = self.resources.get_mut(index) else { return };
-        let Some(Change { mut role, waiter, stopped, .. }) = resource.change.take() else { return };
+        let Some(change) = resource.change.take() else { return };
+        let Change { mut role, promotion, waiter, suspect, stopped, .. } = change;
         let was = resource.role;
         let scope = resource.scope();
         resource.nbd = None;
@@ -125,6 +153,9 @@ impl Supervisor {
         if role == Role::Init {
             resource.provider = None;
         }
+        if role == Role::Primary && suspect {
+            log::warn!("The data here may be out of date: the other node's original hastd does not tell.");
+        }
         if role != was {
             log::info!("Role changed to {}.", role.as_str());
         }
@@ -135,7 +166,7 @@ impl Supervisor {
             log::debug!("Worker process {pid} stopped.");
         }
         if role == Role::Primary {
-            self.start_primary(index);
+            self.start_primary(index, promotion == Promotion::Forced);
         }
         if role != was {
             self.hook(index, now, "role", &[was.as_str(), role.as_str()]);

@@ -96,7 +96,8 @@ pub(super) fn receive(channel: &Channel) -> Result<Option<Start>, StartError> {
 /// Opens the log, checks the provider, makes the engine (at time zero) and drops privileges.
 pub(super) fn open(start: Start) -> Result<Started, StartError> {
     let role = start.role();
-    let Start { resource, debug, background, drop_privileges, provider, kind } = start;
+    // Place for what the engine is going to be told: the boot id and whether the primary is forced.
+    let Start { resource, debug, background, drop_privileges, boot: _, forced: _, provider, kind } = start;
     // The socket to the system log must be open before the root directory changes.
     hast_log::init(if background { Sink::Syslog } else { Sink::Terminal }, debug);
     hast_log::set_process_prefix(Some(&resource.name), Some(role.as_str()));
@@ -116,7 +117,7 @@ pub(super) fn open(start: Start) -> Result<Started, StartError> {
             let primary = Primary::new(start, Duration::ZERO);
             (Engine::Primary(Box::new(primary)), Device::Listener { listener: nbd, size, sector })
         }
-        StartKind::Secondary { out, in_, version, hello } => {
+        StartKind::Secondary { out, in_, version, ext: _, hello } => {
             let start = SecondaryStart { metadata, layout, map, settings, version, hello };
             let secondary = Secondary::new(start, Duration::ZERO);
             (Engine::Secondary(Box::new(secondary)), Device::Connections { out, in_ })

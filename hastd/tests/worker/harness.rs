@@ -160,6 +160,8 @@ impl Worker {
             debug: 0,
             background: false,
             drop_privileges: false,
+            boot: hastd::boot_id(),
+            forced: false,
             provider,
             kind,
         })));
@@ -458,8 +460,8 @@ impl Board {
                 assert_eq!(hello.resource, NAME);
                 // A new primary's first step ends what an earlier one had.
                 self.stop_secondary();
-                let answer =
-                    FirstAnswer { version: hello.negotiated(), token: [7; 16], ext: Extensions::NONE };
+                let ext = hello.ext.intersection(Extensions::ALL);
+                let answer = FirstAnswer { version: hello.negotiated(), token: [7; 16], ext };
                 let bytes = frame::encode(2, answer.encode().as_bytes()).unwrap();
                 let _ = (&theirs).write_all(&bytes);
                 self.half = Some((answer, theirs));
@@ -472,6 +474,7 @@ impl Board {
                     out: out.into(),
                     in_: theirs.into(),
                     version: answer.version,
+                    ext: answer.ext,
                     hello,
                 };
                 self.secondary = Some(Worker::spawn(&self.b_resource, self.b.open(), kind));

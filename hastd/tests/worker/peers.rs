@@ -42,7 +42,13 @@ impl Secondary {
             remotecnt: 0,
             boot: None,
         };
-        let kind = StartKind::Secondary { out: their_out.into(), in_: their_in.into(), version, hello };
+        let kind = StartKind::Secondary {
+            out: their_out.into(),
+            in_: their_in.into(),
+            version,
+            ext: Extensions::NONE,
+            hello,
+        };
         let worker = Worker::spawn(&resource(&disk), disk.open(), kind);
         let secondary = Secondary { _directory: directory, disk, worker, out, in_ };
         let frame = read_frame(&secondary.out, &mut receiver()).unwrap();
@@ -180,7 +186,13 @@ fn a_resource_id_of_another_pair_is_refused_with_words() {
         remotecnt: 0,
         boot: None,
     };
-    let kind = StartKind::Secondary { out: their_out.into(), in_: their_in.into(), version: 2, hello };
+    let kind = StartKind::Secondary {
+        out: their_out.into(),
+        in_: their_in.into(),
+        version: 2,
+        ext: Extensions::NONE,
+        hello,
+    };
     let mut worker = Worker::spawn(&resource(&first.disk), first.disk.open(), kind);
     let frame = read_frame(&out, &mut receiver()).unwrap();
     let reply = SecondReply::decode(&frame.list().unwrap()).unwrap();

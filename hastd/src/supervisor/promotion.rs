@@ -1,0 +1,211 @@
+//! Whether a node may become primary: not with data that is known to be out of date, unless it is forced
+//! (spec: durability, "Out-of-date nodes").
+//!
+//! A secondary's worker is asked first, so that a refusal leaves it at work. What counts is the provider, read
+//! when no worker can write to it any more: whatever a worker has answered, it may have been told later.
+
+use std::fmt;
+use std::time::Instant;
+
+use hast_format::extension::{Mark, Utc};
+use hast_format::metadata::{Metadata, Role};
+use hast_net::control::{Entry, Facts};
+use hast_net::errno::Errno;
+
+use super::Supervisor;
+use super::process::Asker;
+use super::resource::{Change, Step};
+
+/// On what condition a node becomes primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Promotion {
+    /// If its data is not known to be out of date.
+    Checked,
+    /// On none: its administrator has decided.
+    Forced,
+    /// On none: it is primary, and only its worker is replaced. What its data is worth, the worker knows.
+    Resumed,
+}
+
+/// A node's data is older than that of the other node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Outdated {
+    since: u64,
+    by: String,
+}
+
+impl Outdated {
+    /// As a provider says.
+    pub(super) fn on(metadata: &Metadata) -> Option<Outdated> {
+        metadata.extension.mark.as_ref().map(|Mark { since, by }| Outdated { since: *since, by: by.clone() })
+    }
+
+    /// As a worker says.
+    fn told(facts: &Facts) -> Option<Outdated> {
+        facts.inconsistent_since.map(|since| Outdated { since, by: facts.inconsistent_by.clone() })
+    }
+}
+
+impl fmt::Display for Outdated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let by = if self.by.is_empty() { "the other node" } else { &self.by };
+        write!(f, "The data here is out of date since {}; {by} has the newer data", Utc(self.since))
+    }
+}
+
+/// What a provider says about its node while no worker does.
+pub(super) fn facts(metadata: &Metadata) -> Facts {
+    let extents: u64 = metadata.extension.stale.iter().map(|run| u64::from(run.count)).sum();
+    let outdated = Outdated::on(metadata);
+    Facts {
+        inconsistent_since: outdated.as_ref().map(|outdated| outdated.since),
+        inconsistent_by: outdated.map(|outdated| outdated.by).unwrap_or_default(),
+        target: metadata.extension.target,
+        stale_bytes: extents.saturating_mul(metadata.extentsize.into()),
+        ..Facts::default()
+    }
+}
+
+impl Supervisor {
+    /// Asks the worker of a secondary that is to become primary. False if there is nobody to ask.
+    pub(super) fn ask_before_promotion(&mut self, index: usize, now: Instant) -> bool {
+        let Some(resource) = self.resources.get_mut(index) else { return false };
+        let Some(change) = &mut resource.change else { return false };
+        let wanted = change.role == Role::Primary && change.promotion == Promotion::Checked;
+        let Some(worker) = resource.worker.as_mut().filter(|worker| wanted && !worker.stopping) else {
+            return false;
+        };
+        if worker.ask(now, Asker::Promotion).is_err() {
+            return false;
+        }
+        change.step = Step::Asking;
+        true
+    }
+
+    /// The worker has answered, or will not.
+    pub(super) fn promotion_answered(&mut self, index: usize, answer: Option<&Facts>, now: Instant) {
+        let Some(resource) = self.resources.get_mut(index) else { return };
+        let Some(change) = resource.change.as_mut().filter(|change| change.step == Step::Asking) else {
+            return;
+        };
+        match answer.and_then(Outdated::told) {
+            Some(outdated) => self.refuse_promotion(index, &outdated),
+            None => {
+                change.suspect = answer.is_some_and(|facts| facts.possibly_behind);
+                self.leave_role(index, now);
+            }
+        }
+        self.advance(index, now);
+    }
+
+    /// Leaves the role what it is.
+    pub(super) fn refuse_promotion(&mut self, index: usize, outdated: &Outdated) {
+        let Some(resource) = self.resources.get_mut(index) else { return };
+        let Some(Change { waiter, .. }) = resource.change.take() else { return };
+        let scope = resource.scope();
+        log::error!("{outdated}. Role not changed to {}.", Role::Primary.as_str());
+        drop(scope);
+        let name = resource.config.name.clone();
+        if resource.role == Role::Init {
+            // Opened to be asked, and locked by nobody in this role.
+            resource.provider = None;
+        }
+        if let Some(waiter) = waiter {
+            let entry = Entry::Error { name, error: Errno::ESTALE.to_wire() };
+            self.answer(waiter.client, &[waiter.slot], entry);
+        }
+        self.start_secondary(index);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::supervisor::options::Options;
+    use crate::supervisor::start;
+    use hast_format::extension::{Extension, Run};
+
+    fn metadata(extension: Extension) -> Metadata {
+        Metadata {
+            resource: "r".into(),
+            datasize: 1 << 30,
+            extentsize: 1 << 20,
+            keepdirty: 1,
+            localoff: 8192,
+            resuid: 1,
+            localcnt: 1,
+            remotecnt: 1,
+            prevrole: Role::Secondary,
+            extension,
+        }
+    }
+
+    #[test]
+    fn a_mark_says_since_when_and_by_whom() {
+        assert_eq!(Outdated::on(&metadata(Extension::default())), None);
+        let mark = |by: &str| Extension {
+            mark: Some(Mark { since: 86_399, by: by.into() }),
+            ..Extension::default()
+        };
+        let text = |by| Outdated::on(&metadata(mark(by))).unwrap().to_string();
+        assert_eq!(
+            text("tcp4://10.9.0.1"),
+            "The data here is out of date since 1970-01-01 23:59:59 UTC; tcp4://10.9.0.1 has the newer data"
+        );
+        assert!(text("").contains("the other node has"));
+        // Worker and provider say the same.
+        let facts = facts(&metadata(mark("x")));
+        assert_eq!(Outdated::told(&facts), Outdated::on(&metadata(mark("x"))));
+        assert_eq!(Outdated::told(&Facts::default()), None);
+    }
+
+    #[test]
+    fn stale_extents_are_told_in_bytes() {
+        let stale = vec![Run { first: 1, count: 2 }, Run { first: 9, count: 1 }];
+        let facts = facts(&metadata(Extension { target: true, stale, ..Extension::default() }));
+        assert_eq!((facts.stale_bytes, facts.target, facts.inconsistent_since), (3 << 20, true, None));
+    }
+
+    /// A supervisor with a secondary that has been asked.
+    fn asked(directory: &std::path::Path) -> Supervisor {
+        let conf = directory.join("hast.conf");
+        let at = directory.display();
+        let text = format!(
+            "control uds://{at}/ctl\nlisten uds://{at}/listen\nresource r {{ local {at}/r on a {{ remote none }} }}"
+        );
+        std::fs::write(&conf, text).unwrap();
+        let options =
+            Options { debug: 0, foreground: true, config: conf, pidfile: None, node: Some("a".into()) };
+        let mut supervisor = start::prepare(&options).unwrap().start(&options).unwrap();
+        let resource = &mut supervisor.resources[0];
+        resource.role = Role::Secondary;
+        let (role, promotion, step) = (Role::Primary, Promotion::Checked, Step::Asking);
+        resource.change = Some(Change { role, promotion, waiter: None, step, suspect: false, stopped: None });
+        supervisor
+    }
+
+    /// Nothing has been stopped when the worker's answer is a refusal; only a good answer, or none, goes on.
+    #[test]
+    fn a_worker_that_refuses_goes_on_working() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut supervisor = asked(directory.path());
+        let outdated = Facts { inconsistent_since: Some(0), possibly_behind: true, ..Facts::default() };
+        supervisor.promotion_answered(0, Some(&outdated), Instant::now());
+        let resource = &supervisor.resources[0];
+        assert_eq!((resource.role, resource.is_settled()), (Role::Secondary, true));
+        // An answer that comes late changes nothing.
+        supervisor.promotion_answered(0, Some(&Facts::default()), Instant::now());
+        assert!(supervisor.resources[0].is_settled());
+        drop(supervisor);
+
+        for answer in
+            [Some(Facts { possibly_behind: true, ..Facts::default() }), Some(Facts::default()), None]
+        {
+            let mut supervisor = asked(directory.path());
+            supervisor.promotion_answered(0, answer.as_ref(), Instant::now());
+            let change = supervisor.resources[0].change.as_ref().unwrap();
+            assert!(matches!(change.step, Step::Opening(_)), "{change:?}");
+            assert_eq!(change.suspect, answer.is_some_and(|facts| facts.possibly_behind));
+        }
+    }
+}

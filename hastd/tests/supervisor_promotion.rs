@@ -1,0 +1,254 @@
+//! A node whose data is known to be out of date does not become primary, unless it is forced.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support;
+
+use hast_format::extension::{Mark, Run};
+use hast_format::metadata::Role;
+use hast_format::nv::{List, Writer};
+use hast_net::control::{Command, Entry, Facts, Reply, Request, ResourceStatus};
+use hast_net::frame::{self, Frame};
+use hast_net::handshake::FirstReply;
+use hast_provider::Provider;
+use support::{Place, Stream, exchange, is_alive, set_role, status, wait_for};
+
+const PEER: &str = "127.0.0.4";
+const SINCE: u64 = 1_795_503_600;
+const REFUSED: &str = "The data here is out of date since 2026-11-24 07:00:00 UTC; tcp4://127.0.0.4 has the \
+                       newer data. Role not changed to primary.\n";
+
+fn configure(place: &Place) {
+    let hook = place.hook();
+    place.configure(&format!(
+        "timeout 1 exec {} resource disk0 {{ local @/disk0 on a {{ remote tcp4://{PEER}:8457 }} }}",
+        hook.display()
+    ));
+}
+
+fn place() -> Place {
+    let place = Place::new();
+    configure(&place);
+    place.create("disk0", "disk0");
+    place
+}
+
+/// Marks a provider as the engine does, behind the back of whoever uses it.
+fn mark(place: &Place, name: &str) {
+    let provider = Provider::open(&place.path(name), true).unwrap();
+    let mut metadata = provider.read_metadata().unwrap();
+    metadata.extension.generation += 1;
+    metadata.extension.mark = Some(Mark { since: SINCE, by: format!("tcp4://{PEER}") });
+    metadata.extension.stale = vec![Run { first: 2, count: 3 }];
+    provider.write_metadata(&metadata).unwrap();
+}
+
+fn forced(role: Role) -> Request {
+    Request { force: true, ..set_role(role, &["disk0"]) }
+}
+
+fn stale_entry() -> Reply {
+    Reply::Entries(vec![Entry::Error { name: "disk0".into(), error: 70 }])
+}
+
+fn was(role: &str) -> Reply {
+    Reply::Entries(vec![Entry::RoleWas { name: "disk0".into(), role: role.into() }])
+}
+
+fn is_locked(place: &Place) -> bool {
+    Provider::open(&place.path("disk0"), true).unwrap().lock().is_err()
+}
+
+/// Becomes the primary of the node's `disk0`: both connections, and the answer to the second step.
+fn connect(place: &Place) -> (Stream, Stream, Frame) {
+    let mut out = place.connect_from(PEER);
+    let mut hello = Writer::new();
+    hello.str("resource", "disk0").u8("version", 2);
+    out.send(1, &hello);
+    let frame = out.receive().expect("an answer");
+    let FirstReply::Answer(answer) = FirstReply::decode(&List::parse(&frame.nv).unwrap()).unwrap() else {
+        panic!("{}", place.log())
+    };
+    let mut in_ = place.connect_from(PEER);
+    let mut hello = Writer::new();
+    hello.str("resource", "disk0").u8_array("token", &answer.token).i8("virgin", 1);
+    hello.u64("resuid", 77).u64("localcnt", 0).u64("remotecnt", 0);
+    in_.send(2, &hello);
+    let answer = out.receive().unwrap_or_else(|| panic!("{}", place.log()));
+    (out, in_, answer)
+}
+
+fn verbose(place: &Place) -> ResourceStatus {
+    let reply = place.ask(&Request { verbose: true, ..status(&["disk0"]) });
+    let Reply::Entries(mut entries) = reply else { panic!("{reply:?}") };
+    match entries.remove(0) {
+        Entry::Status { status, .. } => *status,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn from_role_init() {
+    let place = place();
+    mark(&place, "disk0");
+    let _daemon = place.start();
+    assert_eq!(place.ask(&set_role(Role::Primary, &["disk0"])), stale_entry());
+    assert_eq!(place.ask(&set_role(Role::Primary, &["all"])), stale_entry());
+    let status = place.status("disk0");
+    assert_eq!((status.role.as_str(), status.workerpid), ("init", 0));
+    assert!(!is_locked(&place), "role init holds no lock");
+    assert!(!place.path("nbd/disk0.sock").exists());
+    assert_eq!(place.log().matches(&format!("[ERROR] [disk0] (init) {REFUSED}")).count(), 2);
+    // No other role asks.
+    assert_eq!(place.set_role(Role::Secondary, &["disk0"]), ["init"]);
+    assert_eq!(place.set_role(Role::Init, &["disk0"]), ["secondary"]);
+
+    assert_eq!(place.ask(&forced(Role::Primary)), was("init"));
+    assert_eq!(place.role("disk0"), "primary");
+    place.wait_for_log("[WARNING] [disk0] (init) The data here is out of date since 2026-11-24 07:00:00 UTC");
+    wait_for("a worker", || (place.status("disk0").workerpid != 0).then_some(()));
+    // A refusal is no change: no hook has heard of it.
+    let mut events = place.wait_for_lines("events", 3);
+    events.sort();
+    assert_eq!(events, ["role disk0 init primary", "role disk0 init secondary", "role disk0 secondary init"]);
+}
+
+#[test]
+fn from_role_secondary_without_a_primary() {
+    let place = place();
+    mark(&place, "disk0");
+    let _daemon = place.start();
+    place.set_role(Role::Secondary, &["disk0"]);
+    assert_eq!(place.ask(&set_role(Role::Primary, &["disk0"])), stale_entry());
+    assert_eq!(place.role("disk0"), "secondary");
+    assert!(is_locked(&place));
+    place.wait_for_log(&format!("[ERROR] [disk0] (secondary) {REFUSED}"));
+    // It is as good a secondary as before.
+    let _connections = connect(&place);
+    wait_for("a worker", || (place.status("disk0").workerpid != 0).then_some(()));
+    assert_eq!(place.ask(&forced(Role::Primary)), was("secondary"));
+    assert_eq!(place.role("disk0"), "primary");
+}
+
+/// The worker has no reason to refuse, and the mark is there when it has ended: the provider decides.
+#[test]
+fn a_mark_that_comes_while_the_worker_stops_counts() {
+    let place = place();
+    let _daemon = place.start();
+    place.set_role(Role::Secondary, &["disk0"]);
+    let (mut out, _in, _) = connect(&place);
+    let pid = wait_for("a worker", || Some(place.status("disk0").workerpid).filter(|pid| *pid != 0));
+    mark(&place, "disk0");
+    assert_eq!(place.ask(&set_role(Role::Primary, &["disk0"])), stale_entry());
+    assert!(!is_alive(pid));
+    assert_eq!(out.receive(), None);
+    assert_eq!(place.role("disk0"), "secondary");
+    assert!(is_locked(&place));
+    let _connections = connect(&place);
+}
+
+#[test]
+fn a_node_without_a_mark_is_not_asked_twice() {
+    let place = place();
+    let _daemon = place.start();
+    for force in [false, true] {
+        place.set_role(Role::Secondary, &["disk0"]);
+        let _connections = connect(&place);
+        let request = if force { forced(Role::Primary) } else { set_role(Role::Primary, &["disk0"]) };
+        assert_eq!(place.ask(&request), was("secondary"));
+        assert_eq!(place.role("disk0"), "primary");
+        // Nothing changes, and nothing is asked.
+        assert_eq!(place.ask(&request), was("primary"));
+        place.set_role(Role::Init, &["disk0"]);
+        // The next connection comes from a primary that has drawn a resuid of its own.
+        place.create("disk0", "disk0");
+    }
+    assert!(!place.log().contains("out of date"), "{}", place.log());
+}
+
+#[test]
+fn a_provider_that_says_nothing_is_the_workers_to_refuse() {
+    let place = Place::new();
+    configure(&place);
+    place.provider("disk0");
+    let _daemon = place.start();
+    assert_eq!(place.set_role(Role::Primary, &["disk0"]), ["init"]);
+    place.wait_for_log("exitcode=66");
+    wait_for("role init", || (place.role("disk0") == "init").then_some(()));
+}
+
+#[test]
+fn a_reload_replaces_a_primarys_worker_without_asking_but_not_its_disk() {
+    let place = Place::new();
+    let conf = |local: &str, name: &str| {
+        place.configure(&format!("resource disk0 {{ name {name} local @/{local} on a {{ remote none }} }}"));
+    };
+    conf("disk0", "one");
+    place.create("disk0", "disk0");
+    place.create("other", "disk0");
+    let daemon = place.start();
+    place.set_role(Role::Primary, &["disk0"]);
+    mark(&place, "disk0");
+    conf("disk0", "two");
+    daemon.reload();
+    wait_for("the new device", || place.path("nbd/two.sock").exists().then_some(()));
+    wait_for("the primary", || (place.role("disk0") == "primary").then_some(()));
+
+    mark(&place, "other");
+    conf("other", "two");
+    daemon.reload();
+    place.wait_for_log("Role not changed to primary.");
+    wait_for("role init", || (place.role("disk0") == "init").then_some(()));
+}
+
+#[test]
+fn only_a_verbose_status_tells_facts() {
+    let place = place();
+    let _daemon = place.start();
+    let raw = |request: &Request| {
+        exchange(&place.control(), &frame::encode(2, &request.encode()).unwrap()).unwrap()
+    };
+    let told = |frame: &Frame| {
+        List::parse(&frame.nv).unwrap().pairs().filter(|pair| pair.name.starts_with(b"x_")).count()
+    };
+    let plain = Request::new(Command::Status, vec!["disk0".into()]);
+    let more = Request { verbose: true, ..plain.clone() };
+    // What follows is what was there, and the facts.
+    let follows = |which: &str| {
+        let (plain, more) = (raw(&plain), raw(&more));
+        assert_eq!(told(&plain), 0, "{which}");
+        assert!(told(&more) >= 7, "{which}: {}", told(&more));
+        assert!(more.nv.starts_with(&plain.nv), "{which}");
+    };
+    follows("init");
+    assert_eq!(verbose(&place).facts, Some(Facts::default()));
+    mark(&place, "disk0");
+    let marked = Facts {
+        inconsistent_since: Some(SINCE),
+        inconsistent_by: format!("tcp4://{PEER}"),
+        stale_bytes: 3 * 65536,
+        ..Facts::default()
+    };
+    assert_eq!(verbose(&place).facts, Some(marked.clone()));
+    place.set_role(Role::Secondary, &["disk0"]);
+    follows("secondary");
+    assert_eq!(verbose(&place).facts, Some(marked));
+    place.ask(&forced(Role::Primary));
+    wait_for("a worker", || (place.status("disk0").workerpid != 0).then_some(()));
+    follows("primary");
+    let told = verbose(&place);
+    assert!(told.worker.is_some() && told.facts.is_some());
+
+    // Of a provider that cannot be read nothing is known.
+    place.set_role(Role::Init, &["disk0"]);
+    std::fs::remove_file(place.path("disk0")).unwrap();
+    assert_eq!(verbose(&place).facts, None);
+    // Nor of one that is another resource's.
+    place.create("disk0", "disk1");
+    assert_eq!(verbose(&place).facts, None);
+    let reply = place.ask(&Request { verbose: true, ..status(&["disk0", "nosuch", "disk0"]) });
+    let Reply::Entries(entries) = reply else { panic!() };
+    assert!(matches!(
+        &entries[..],
+        [Entry::Status { .. }, Entry::Error { error: 1, .. }, Entry::Status { .. }]
+    ));
+}
