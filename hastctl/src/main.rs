@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod condition;
 mod create;
 mod dump;
 mod human;
@@ -22,6 +23,7 @@ use hast_conf::{Config, Node, Resource};
 use hast_format::metadata::Role;
 use hast_log::{Sink, error_text};
 use hast_net::control::{self, Entry, Reply, Request};
+use hast_net::errno::Errno;
 use hast_provider::Provider;
 
 use create::Sizes;
@@ -79,19 +81,22 @@ fn run(invocation: Invocation) -> Result<(), Failed> {
                     .map_err(|error| failed(&error, error.exit_code()))
             }))
         }
-        Command::Role { role, names } => {
-            let entries = ask(&config, control::Command::SetRole(role), names)?;
+        Command::Role { role, force, names } => {
+            let request = Request::new(control::Command::SetRole(role), names);
+            let entries = ask(&config, &Request { force, ..request })?;
             report_roles(&entries, role);
             outcome(&entries)
         }
-        Command::List { names } => {
-            let entries = ask(&config, control::Command::Status, names)?;
-            print(&report::list(&entries))?;
+        Command::List { names, verbose } => {
+            let request = Request::new(control::Command::Status, names);
+            let entries = ask(&config, &Request { verbose, ..request })?;
+            print(&report::list(&entries, verbose))?;
             outcome(&entries)
         }
-        Command::Status { names } => {
-            let entries = ask(&config, control::Command::Status, names)?;
-            print(&report::status(&entries))?;
+        Command::Status { names, verbose } => {
+            let request = Request::new(control::Command::Status, names);
+            let entries = ask(&config, &Request { verbose, ..request })?;
+            print(&report::status(&entries, verbose))?;
             outcome(&entries)
         }
         Command::Dump { what: Dumped::Resources(names), map } => {
@@ -152,8 +157,8 @@ fn dump_provider(
     Ok(())
 }
 
-fn ask(config: &Config, command: control::Command, resources: Vec<String>) -> Result<Vec<Entry>, Failed> {
-    let reply = client::ask(&config.control, &Request::new(command, resources));
+fn ask(config: &Config, request: &Request) -> Result<Vec<Entry>, Failed> {
+    let reply = client::ask(&config.control, request);
     match reply.map_err(|error| failed(&error, error.exit_code()))? {
         Reply::Entries(entries) => Ok(entries),
         Reply::Error(error) => {
@@ -166,7 +171,15 @@ fn report_roles(entries: &[Entry], new: Role) {
     for entry in entries {
         let _scope = hast_log::scope(Some(entry.name()), None);
         match entry {
-            Entry::Error { error, .. } => log::warn!("Received error {error} from hastd."),
+            Entry::Error { name, error } => {
+                log::warn!("Received error {error} from hastd.");
+                if *error == Errno::ESTALE.to_wire() && new == Role::Primary {
+                    log::warn!(
+                        "The data here is out of date: make the other node primary, or give up what it has \
+                         written since with `hastctl role -f primary {name}'."
+                    );
+                }
+            }
             Entry::RoleWas { role: old, .. } if old == new.as_str() => log::trace!("Role unchanged ({old})."),
             Entry::RoleWas { role: old, .. } => log::debug!("Role changed from {old} to {new}."),
             Entry::Status { .. } => {}

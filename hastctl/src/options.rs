@@ -25,13 +25,14 @@ pub(crate) struct Invocation {
     pub(crate) command: Command,
 }
 
-/// What is to be done. Sizes are in bytes, 0 where none was given.
+/// What is to be done. Sizes are in bytes, 0 where none was given; `force` makes even a node primary whose data
+/// is known to be out of date.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Command {
     Create { names: Vec<String>, extentsize: u64, keepdirty: u64, mediasize: u64 },
-    Role { role: Role, names: Vec<String> },
-    List { names: Vec<String> },
-    Status { names: Vec<String> },
+    Role { role: Role, force: bool, names: Vec<String> },
+    List { names: Vec<String>, verbose: bool },
+    Status { names: Vec<String>, verbose: bool },
     Dump { what: Dumped, map: bool },
     Stop,
 }
@@ -52,9 +53,9 @@ impl Invocation {
         let word = arguments.next().ok_or(UsageError::Usage)?;
         let (kind, letters) = match word.to_str() {
             Some("create") => (Kind::Create, "c:dhN:e:k:m:"),
-            Some("role") => (Kind::Role, "c:dhN:"),
-            Some("list") => (Kind::List, "c:dhN:"),
-            Some("status") => (Kind::Status, "c:dhN:"),
+            Some("role") => (Kind::Role, "c:dhN:f"),
+            Some("list") => (Kind::List, "c:dhN:v"),
+            Some("status") => (Kind::Status, "c:dhN:v"),
             Some("dump") => (Kind::Dump, "c:dhN:f:v"),
             Some("stop") => (Kind::Stop, "c:dhN:"),
             _ => return Err(UsageError::Usage),
@@ -63,7 +64,7 @@ impl Invocation {
         let mut options = Options::new(arguments.collect(), letters);
         let (mut debug, mut config, mut node) = (0_u8, PathBuf::from(DEFAULT_CONFIG), None);
         let (mut extentsize, mut keepdirty, mut mediasize) = (0, 0, 0);
-        let (mut file, mut map) = (None, false);
+        let (mut file, mut verbose, mut force) = (None, false, false);
         while let Some(option) = options.next()? {
             match option.letter {
                 b'd' => debug = debug.saturating_add(1),
@@ -72,8 +73,9 @@ impl Invocation {
                 b'e' => extentsize = size_of(&option.value, "extentsize")?,
                 b'k' => keepdirty = size_of(&option.value, "keepdirty")?,
                 b'm' => mediasize = size_of(&option.value, "mediasize")?,
+                b'f' if matches!(kind, Kind::Role) => force = true,
                 b'f' => file = Some(PathBuf::from(option.value)),
-                b'v' => map = true,
+                b'v' => verbose = true,
                 _ => return Err(UsageError::Usage),
             }
         }
@@ -89,18 +91,18 @@ impl Invocation {
                 if names.is_empty() {
                     return Err(UsageError::Usage);
                 }
-                Command::Role { role, names }
+                Command::Role { role, force, names }
             }
-            Kind::List => Command::List { names: or_all(names) },
-            Kind::Status => Command::Status { names: or_all(names) },
+            Kind::List => Command::List { names: or_all(names), verbose },
+            Kind::Status => Command::Status { names: or_all(names), verbose },
             Kind::Dump => match file {
                 Some(_) if !names.is_empty() => return Err(UsageError::Usage),
-                Some(file) => Command::Dump { what: Dumped::File(file), map },
+                Some(file) => Command::Dump { what: Dumped::File(file), map: verbose },
                 None => {
                     if names == ["all"] {
                         names.clear();
                     }
-                    Command::Dump { what: Dumped::Resources(names), map }
+                    Command::Dump { what: Dumped::Resources(names), map: verbose }
                 }
             },
             Kind::Stop if !names.is_empty() => return Err(UsageError::Usage),
@@ -160,7 +162,8 @@ fn usage(program: &str) -> String {
          \x20      {program} dump [-d] [-c config] [all | name ...]\n\
          \x20      {program} stop [-d] [-c config]\n\
          \x20      {program} dump [-v] -f file | device\n\
-         every command: -N node (be this node); dump: -v (show the map)\n"
+         every command: -N node (be this node); list, status, dump: -v (show more)\n\
+         role: -f (make primary even if the data here is out of date)\n"
     )
 }
 
@@ -288,7 +291,10 @@ mod tests {
         assert_eq!(parse(&["list", "-c=x"]).unwrap().config, PathBuf::from("=x"));
         assert_eq!(parse(&["list", "-c", "-d"]).unwrap().config, PathBuf::from("-d"));
         // A lone dash is an operand.
-        assert_eq!(parse(&["list", "-"]).unwrap().command, Command::List { names: names(&["-"]) });
+        assert_eq!(
+            parse(&["list", "-"]).unwrap().command,
+            Command::List { names: names(&["-"]), verbose: false }
+        );
     }
 
     #[test]
@@ -300,7 +306,7 @@ mod tests {
                 debug: 0,
                 config: PathBuf::from("/etc/hast.conf"),
                 node: None,
-                command: Command::Status { names: names(&["all"]) },
+                command: Command::Status { names: names(&["all"]), verbose: false },
             }
         );
     }
@@ -326,6 +332,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_new_has_options_of_its_own() {
+        let command = |line: &[&str]| parse(line).unwrap().command;
+        for force in [false, true] {
+            let line = if force { &["role", "-df", "primary", "a"][..] } else { &["role", "primary", "a"] };
+            let expected = Command::Role { role: Role::Primary, force, names: names(&["a"]) };
+            assert_eq!(command(line), expected);
+        }
+        // Options end where operands begin.
+        let late = Command::Role { role: Role::Init, force: false, names: names(&["-f", "a"]) };
+        assert_eq!(command(&["role", "init", "-f", "a"]), late);
+        let all = names(&["all"]);
+        assert_eq!(command(&["list", "-v"]), Command::List { names: all.clone(), verbose: true });
+        assert_eq!(command(&["status", "-v"]), Command::Status { names: all, verbose: true });
+    }
+
+    #[test]
     fn what_is_no_command_line() {
         let table: &[(&[&str], UsageError)] = &[
             (&[], UsageError::Usage),
@@ -346,6 +368,8 @@ mod tests {
             (&["role", "a", "primary"], UsageError::Usage),
             (&["list", "-e", "4m"], UsageError::IllegalOption(b'e')),
             (&["list", "-c"], UsageError::MissingValue(b'c')),
+            (&["list", "-f"], UsageError::IllegalOption(b'f')),
+            (&["role", "-v", "init", "a"], UsageError::IllegalOption(b'v')),
             (&["stop", "all"], UsageError::Usage),
         ];
         for (line, error) in table {

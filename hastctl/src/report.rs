@@ -1,17 +1,20 @@
-//! What `list` and `status` print of a daemon's answer, byte for byte as the original (spec/control.md).
+//! What `list` and `status` print of a daemon's answer, byte for byte as the original (spec/control.md) unless
+//! more is asked for (`-v`).
 
 use std::fmt::Write;
 
 use hast_net::control::{Entry, ResourceStatus, WorkerStatus};
 
+use crate::condition;
 use crate::human::printable;
 use hast_net::human::human;
 
 /// The terse report: one line per resource under a header, which appears only if there is a resource.
-pub(crate) fn status(entries: &[Entry]) -> String {
+pub(crate) fn status(entries: &[Entry], verbose: bool) -> String {
     let mut out = Text::default();
     if !entries.is_empty() {
-        out.line(format_args!("Name\tStatus\t Role\t\tComponents"));
+        let more = if verbose { "\tCondition" } else { "" };
+        out.line(format_args!("Name\tStatus\t Role\t\tComponents{more}"));
     }
     for entry in entries {
         let name = printable(entry.name());
@@ -19,29 +22,39 @@ pub(crate) fn status(entries: &[Entry]) -> String {
             Entry::Error { error, .. } => out.line(format_args!("{name}\tERR{error}")),
             // No answer to a question about status has only a role.
             Entry::RoleWas { role, .. } => {
-                out.line(format_args!("{name}\t{:<9}{:<15}-\t-", "-", printable(role)));
+                let more = if verbose { "\t-" } else { "" };
+                out.line(format_args!("{name}\t{:<9}{:<15}-\t-{more}", "-", printable(role)));
             }
-            Entry::Status { status, .. } => out.line(format_args!(
-                "{name}\t{:<9}{:<15}{}\t{}",
-                status.worker.as_ref().map_or("-", word),
-                printable(&status.role),
-                printable(&status.localpath),
-                printable(&status.remoteaddr)
-            )),
+            Entry::Status { status, .. } => {
+                let words = verbose.then(|| format!("\t{}", condition::words(status.facts.as_ref())));
+                out.line(format_args!(
+                    "{name}\t{:<9}{:<15}{}\t{}{}",
+                    status.worker.as_ref().map_or("-", word),
+                    printable(&status.role),
+                    printable(&status.localpath),
+                    printable(&status.remoteaddr),
+                    words.unwrap_or_default()
+                ));
+            }
         }
     }
     out.0
 }
 
-/// The verbose report: a block per resource.
-pub(crate) fn list(entries: &[Entry]) -> String {
+/// The long report: a block per resource.
+pub(crate) fn list(entries: &[Entry], verbose: bool) -> String {
     let mut out = Text::default();
     for entry in entries {
         out.line(format_args!("{}:", printable(entry.name())));
         match entry {
             Entry::Error { error, .. } => out.line(format_args!("  error: {error}")),
             Entry::RoleWas { role, .. } => out.line(format_args!("  role: {}", printable(role))),
-            Entry::Status { status, .. } => resource(&mut out, status),
+            Entry::Status { status, .. } => {
+                resource(&mut out, status);
+                if verbose {
+                    out.0.push_str(&condition::lines(status.facts.as_ref()));
+                }
+            }
         }
     }
     out.0
@@ -104,20 +117,25 @@ mod tests {
 
     #[test]
     fn nothing_is_said_about_nothing() {
-        assert_eq!(status(&[]), "");
-        assert_eq!(list(&[]), "");
+        for verbose in [false, true] {
+            assert_eq!(status(&[], verbose), "");
+            assert_eq!(list(&[], verbose), "");
+        }
     }
 
     #[test]
     fn an_unknown_resource_has_its_error() {
         let entries = [Entry::Error { name: "nosuch".to_owned(), error: 1 }];
-        assert_eq!(status(&entries), "Name\tStatus\t Role\t\tComponents\nnosuch\tERR1\n");
-        assert_eq!(list(&entries), "nosuch:\n  error: 1\n");
+        assert_eq!(status(&entries, false), "Name\tStatus\t Role\t\tComponents\nnosuch\tERR1\n");
+        assert_eq!(status(&entries, true), "Name\tStatus\t Role\t\tComponents\tCondition\nnosuch\tERR1\n");
+        for verbose in [false, true] {
+            assert_eq!(list(&entries, verbose), "nosuch:\n  error: 1\n");
+        }
     }
 
     #[test]
     fn a_daemon_cannot_steer_the_terminal() {
         let entries = [Entry::Error { name: "a\u{1b}[2J\nb".to_owned(), error: 1 }];
-        assert_eq!(list(&entries), "a?[2J?b:\n  error: 1\n");
+        assert_eq!(list(&entries, false), "a?[2J?b:\n  error: 1\n");
     }
 }

@@ -5,6 +5,8 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixListener;
 use std::thread::{self, JoinHandle};
 
+use hast_net::control::{Entry, Facts, Reply, ResourceStatus};
+
 use crate::captured::{between, block, bytes, directory, json, masked, names, text};
 use crate::program::{Node, Ran, words};
 
@@ -131,7 +133,6 @@ fn an_error_for_the_whole_request_is_70() {
 
 #[test]
 fn the_first_failed_resource_decides_the_status() {
-    use hast_net::control::{Entry, Reply};
     let error = |name: &str, error| Entry::Error { name: name.to_owned(), error };
     let fine = |name: &str| Entry::RoleWas { name: name.to_owned(), role: "init".to_owned() };
     let reply = |entries| frame(&Reply::Entries(entries).encode());
@@ -153,7 +154,7 @@ fn the_first_failed_resource_decides_the_status() {
 
 #[test]
 fn an_answer_without_resources_prints_nothing() {
-    let nobody = frame(&hast_net::control::Reply::Entries(Vec::new()).encode());
+    let nobody = frame(&Reply::Entries(Vec::new()).encode());
     for answer in [frame(&[]), nobody] {
         for line in [&["status"][..], &["list"], &["role", "init", "all"]] {
             let ran = answered(line, answer.clone());
@@ -239,4 +240,95 @@ fn the_control_socket_may_be_a_tcp_port() {
     daemon.join().unwrap();
     assert_eq!(ran.status, 0, "{ran:?}");
     assert_eq!(ran.stdout.lines().count(), 4);
+}
+
+/// The answer to a status question about two resources, with facts about the first of them or none.
+fn two_resources(facts: Option<Facts>) -> Vec<u8> {
+    let status = |name: &str, facts| Entry::Status {
+        name: name.to_owned(),
+        status: Box::new(ResourceStatus {
+            provname: name.to_owned(),
+            localpath: format!("/dev/{name}"),
+            remoteaddr: "tcp4://10.9.0.2".to_owned(),
+            sourceaddr: None,
+            replication: "memsync".to_owned(),
+            checksum: "none".to_owned(),
+            compression: "hole".to_owned(),
+            role: "secondary".to_owned(),
+            workerpid: 0,
+            worker: None,
+            facts,
+        }),
+    };
+    frame(&Reply::Entries(vec![status("one", facts), status("two", None)]).encode())
+}
+
+#[test]
+fn only_what_is_verbose_asks_for_facts_and_shows_them() {
+    let marked = Facts {
+        inconsistent_since: Some(1_795_503_600),
+        inconsistent_by: "tcp4://10.9.0.1".to_owned(),
+        stale_bytes: 65536,
+        ..Facts::default()
+    };
+    let ask = |words: &[&str], facts: Option<Facts>| {
+        let node = node();
+        let daemon = Daemon::on(&node, two_resources(facts));
+        let ran = node.hastctl(words);
+        assert_eq!((ran.status, ran.stderr.as_str()), (0, ""), "{words:?}");
+        let request = daemon.request();
+        let list = hast_format::nv::List::parse(&request[5..]).unwrap();
+        (ran.stdout, list.u8("verbose"))
+    };
+    // A daemon that tells more than it was asked changes nothing.
+    for words in [&["status"][..], &["list"]] {
+        let (plain, asked) = ask(words, None);
+        assert_eq!(asked, None);
+        assert_eq!(ask(words, Some(marked.clone())), (plain, None));
+    }
+    let (text, asked) = ask(&["status", "-v"], Some(marked.clone()));
+    let expected = "Name\tStatus\t Role\t\tComponents\tCondition
+one\t-        secondary      /dev/one\ttcp4://10.9.0.2\tinconsistent,stale
+two\t-        secondary      /dev/two\ttcp4://10.9.0.2\t-
+";
+    assert_eq!((text.as_str(), asked), (expected, Some(1)));
+
+    let (text, asked) = ask(&["list", "-v"], Some(marked));
+    let (plain, _) = ask(&["list"], None);
+    let (one, two) = plain.split_at(plain.find("two:").unwrap());
+    let expected = format!(
+        "{one}  condition:
+    inconsistent: since 2026-11-24 07:00:00 UTC, by tcp4://10.9.0.1
+    target: no
+    stale: 65536 (64KB)
+    local disk: attached
+    split-brain: no
+    possibly behind: no
+    other node: -
+    synchronising: no
+    to synchronise: 0 (0B)
+{two}  condition: -
+"
+    );
+    assert_eq!((text, asked), (expected, Some(1)));
+}
+
+#[test]
+fn an_outdated_node_is_refused_with_a_hint_and_forced_on_request() {
+    let refused = frame(&Reply::Entries(vec![Entry::Error { name: "test".to_owned(), error: 70 }]).encode());
+    let ask = |words: &[&str]| {
+        let node = node();
+        let daemon = Daemon::on(&node, refused.clone());
+        let ran = node.hastctl(words);
+        let request = daemon.request();
+        (ran, hast_format::nv::List::parse(&request[5..]).unwrap().u8("force"))
+    };
+    let plain = "[WARNING] [test] Received error 70 from hastd.\n";
+    let hint = "[WARNING] [test] The data here is out of date: make the other node primary, or give up what it \
+                has written since with `hastctl role -f primary test'.\n";
+    let ran = |stderr: String| Ran { status: 70, stdout: String::new(), stderr };
+    assert_eq!(ask(&["role", "primary", "test"]), (ran(format!("{plain}{hint}")), None));
+    assert_eq!(ask(&["role", "-f", "primary", "test"]), (ran(format!("{plain}{hint}")), Some(1)));
+    // Of another role the number says something else.
+    assert_eq!(ask(&["role", "init", "test"]), (ran(plain.to_owned()), None));
 }
