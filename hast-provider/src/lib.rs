@@ -123,6 +123,20 @@ impl Provider {
         Metadata::read(&block).map_err(|error| ProviderError::BadMetadata { path: self.path.clone(), error })
     }
 
+    /// The same, and checks that the block is that of `resource`.
+    ///
+    /// # Errors
+    ///
+    /// As [`read_metadata_block`](Self::read_metadata_block), and [`ProviderError::NotPartOf`].
+    pub fn read_metadata_block_of(&self, resource: &str) -> Result<Reading, ProviderError> {
+        let reading = self.read_metadata_block()?;
+        if reading.metadata.resource == resource {
+            Ok(reading)
+        } else {
+            Err(ProviderError::NotPartOf { path: self.path.clone(), resource: resource.to_owned() })
+        }
+    }
+
     /// Reads the metadata, recovered from what is good of the block.
     ///
     /// # Errors
@@ -136,9 +150,9 @@ impl Provider {
     ///
     /// # Errors
     ///
-    /// As [`read_metadata_block`](Self::read_metadata_block), and [`ProviderError::NotPartOf`].
+    /// As [`read_metadata_block_of`](Self::read_metadata_block_of).
     pub fn read_metadata_of(&self, resource: &str) -> Result<Metadata, ProviderError> {
-        Ok(self.of_resource(self.read_metadata_block()?, resource)?.metadata)
+        Ok(self.read_metadata_block_of(resource)?.metadata)
     }
 
     /// Reads the metadata of `resource` for whoever is going to change it: it is durable when this returns,
@@ -148,15 +162,19 @@ impl Provider {
     ///
     /// # Errors
     ///
-    /// As [`read_metadata_of`](Self::read_metadata_of); [`ProviderError::WriteMetadata`] when the block cannot
+    /// As [`read_metadata_block_of`](Self::read_metadata_block_of); [`ProviderError::WriteMetadata`] when the block cannot
     /// be repaired or flushed.
     pub fn recover_metadata_of(&self, resource: &str) -> Result<Reading, ProviderError> {
-        let reading = self.of_resource(self.read_metadata_block()?, resource)?;
+        let reading = self.read_metadata_block_of(resource)?;
         if reading.state.is_sound() {
             self.flush_if_known()
                 .map_err(|error| ProviderError::WriteMetadata { path: self.path.clone(), error })?;
         } else {
-            log::warn!("Metadata on {} was not whole: {}. Repairing.", self.path.display(), reading.state);
+            log::warn!(
+                "Metadata on {} was not whole: {}. Saving it again.",
+                self.path.display(),
+                reading.state
+            );
             self.write_metadata(&reading.metadata)?;
         }
         Ok(reading)
@@ -238,14 +256,6 @@ impl Provider {
     /// Whether it is a disk rather than a regular file.
     pub fn is_device(&self) -> bool {
         self.is_device
-    }
-
-    fn of_resource(&self, reading: Reading, resource: &str) -> Result<Reading, ProviderError> {
-        if reading.metadata.resource == resource {
-            Ok(reading)
-        } else {
-            Err(ProviderError::NotPartOf { path: self.path.clone(), resource: resource.to_owned() })
-        }
     }
 
     /// One after the other, each durable before the next.

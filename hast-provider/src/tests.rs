@@ -1,6 +1,6 @@
 use super::*;
-use hast_format::extension::Extension;
-use hast_format::metadata::Role;
+use hast_format::extension::{Extension, Mark};
+use hast_format::metadata::{BlockState, Role};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 
@@ -103,6 +103,75 @@ fn metadata_and_map_go_to_the_disk_and_back() {
     let map = provider.read_map(&layout).unwrap();
     assert_eq!(map.len() as u64, layout.map_bytes());
     assert_eq!(map.last(), Some(&0xa5));
+}
+
+/// A provider whose metadata has an extension, saved.
+fn extended(path: &Path) -> (Provider, Metadata) {
+    let provider = Provider::open(path, true).unwrap();
+    let layout = Layout::create(provider.mediasize(), provider.sectorsize(), 512).unwrap();
+    let mut metadata = described(&layout);
+    provider.initialize(&metadata, &layout).unwrap();
+    metadata.localcnt = 3;
+    metadata.extension.generation = 7;
+    metadata.extension.mark = Some(Mark { since: 1, by: "nodeb".to_owned() });
+    provider.write_metadata(&metadata).unwrap();
+    (provider, metadata)
+}
+
+#[test]
+fn an_extension_is_saved_and_found() {
+    let (_dir, path) = scratch(1 << 20);
+    let (provider, metadata) = extended(&path);
+    let reading = provider.read_metadata_block().unwrap();
+    assert_eq!((&reading.metadata, reading.state), (&metadata, BlockState::Whole));
+    assert_eq!(provider.recover_metadata_of("disk0").unwrap(), reading);
+    assert_eq!(fs::read(&path).unwrap()[..4096], metadata.encode());
+    // Made anew, it is as the original makes it.
+    let layout = Layout::create(provider.mediasize(), provider.sectorsize(), 512).unwrap();
+    provider.initialize(&described(&layout), &layout).unwrap();
+    assert_eq!(provider.read_metadata_block().unwrap().state, BlockState::NoArea);
+    assert_eq!(fs::read(&path).unwrap()[..4096], described(&layout).encode());
+}
+
+#[test]
+fn a_damaged_block_is_read_as_it_is_and_repaired_on_request() {
+    for (sector, state) in
+        [(0, BlockState::ListDamaged), (1024, BlockState::ListDamaged), (3584, BlockState::AreaDamaged)]
+    {
+        let (_dir, path) = scratch(1 << 20);
+        let (provider, metadata) = extended(&path);
+        let good = fs::read(&path).unwrap();
+        provider.as_file().write_all_at(&[0xff; 512], sector).unwrap();
+        let bad = fs::read(&path).unwrap();
+
+        let reading = provider.read_metadata_block().unwrap();
+        assert_eq!((&reading.metadata, reading.state), (&metadata, state));
+        assert_eq!(provider.read_metadata_of("disk0").unwrap(), metadata);
+        let refusal = provider.recover_metadata_of("disk1").unwrap_err();
+        assert!(matches!(refusal, ProviderError::NotPartOf { .. }));
+        let refusal = Provider::open(&path, false).unwrap().recover_metadata_of("disk0").unwrap_err();
+        assert!(matches!(refusal, ProviderError::WriteMetadata { .. }), "{refusal}");
+        assert!(fs::read(&path).unwrap() == bad);
+
+        assert_eq!(provider.recover_metadata_of("disk0").unwrap(), reading);
+        assert!(fs::read(&path).unwrap() == good);
+        assert_eq!(provider.read_metadata_block().unwrap().state, BlockState::Whole);
+    }
+}
+
+/// Without the area nothing is left but the list; what was damaged is cleared, or the next save would find it.
+#[test]
+fn a_lost_area_is_cleared() {
+    let (_dir, path) = scratch(1 << 20);
+    let (provider, mut metadata) = extended(&path);
+    for at in [1024, 3072] {
+        provider.as_file().write_all_at(&[0xff], at).unwrap();
+    }
+    metadata.extension = Extension::default();
+    let reading = provider.recover_metadata_of("disk0").unwrap();
+    assert_eq!((&reading.metadata, reading.state), (&metadata, BlockState::AreaLost));
+    assert_eq!(fs::read(&path).unwrap()[..4096], metadata.encode());
+    assert_eq!(provider.read_metadata_block().unwrap().state, BlockState::NoArea);
 }
 
 #[test]

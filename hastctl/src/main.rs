@@ -20,11 +20,11 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use hast_conf::{Config, Node, Resource};
-use hast_format::metadata::Role;
+use hast_format::metadata::{Reading, Role};
 use hast_log::{Sink, error_text};
 use hast_net::control::{self, Entry, Reply, Request};
 use hast_net::errno::Errno;
-use hast_provider::Provider;
+use hast_provider::{Provider, ProviderError};
 
 use create::Sizes;
 use options::{Command, Dumped, Invocation};
@@ -131,26 +131,31 @@ fn named<'a>(config: &'a Config, name: &str) -> Result<&'a Resource, Failed> {
     })
 }
 
-fn dump_resource(resource: &Resource, map: bool) -> Result<(), Failed> {
-    let path = Path::new(&resource.localpath);
-    dump_provider(path, map, |provider| provider.read_metadata_of(&resource.name))
+fn dump_resource(resource: &Resource, verbose: bool) -> Result<(), Failed> {
+    dump_provider(Path::new(&resource.localpath), verbose, |provider| {
+        provider.read_metadata_block_of(&resource.name)
+    })
 }
 
-fn dump_file(path: &Path, map: bool) -> Result<(), Failed> {
-    dump_provider(path, map, Provider::read_metadata)
+fn dump_file(path: &Path, verbose: bool) -> Result<(), Failed> {
+    dump_provider(path, verbose, Provider::read_metadata_block)
 }
 
 fn dump_provider(
     path: &Path,
-    map: bool,
-    read: impl FnOnce(&Provider) -> Result<hast_format::metadata::Metadata, hast_provider::ProviderError>,
+    verbose: bool,
+    read: impl FnOnce(&Provider) -> Result<Reading, ProviderError>,
 ) -> Result<(), Failed> {
     let unreadable = |error| failed(&error, exit::DUMP);
     let provider = Provider::open(path, false).map_err(unreadable)?;
     log::debug!("Obtained info about {}.", path.display());
-    let metadata = read(&provider).map_err(unreadable)?;
+    let Reading { metadata, state } = read(&provider).map_err(unreadable)?;
+    if !state.is_sound() {
+        log::warn!("Metadata on {} is not whole: {state}.", path.display());
+    }
     print(&dump::metadata(&metadata))?;
-    if map {
+    if verbose {
+        print(&dump::extension(&metadata))?;
         let text = dump::map(&provider, &metadata).map_err(|error| failed(&error, exit::DUMP))?;
         print(&text)?;
     }

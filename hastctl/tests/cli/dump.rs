@@ -2,6 +2,9 @@
 
 use std::fs;
 
+use hast_format::extension::{Extension, Mark, Run};
+use hast_format::metadata::{Metadata, Role};
+
 use crate::captured::{between, block, bytes, json, names, text};
 use crate::program::{Node, Ran, hastctl};
 
@@ -64,7 +67,7 @@ fn captured_providers_are_dumped_as_the_original_does() {
         let map = described(number("datasize"), number("extentsize"), &dirty);
         let verbose = hastctl(&["dump", "-v", "-f", path]);
         assert_eq!(verbose.status, 0, "{name}: {verbose:?}");
-        assert_eq!(without_human(&verbose.stdout), format!("{expected}{map}"), "{name}");
+        assert_eq!(without_human(&verbose.stdout), format!("{expected}    extension: none\n{map}"), "{name}");
         assert_eq!(node.hastctl(&["dump", "-v", resource]), verbose, "{name}");
     }
     assert!(with_dirty >= 5, "too few captures with dirty extents: {with_dirty}");
@@ -104,6 +107,109 @@ fn a_used_pairs_providers_are_dumped_as_freebsd_does() {
         assert!(session.contains(&ran.stdout), "{name}: {}", ran.stdout);
         assert!(ran.stdout.ends_with(&format!("    prevrole: {role}\n")), "{}", ran.stdout);
     }
+}
+
+/// A node whose provider holds metadata as ours saves it; and that metadata.
+fn extended() -> (Node, Metadata) {
+    let node = Node::with_provider(8 << 20);
+    assert_eq!(node.hastctl(&["create", "test"]).status, 0);
+    let mut metadata = Metadata::read(&node.head("a.img", 4096)).unwrap().metadata;
+    metadata.localcnt = 12;
+    metadata.prevrole = Role::Secondary;
+    metadata.extension = Extension {
+        generation: 3,
+        mark: Some(Mark { since: 1_234_567_890, by: "tcp4://10.9.0.1".to_owned() }),
+        stale: vec![Run { first: 1, count: 2 }],
+        boot: [0x5a; 16],
+        ..Extension::default()
+    };
+    node.change("a.img", 0, &metadata.encode());
+    (node, metadata)
+}
+
+#[test]
+fn what_the_original_does_not_know_shows_with_v() {
+    let (node, metadata) = extended();
+    let path = node.provider().display().to_string();
+    let plain = node.hastctl(&["dump"]);
+    assert_eq!((plain.status, plain.stderr.as_str()), (0, ""));
+    // Exactly what the list alone would give.
+    let list = Metadata::decode(&metadata.encode()).unwrap();
+    let original = Node::with_provider(8 << 20);
+    original.change("a.img", 0, &list.encode());
+    assert_eq!(original.hastctl(&["dump"]), plain);
+
+    let verbose = node.hastctl(&["dump", "-v"]);
+    assert_eq!((verbose.status, verbose.stderr.as_str()), (0, ""));
+    let (before, after) = verbose.stdout.split_once("    extension: ").unwrap();
+    assert_eq!(before, plain.stdout);
+    assert_eq!(
+        after,
+        "generation 3\n    boot: 5a5a5a5a-5a5a-5a5a-5a5a-5a5a5a5a5a5a\n    peer boot: unknown\n    \
+         inconsistent: since 2009-02-13 23:31:30 UTC, synchronised by tcp4://10.9.0.1\n    target: no\n    \
+         full sync owed: no\n    stale extents: 2\n    stale bytes: 4194304 (4.0MB)\n    stale ranges:\n        1-2\n    \
+         dirty extents: 0 of 4\n    dirty bytes: 0 (0B)\n    dirty ranges:\n"
+    );
+    assert_eq!(hastctl(&["dump", "-v", "-f", &path]), verbose);
+}
+
+#[test]
+fn damaged_metadata_is_dumped_as_it_was_and_stderr_says_so() {
+    let (node, metadata) = extended();
+    let path = node.provider().display().to_string();
+    let [plain, verbose] = [&["dump"][..], &["dump", "-v"]].map(|line| node.hastctl(line).stdout);
+    let good = metadata.encode();
+    let mut older = metadata.clone();
+    older.localcnt = 11;
+    older.extension.generation = 2;
+    let older = older.encode();
+    for (at, instead, what) in [
+        (0, &[0xff; 512][..], "the list or what follows it is damaged; the extension area was used"),
+        (1024, &[0; 512], "the list or what follows it is damaged; the extension area was used"),
+        (
+            0,
+            &older[..3072],
+            "the list is of an earlier state (a save was cut off); the extension area was used",
+        ),
+        (3584, &[0; 512], "the extension area is damaged or outdated; its copy beside the list was used"),
+        (
+            3072,
+            &older[3072..],
+            "the extension area is damaged or outdated; its copy beside the list was used",
+        ),
+    ] {
+        node.change("a.img", 0, &good);
+        node.change("a.img", at, instead);
+        let stderr = format!("[WARNING] Metadata on {path} is not whole: {what}.\n");
+        let expected = |stdout: &str| Ran { status: 0, stdout: stdout.to_owned(), stderr: stderr.clone() };
+        assert_eq!(node.hastctl(&["dump"]), expected(&plain));
+        assert_eq!(node.hastctl(&["dump", "-v"]), expected(&verbose));
+        assert_eq!(hastctl(&["dump", "-f", &path]), expected(&plain));
+        // Looking does not change it.
+        assert_eq!(node.head("a.img", 4096)[at as usize..][..instead.len()], *instead);
+    }
+
+    // The list alone is left.
+    node.change("a.img", 0, &good);
+    node.change("a.img", 1024, &[1]);
+    node.change("a.img", 3072, &[1]);
+    let ran = node.hastctl(&["dump"]);
+    assert_eq!((ran.status, &ran.stdout), (0, &plain));
+    assert!(ran.stderr.contains("the list was used"), "{ran:?}");
+    // And that not either.
+    node.change("a.img", 0, &[0xff; 512]);
+    let ran = node.hastctl(&["dump"]);
+    assert_eq!((ran.status, ran.stdout.as_str()), (255, ""));
+    assert!(ran.stderr.starts_with(&format!("[ERROR] Unable to read metadata from {path}: ")), "{ran:?}");
+}
+
+#[test]
+fn creating_again_leaves_nothing_of_an_extension() {
+    let (node, _) = extended();
+    assert_eq!(node.hastctl(&["create", "test"]).status, 0);
+    let fresh = Node::with_provider(8 << 20);
+    assert_eq!(fresh.hastctl(&["create", "test"]).status, 0);
+    assert_eq!(node.head("a.img", 8192), fresh.head("a.img", 8192));
 }
 
 #[test]
@@ -173,6 +279,7 @@ fn metadata_that_does_not_fit_the_provider_is_shown_but_has_no_map() {
     let plain = node.hastctl(&["dump"]);
     assert_eq!(plain.status, 0);
     let verbose = node.hastctl(&["dump", "-v"]);
-    assert_eq!((verbose.status, &verbose.stdout), (255, &plain.stdout));
+    assert_eq!(verbose.status, 255);
+    assert_eq!(verbose.stdout, format!("{}    extension: none\n", plain.stdout));
     assert!(verbose.stderr.starts_with("[ERROR] Unable to read activemap from "), "{verbose:?}");
 }

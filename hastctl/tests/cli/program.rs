@@ -67,6 +67,11 @@ impl Node {
         provider.write_all_at(head, 0).unwrap();
     }
 
+    /// Overwrites a part of a provider.
+    pub(crate) fn change(&self, file: &str, offset: u64, bytes: &[u8]) {
+        File::options().write(true).open(self.path(file)).unwrap().write_all_at(bytes, offset).unwrap();
+    }
+
     /// The first bytes of a provider.
     pub(crate) fn head(&self, file: &str, length: usize) -> Vec<u8> {
         head_of(&self.path(file), length)
