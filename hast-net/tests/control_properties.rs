@@ -282,35 +282,54 @@ fn force_and_verbose_are_said_only_where_they_mean_something() {
     assert!(!typed.unwrap().force);
 }
 
+fn status_with(facts: Option<Facts>, worker: Option<WorkerStatus>) -> Entry {
+    let text = String::new;
+    let status = ResourceStatus {
+        provname: text(),
+        localpath: text(),
+        remoteaddr: text(),
+        sourceaddr: None,
+        replication: text(),
+        checksum: text(),
+        compression: text(),
+        role: text(),
+        workerpid: 1,
+        worker,
+        facts,
+    };
+    Entry::Status { name: "r".into(), status: Box::new(status) }
+}
+
 /// What the original's hastctl reads comes first and is the same, whether facts follow or not.
 #[test]
 fn facts_follow_all_that_the_original_knows() {
     let worker =
         WorkerStatus { facts: Facts { target: true, ..Facts::default() }, ..WorkerStatus::default() };
-    let status = |facts: Option<Facts>, worker: Option<WorkerStatus>| {
-        let text = String::new;
-        Entry::Status {
-            name: "r".into(),
-            status: Box::new(ResourceStatus {
-                provname: text(),
-                localpath: text(),
-                remoteaddr: text(),
-                sourceaddr: None,
-                replication: text(),
-                checksum: text(),
-                compression: text(),
-                role: text(),
-                workerpid: 1,
-                worker,
-                facts,
-            }),
-        }
-    };
-    let bytes = |facts| Reply::Entries(vec![status(facts, Some(worker.clone()))]).encode();
+    let bytes = |facts| Reply::Entries(vec![status_with(facts, Some(worker.clone()))]).encode();
     let plain = bytes(None);
     assert!(List::parse(&plain).unwrap().pairs().all(|pair| !pair.name.starts_with(b"x_")));
     let told = bytes(Some(worker.facts.clone()));
     assert!(told.len() > plain.len() && told.starts_with(&plain));
     let rest = told[plain.len()..].to_vec();
     assert!(List::parse(&rest).unwrap().pairs().all(|pair| pair.name.starts_with(b"x_")));
+}
+
+/// docs/PROTOCOL-EXTENSIONS.md names every pair and every word that only our programs know.
+#[test]
+fn what_is_ours_alone_is_documented() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/PROTOCOL-EXTENSIONS.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let facts = Facts { inconsistent_since: Some(1), peer_is_original: Some(true), ..Facts::default() };
+    let bytes = Reply::Entries(vec![status_with(Some(facts), None)]).encode();
+    let list = List::parse(&bytes).unwrap();
+    let names = list.pairs().map(|pair| std::str::from_utf8(pair.name).unwrap());
+    let mut documented = 0;
+    for name in names.filter_map(|name| name.strip_suffix('0')).filter(|name| name.starts_with("x_")) {
+        assert!(text.contains(&format!("`{name}N`")), "{name}");
+        documented += 1;
+    }
+    assert_eq!(documented, text.matches("\n| `x_").count(), "pairs in the document");
+    for word in hast_net::extensions::Extensions::ALL.words().split(' ') {
+        assert!(text.contains(&format!("\n| `{word}` |")), "{word}");
+    }
 }
