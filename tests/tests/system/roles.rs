@@ -67,6 +67,33 @@ fn failover_after_a_crash_and_back() -> Outcome {
     Ok(())
 }
 
+/// The same node takes over twice in a row, writing alone each time; the other must see that it is
+/// behind, and not overwrite what it has missed (defects.md L5).
+#[test]
+fn the_second_failover_counts_too() -> Outcome {
+    let mut pair = Pair::up(Setup::default())?;
+    let mut volume = Volume::fresh(&pair.a, "disk0")?;
+    volume.scribble(1, 0, 1 << 20)?;
+    volume.flush()?;
+    for round in 0..2 {
+        pair.a.kill()?;
+        pair.b.role("primary", "disk0")?;
+        let mut on_b = volume.moved_to(&pair.b, "disk0")?;
+        on_b.scribble(10 + round, (2 + round as usize) << 20, 1 << 20)?;
+        on_b.flush()?;
+        pair.b.role("secondary", "disk0")?;
+        pair.a.start()?;
+        pair.a.role("primary", "disk0")?;
+        pair.a.wait_in_step("disk0")?;
+        volume = on_b.moved_to(&pair.a, "disk0")?;
+        volume.verify()?;
+        volume.flush()?;
+        volume.verify_provider(&pair.a, "disk0")?;
+        volume.verify_provider(&pair.b, "disk0")?;
+    }
+    pair.finish()
+}
+
 /// The old primary comes back as primary and is out of date: it takes the data from the secondary and
 /// meanwhile serves none of its own.
 #[test]
