@@ -98,7 +98,8 @@ fn everything_answered_as_received_is_stored_when_the_connection_ends() {
     }
     // In the middle of everything both connections break.
     secondary.in_.shutdown(std::net::Shutdown::Both).unwrap();
-    secondary.out.shutdown(std::net::Shutdown::Both).unwrap();
+    // The worker may have been quicker with the other one.
+    let _ = secondary.out.shutdown(std::net::Shutdown::Both);
     let _ = sender.join().unwrap();
     assert_eq!(secondary.worker.exit_code(), Some(75));
     let disk = secondary.disk.data();
