@@ -3,6 +3,8 @@
 
 use hast_net::handshake::SyncSource;
 
+use crate::rule::{Rule, keeps};
+
 /// A node's modification counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -66,7 +68,7 @@ pub fn decide(hello: Hello, resuid: u64, counts: Counts, written: bool) -> Decis
         return Decision::Mismatch; // no primary sends that
     }
     if resuid == 0 {
-        return match (written, hello.virgin) {
+        return match (written && keeps(Rule::L20), hello.virgin) {
             (true, _) => Decision::SplitBrain,
             (false, true) => accept(true, MapToSend::Nothing, Primary),
             (false, false) => accept(true, MapToSend::Full, Primary),

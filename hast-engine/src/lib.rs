@@ -17,6 +17,7 @@
 mod counts;
 mod primary;
 mod ranges;
+mod saving;
 mod secondary;
 mod types;
 
@@ -24,4 +25,7 @@ pub use counts::{Counts, Decision, Hello, MapToSend, decide};
 pub use primary::{Primary, PrimaryStart};
 pub use ranges::{Key, RangeQueue};
 pub use secondary::{Secondary, SecondaryStart};
-pub use types::{Action, DiskOp, DiskResult, Event, MAX_REQUEST, Op, OpId, RequestId, Settings, Side};
+pub use types::{Action, DiskOp, DiskResult, Event, Host, MAX_REQUEST, Op, OpId, RequestId, Settings, Side};
+
+/// The rules by name, and in mutants the switch that breaks one.
+pub use hast_format::rule;

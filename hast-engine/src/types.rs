@@ -196,8 +196,21 @@ pub enum Action {
     },
     /// Something that hooks are told.
     Event(Event),
+    /// From now on the device may, or may not, read the local disk without asking (L17). Off at the start.
+    DirectReads(bool),
     /// The worker is to end with this exit status.
     Exit(i32),
+}
+
+/// What a node knows of itself when its worker starts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Host {
+    /// The boot id of this host; zeros if there is none.
+    pub boot: [u8; 16],
+    /// The time at the start of the engine's clock, in seconds since 1970: marks say since when.
+    pub wall: u64,
+    /// The other node's address, as hast.conf has it: marks say by whom.
+    pub peer: String,
 }
 
 /// What hast.conf says about a resource, as far as replication is concerned.

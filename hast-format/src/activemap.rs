@@ -11,6 +11,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use crate::bitmap::Bitmap;
+use crate::rule::{Rule, keeps};
 
 /// A run of map sectors to be written: byte offset from the start of the map, and the bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,7 +102,8 @@ impl Activemap {
                 }
             }
             match outcome {
-                Outcome::StoredOnBoth => self.unflushed.insert(extent),
+                // M2: an answer is not enough, either disk may lose it.
+                Outcome::StoredOnBoth => keeps(Rule::M2) && self.unflushed.insert(extent),
                 Outcome::Unconfirmed => self.sync.insert(extent),
                 Outcome::NotIssued => false,
             };
@@ -120,6 +122,15 @@ impl Activemap {
     pub fn mark_dirty(&mut self, extent: u32) {
         self.sync.insert(extent);
         self.refresh(extent);
+    }
+
+    /// Nothing needs to be synchronised any more: the other node has taken it over.
+    pub fn forget_dirty(&mut self) {
+        let forgotten = self.sync.clone();
+        self.sync.clear();
+        for extent in forgotten.iter() {
+            self.refresh(extent);
+        }
     }
 
     /// Everything set in `received`, the other node's map, is to be synchronised too.
@@ -166,6 +177,14 @@ impl Activemap {
         self.sync.union(&self.covered);
         self.unflushed.clear();
         self.covered.clear();
+    }
+
+    /// Every extent stored on both nodes that is not known to be durable on both.
+    #[must_use]
+    pub fn not_durable(&self) -> Vec<u32> {
+        let mut all = self.unflushed.clone();
+        all.union(&self.covered);
+        all.iter().collect()
     }
 
     /// Extents stored on both nodes that no flush has covered yet.

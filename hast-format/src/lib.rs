@@ -10,6 +10,7 @@ extern crate alloc;
 pub mod layout;
 pub mod metadata;
 pub mod nv;
+pub mod rule;
 
 #[cfg(feature = "alloc")]
 pub mod activemap;

@@ -168,7 +168,7 @@ fn a_primary_is_connected_to_its_remote_node_from_its_source_address() {
     let hello = Hello::decode(&List::parse(&header.nv).unwrap()).unwrap();
     assert_eq!(
         hello,
-        Hello::First(FirstHello { resource: "disk0".to_owned(), version: 2, ext: Extensions::NONE })
+        Hello::First(FirstHello { resource: "disk0".to_owned(), version: 2, ext: Extensions::ALL })
     );
     let refusal = Refusal { errmsg: texts::not_secondary("init"), wait: false };
     stream.send(2, &refusal.encode());

@@ -33,6 +33,8 @@ pub struct Disk {
     writes: u64,
     /// What goes wrong now.
     pub faults: Faults,
+    /// Every write is durable at once, and a flush not supported.
+    pub no_cache: bool,
 }
 
 impl Disk {
@@ -45,6 +47,7 @@ impl Disk {
             cache: Vec::new(),
             writes: 0,
             faults: Faults::default(),
+            no_cache: false,
         }
     }
 
@@ -86,6 +89,7 @@ impl Disk {
                 self.write(*offset, &vec![0; usize::try_from(*length).unwrap_or(0)], usize::MAX);
                 Ok(None)
             }
+            DiskOp::Flush if self.no_cache => Err(Errno::EOPNOTSUPP),
             DiskOp::Flush => {
                 if fails(self.faults.flush, random) {
                     return Err(Errno::EIO);
@@ -101,12 +105,20 @@ impl Disk {
         }
     }
 
-    /// Power is gone: each cached sector got to the medium or did not, in any order.
-    pub fn lose_power(&mut self, random: &mut Random) {
+    /// Power is gone: each cached sector got to the medium or did not, in any order; one of the metadata's or
+    /// the map's, below `torn`, may have got there in part.
+    pub fn lose_power(&mut self, torn: usize, random: &mut Random) {
+        let mut tear = true;
         for (_, at, bytes) in std::mem::take(&mut self.cache) {
-            if random.one_in(2) {
-                put(&mut self.durable, at, &bytes);
-            }
+            let kept = if at < torn && tear && random.one_in(4) {
+                tear = false;
+                usize::try_from(random.below(SECTOR as u64)).unwrap_or(0)
+            } else if random.one_in(2) {
+                SECTOR
+            } else {
+                0
+            };
+            put(&mut self.durable, at, bytes.get(..kept).unwrap_or_default());
         }
         self.current.clone_from(&self.durable);
     }
@@ -119,6 +131,14 @@ impl Disk {
         }
     }
 
+    /// Writes what is durable at once; everything cached becomes so too.
+    pub fn write_through(&mut self, offset: u64, data: &[u8]) {
+        self.write(offset, data, usize::MAX);
+        for (_, at, bytes) in std::mem::take(&mut self.cache) {
+            put(&mut self.durable, at, &bytes);
+        }
+    }
+
     fn write(&mut self, offset: u64, data: &[u8], sectors: usize) {
         self.writes += 1;
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
@@ -127,7 +147,11 @@ impl Disk {
             let mut bytes = [0; SECTOR];
             bytes.copy_from_slice(chunk);
             put(&mut self.current, at, &bytes);
-            self.cache.push((self.writes, at, bytes));
+            if self.no_cache {
+                put(&mut self.durable, at, &bytes);
+            } else {
+                self.cache.push((self.writes, at, bytes));
+            }
         }
     }
 }

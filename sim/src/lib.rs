@@ -13,8 +13,10 @@ mod network;
 mod node;
 mod operator;
 pub mod random;
+mod scenes;
 mod world;
 
+pub use scenes::Scene;
 pub use world::{Plan, World};
 
 use hast_net::Replication;
@@ -26,6 +28,9 @@ use hast_net::Replication;
 pub fn play(seed: u64, trace: bool) -> Result<World, String> {
     let modes = [Replication::Fullsync, Replication::Memsync, Replication::Async];
     let mode = usize::try_from(seed % 3).ok().and_then(|at| modes.get(at).copied()).unwrap_or_default();
-    let mut world = World::new(Plan { seed, mode, rounds: 3, trace })?;
+    let scene =
+        usize::try_from(seed / 3 % Scene::ALL.len() as u64).ok().and_then(|at| Scene::ALL.get(at).copied());
+    let scene = scene.unwrap_or(Scene::Storm);
+    let mut world = World::new(Plan { seed, scene, mode, rounds: 3, trace })?;
     world.run().map(|()| world)
 }

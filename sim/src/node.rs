@@ -3,20 +3,21 @@
 use core::time::Duration;
 use std::collections::BTreeMap;
 
-use hast_engine::{Action, DiskOp, OpId, Primary, PrimaryStart, Secondary, SecondaryStart, Settings};
+use hast_engine::{Action, DiskOp, Host, OpId, Primary, PrimaryStart, Secondary, SecondaryStart, Settings};
 use hast_format::extension::Extension;
 use hast_format::layout::Layout;
 use hast_format::metadata::{Metadata, Role};
 use hast_net::Replication;
+use hast_net::extensions::Extensions;
 use hast_net::handshake::SecondHello;
 
 use crate::disk::Disk;
 use crate::network::ConnId;
 
 /// The data area has so many extents ...
-pub(crate) const EXTENTS: usize = 24;
+const EXTENTS: usize = 24;
 /// ... of so many bytes.
-pub(crate) const EXTENTSIZE: u32 = 4096;
+const EXTENTSIZE: u32 = 4096;
 
 /// The engine that runs, if one does.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub(crate) enum Worker {
 /// One machine.
 pub(crate) struct Node {
     pub(crate) disk: Disk,
+    keepdirty: u32,
+    roomy: bool,
     /// What the operator wants it to be.
     pub(crate) role: Role,
     /// Power and daemon are there.
@@ -40,19 +43,49 @@ pub(crate) struct Node {
     /// The worker's connections, out and in.
     pub(crate) conns: [Option<ConnId>; 2],
     /// Secondary: the first step was answered with this token, on that connection.
-    pub(crate) pending: Option<([u8; 16], ConnId)>,
+    pub(crate) pending: Option<([u8; 16], ConnId, Extensions)>,
     /// Secondary: a primary waits for the old worker to end.
-    pub(crate) waiting: Option<ConnId>,
+    pub(crate) waiting: Option<(ConnId, Extensions)>,
     /// The role to start once the worker has ended.
     pub(crate) next_role: Option<Role>,
     pub(crate) timer: Option<Duration>,
+    /// Changes when the host starts.
+    pub(crate) boot: u64,
+    /// The device may be read without asking the engine.
+    pub(crate) direct_reads: bool,
 }
 
 impl Node {
     /// A node whose provider was just created.
-    pub(crate) fn created(keepdirty: u32) -> Result<Node, String> {
+    ///
+    /// A `roomy` provider is larger than what it was created for, so much that a map sized by the provider
+    /// runs into the data (L12).
+    pub(crate) fn created(keepdirty: u32, roomy: bool) -> Result<Node, String> {
+        let contents = Node::blank(keepdirty, roomy)?;
+        Ok(Node {
+            disk: Disk::new(contents),
+            keepdirty,
+            roomy,
+            role: Role::Init,
+            running: true,
+            worker: Worker::None,
+            incarnation: 0,
+            in_flight: BTreeMap::new(),
+            conns: [None; 2],
+            pending: None,
+            waiting: None,
+            next_role: None,
+            timer: None,
+            boot: 1,
+            direct_reads: false,
+        })
+    }
+
+    /// What a provider that was just created holds.
+    fn blank(keepdirty: u32, roomy: bool) -> Result<Vec<u8>, String> {
+        let extentsize = if roomy { 512 } else { EXTENTSIZE };
         let data = EXTENTS as u64 * u64::from(EXTENTSIZE);
-        let layout = Layout::create(4096 + 512 + data, 512, EXTENTSIZE).map_err(|error| error.to_string())?;
+        let layout = Layout::create(4096 + 512 + data, 512, extentsize).map_err(|error| error.to_string())?;
         let metadata = Metadata {
             resource: "test".into(),
             datasize: layout.datasize(),
@@ -66,24 +99,36 @@ impl Node {
             extension: Extension::default(),
         };
         let mut contents = metadata.encode().to_vec();
-        contents.resize(usize::try_from(layout.localoff() + layout.datasize()).unwrap_or(0), 0);
-        Ok(Node {
-            disk: Disk::new(contents),
-            role: Role::Init,
-            running: true,
-            worker: Worker::None,
-            incarnation: 0,
-            in_flight: BTreeMap::new(),
-            conns: [None; 2],
-            pending: None,
-            waiting: None,
-            next_role: None,
-            timer: None,
-        })
+        let size = layout.localoff() + layout.datasize() + if roomy { 5000 * 512 } else { 0 };
+        contents.resize(usize::try_from(size).unwrap_or(0), 0);
+        Ok(contents)
+    }
+
+    /// Metadata and map as `create` writes them; the data stay what they are.
+    pub(crate) fn recreate(&mut self) -> Result<(), String> {
+        let end = usize::try_from(self.layout()?.localoff()).unwrap_or(0);
+        let mut contents = Node::blank(self.keepdirty, self.roomy)?;
+        if let (Some(to), Some(from)) = (contents.get_mut(end..), self.disk.contents().get(end..)) {
+            to.copy_from_slice(from);
+        }
+        let no_cache = self.disk.no_cache;
+        self.disk = Disk::new(contents);
+        self.disk.no_cache = no_cache;
+        Ok(())
     }
 
     pub(crate) fn metadata(&self) -> Result<Metadata, String> {
-        Metadata::decode(self.disk.contents()).map_err(|error| format!("metadata: {error}"))
+        Metadata::read(self.disk.contents())
+            .map(|reading| reading.metadata)
+            .map_err(|error| format!("metadata: {error}"))
+    }
+
+    fn host(&self) -> Host {
+        let mut boot = [0; 16];
+        if let Some(low) = boot.first_chunk_mut::<8>() {
+            *low = self.boot.to_le_bytes();
+        }
+        Host { boot, wall: 0, peer: "the other node".into() }
     }
 
     pub(crate) fn layout(&self) -> Result<Layout, String> {
@@ -99,12 +144,25 @@ impl Node {
 
     /// The bytes that clients see.
     pub(crate) fn data(&self) -> Result<&[u8], String> {
-        let start = usize::try_from(self.layout()?.localoff()).unwrap_or(0);
-        Ok(self.disk.contents().get(start..).unwrap_or_default())
+        let layout = self.layout()?;
+        let start = usize::try_from(layout.localoff()).unwrap_or(0);
+        let length = usize::try_from(layout.datasize()).unwrap_or(0);
+        Ok(self.disk.contents().get(start..start + length).unwrap_or_default())
     }
 
     pub(crate) fn settings(mode: Replication) -> Settings {
         Settings { replication: mode, timeout: Duration::from_secs(20), metaflush: true, remote: true }
+    }
+
+    /// A metadata block that is damaged is made whole before anything else is written, as hast-provider does.
+    fn recover(&mut self) -> Result<(), String> {
+        let reading = Metadata::read(self.disk.contents()).map_err(|error| format!("metadata: {error}"))?;
+        if !reading.state.is_sound() {
+            for (offset, data) in reading.metadata.writes(512) {
+                self.disk.write_through(offset, &data);
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn start_primary(
@@ -112,7 +170,9 @@ impl Node {
         now: Duration,
         mode: Replication,
         random: u64,
+        forced: bool,
     ) -> Result<(), String> {
+        self.recover()?;
         let layout = self.layout()?;
         let start = PrimaryStart {
             settings: Node::settings(mode),
@@ -120,7 +180,10 @@ impl Node {
             map: self.map(&layout),
             layout,
             random,
+            host: self.host(),
+            forced,
         };
+        self.direct_reads = false;
         self.incarnation += 1;
         self.timer = None;
         self.worker = Worker::Primary(Box::new(Primary::new(start, now)));
@@ -132,7 +195,9 @@ impl Node {
         now: Duration,
         mode: Replication,
         hello: SecondHello,
+        ext: Extensions,
     ) -> Result<(), String> {
+        self.recover()?;
         let layout = self.layout()?;
         let start = SecondaryStart {
             settings: Node::settings(mode),
@@ -140,8 +205,11 @@ impl Node {
             map: self.map(&layout),
             layout,
             version: 2,
+            ext,
+            host: self.host(),
             hello,
         };
+        self.direct_reads = false;
         self.incarnation += 1;
         self.timer = None;
         self.worker = Worker::Secondary(Box::new(Secondary::new(start, now)));
@@ -194,6 +262,11 @@ impl Node {
             Worker::Primary(engine) => engine.handle_stop(now),
             Worker::Secondary(engine) => engine.handle_stop(now),
         }
+    }
+
+    /// A primary that is connected.
+    pub(crate) fn is_connected(&self) -> bool {
+        matches!(&self.worker, Worker::Primary(engine) if engine.status().complete)
     }
 
     /// Whether nothing is dirty: no write is in flight to either node.

@@ -97,12 +97,10 @@ impl World {
         if matches!(self.nodes.get(old).map(|node| &node.worker), Some(Worker::Primary(_))) {
             self.schedule(Duration::from_millis(5), Happening::Promote { node, before });
         } else if self.localcnt(old) == before {
-            self.repair_disk(node);
             self.set_role(node, Role::Primary);
         } else {
             self.trace(|| format!("node {old} was written alone: it stays the primary"));
             self.serving = old;
-            self.repair_disk(old);
             self.set_role(old, Role::Primary);
         }
     }
@@ -122,29 +120,19 @@ impl World {
         self.serving = new;
         self.kill_for_a_while(old, power);
         self.retarget(old);
-        self.repair_disk(new);
         self.set_role(new, Role::Primary);
     }
 
     fn disturb_disk(&mut self) {
         let node = usize::from(self.random.one_in(2));
-        let faults = Faults { read: 40, write: 40, flush: 10 };
+        let mut chance = || if self.random.one_in(2) { 0 } else { 3 + self.random.below(60) };
+        let faults = Faults { read: chance(), write: chance(), flush: chance() };
         let length = Duration::from_millis(self.random.below(5_000));
-        // Only the secondary's disk: what a primary does without its own is for another day.
-        if node != self.serving {
-            self.trace(|| format!("node {node}: the disk fails now and then for {length:?}"));
-            if let Some(node) = self.nodes.get_mut(node) {
-                node.disk.faults = faults;
-            }
-            self.schedule(length, Happening::FaultsEnd { node });
-        }
-    }
-
-    /// A primary that cannot even begin on its disk is for another day.
-    fn repair_disk(&mut self, node: usize) {
+        self.trace(|| format!("node {node}: {faults:?} for {length:?}"));
         if let Some(node) = self.nodes.get_mut(node) {
-            node.disk.faults = Faults::default();
+            node.disk.faults = faults;
         }
+        self.schedule(length, Happening::FaultsEnd { node });
     }
 
     /// The storm is over: everything works again.

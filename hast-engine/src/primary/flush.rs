@@ -7,10 +7,12 @@
 use core::time::Duration;
 
 use hast_net::errno::Errno;
+use hast_net::extensions::Extensions;
 use hast_net::message::Command;
 
 use super::link::Awaited;
 use super::{Phase, Primary, Purpose};
+use crate::rule::{Rule, keeps};
 use crate::types::{DiskOp, DiskResult, RequestId};
 
 /// The map's housekeeping flushes at latest this long after the first answer that no flush covers (M2).
@@ -122,7 +124,9 @@ impl Primary {
             self.disk(Purpose::Flush, DiskOp::Flush);
             Part::Awaited
         };
-        let remote = if !self.link.is_up() {
+        let remote = if self.link.is_up() && !keeps(Rule::L10) {
+            Part::Unsupported // cleared without asking
+        } else if !self.link.is_up() {
             Part::Absent
         } else if self.flush.no_peer_cache {
             Part::Unsupported
@@ -170,7 +174,10 @@ impl Primary {
     pub(super) fn remotely_flushed(&mut self, result: Result<(), Errno>) {
         let part = match result {
             Ok(()) => Part::Done,
-            Err(error @ (Errno::EOPNOTSUPP | Errno::EINVAL)) => {
+            Err(error)
+                if (error == Errno::EOPNOTSUPP && keeps(Rule::M4))
+                    || (error == Errno::EINVAL && !self.link.has(Extensions::SYNC_MARKS)) =>
+            {
                 log::warn!("Remote request failed ({error}): FLUSH.");
                 self.flush.no_peer_cache = true;
                 Part::Unsupported
@@ -202,13 +209,31 @@ impl Primary {
         };
         let Run { clients, ticket, local, remote } = run;
         let mut counting = None;
-        if let Part::Failed(_) = remote {
+        let mut excused = false;
+        if matches!(remote, Part::Failed(_)) && keeps(Rule::L9) {
             // L9: what the secondary did not flush it may lose.
             self.map.peer_lost();
             self.begin_session();
             self.sync_failed();
+            self.sync.unconfirmed = true;
             counting = Some(self.count()).filter(|save| !self.meta.is_durable(*save));
-        } else if local.is_durable() && remote.is_durable() {
+        } else if matches!(local, Part::Failed(_)) && remote == Part::Done && keeps(Rule::L9) {
+            // L9: our disk may lose what the secondary has.
+            let unflushed: Vec<u32> = self.map.not_durable();
+            let trusted = !unflushed.iter().any(|extent| self.is_behind(*extent));
+            self.map.flush_failed();
+            if trusted {
+                for extent in unflushed {
+                    counting = self.record_stale(extent..extent + 1).or(counting);
+                    self.map.mark_dirty(extent);
+                }
+                self.begin_session();
+                excused = counting.is_some();
+            } else {
+                self.flush.note_unflushed(self.now);
+                self.sync_failed();
+            }
+        } else if (local.is_durable() || !keeps(Rule::L9)) && remote.is_durable() {
             self.map.flush_succeeded();
             self.copies_are_durable(ticket);
         } else {
@@ -219,6 +244,8 @@ impl Primary {
             }
         }
         let result = match (local, remote) {
+            (Part::Failed(error), _) if !excused && keeps(Rule::L9) => Err(error),
+            (Part::Failed(_), Part::Done) => Ok(None),
             (Part::Failed(error), _) => Err(error),
             (Part::Unsupported, Part::Done) | (Part::Done, _) => Ok(None),
             _ => Err(Errno::EOPNOTSUPP),

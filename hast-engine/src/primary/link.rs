@@ -5,6 +5,7 @@ use core::time::Duration;
 use std::collections::BTreeMap;
 
 use hast_format::bitmap::Bitmap;
+use hast_format::extension::{Extension, Mark};
 use hast_format::nv::List;
 use hast_net::buffer::Buffer;
 use hast_net::errno::Errno;
@@ -13,11 +14,12 @@ use hast_net::handshake::{
     Extensions, FirstAnswer, FirstHello, FirstReply, SecondAnswer, SecondHello, SecondReply, SyncSource,
     texts,
 };
-use hast_net::message::{Command, Message, Reply, Request};
+use hast_net::message::{self, Command, MarkKind, Message, Reply, Request};
 
 use super::{Phase, Primary};
 use crate::counts::Counts;
 use crate::ranges::Key;
+use crate::rule::{Rule, keeps};
 use crate::types::{Action, Event, Settings, Side};
 
 /// A keepalive goes out when nothing else did for this long.
@@ -34,6 +36,12 @@ pub(super) enum Awaited {
     Flush,
     SyncRead(Key),
     SyncWrite(Key),
+    /// The secondary marks itself as out of date.
+    SyncStart,
+    /// The secondary writes the equal counts down.
+    SyncDone,
+    /// The secondary remembers what this request's local write missed.
+    Told(Key),
 }
 
 /// The two connections, seen as one.
@@ -44,6 +52,8 @@ pub(super) struct Link {
     deadline: Option<Duration>,
     /// Failed attempts since the last success.
     attempts: u32,
+    /// Why the last one failed, as the log has it.
+    complaint: String,
     /// While this lasts, a refusal with `wait` keeps the device's requests waiting.
     wait_until: Duration,
     /// The log says so.
@@ -51,7 +61,17 @@ pub(super) struct Link {
     /// Negotiated; 1 before the first contact.
     version: u8,
     token: [u8; 16],
+    /// What both nodes know beyond the original.
+    ext: Extensions,
     peer: Counts,
+    /// The secondary's boot id, zeros if it did not say.
+    peer_boot: [u8; 16],
+    /// The last attempt ended with a split-brain.
+    split: bool,
+    /// An earlier first contact broke off before its map was durable (L19).
+    owed: bool,
+    /// The save that must be durable before the nodes count as connected.
+    merge_save: u64,
     last_sent: Duration,
     last_received: Duration,
     last_seq: u64,
@@ -63,7 +83,8 @@ pub(super) struct Link {
 #[derive(Debug)]
 struct Outstanding {
     why: Awaited,
-    command: Command,
+    /// `None` for a mark.
+    command: Option<Command>,
     length: u64,
     since: Duration,
 }
@@ -75,11 +96,16 @@ enum Stage {
     OpeningOut,
     AwaitingFirst,
     OpeningIn,
-    /// The new resuid is being written, by this save.
-    Drawing(u64),
+    /// A new resuid (`virgin`), or that a full synchronisation may be owed, is being written by this save.
+    Preparing {
+        save: u64,
+        virgin: bool,
+    },
     AwaitingSecond,
     /// The merged map is being written.
     Merging,
+    /// The secondary writes down that it is out of date, before anything reaches it (L6).
+    Marking,
     Up,
 }
 
@@ -89,11 +115,17 @@ impl Link {
             stage: Stage::Down(None),
             deadline: None,
             attempts: 0,
+            complaint: String::new(),
             wait_until: now + settings.timeout,
             waiting: false,
             version: 1,
             token: [0; 16],
+            ext: Extensions::NONE,
             peer: Counts::default(),
+            peer_boot: [0; 16],
+            split: false,
+            owed: false,
+            merge_save: 0,
             last_sent: now,
             last_received: now,
             last_seq: 0,
@@ -126,6 +158,12 @@ impl Link {
         self.epoch
     }
 
+    /// The secondary raised its localcnt because we asked it to; gives the new one.
+    pub(super) fn peer_counted(&mut self) -> u64 {
+        self.peer.local = self.peer.local.saturating_add(1);
+        self.peer.local
+    }
+
     /// The number of the latest request.
     pub(super) fn last_seq(&self) -> u64 {
         self.last_seq
@@ -135,7 +173,27 @@ impl Link {
     pub(super) fn awaits_writes_up_to(&self, seq: u64) -> bool {
         self.outstanding
             .range(..=seq)
-            .any(|(_, request)| matches!(request.command, Command::Write | Command::Delete))
+            .any(|(_, request)| matches!(request.command, Some(Command::Write | Command::Delete)))
+    }
+
+    /// Whether both nodes know this extension.
+    pub(super) fn has(&self, ext: Extensions) -> bool {
+        self.ext.contains(ext)
+    }
+
+    /// Whether the secondary refused because both nodes were written apart.
+    pub(super) fn is_split(&self) -> bool {
+        self.split
+    }
+
+    pub(super) fn peer_boot(&self) -> [u8; 16] {
+        self.peer_boot
+    }
+
+    /// Whether the secondary's host has started since the nodes were in step, as far as anybody knows: then it
+    /// may have lost what it had not flushed.
+    pub(super) fn peer_has_restarted(&self, extension: &Extension) -> bool {
+        self.peer_boot == [0; 16] || self.peer_boot != extension.peer_boot
     }
 
     pub(super) fn outstanding_requests(&self) -> usize {
@@ -153,7 +211,7 @@ impl Primary {
                 let hello = FirstHello {
                     resource: self.metadata.resource.clone(),
                     version: VERSION,
-                    ext: Extensions::NONE,
+                    ext: Extensions::ALL,
                 };
                 self.enter(Stage::AwaitingFirst);
                 self.send(Side::Out, Message::FirstHello(hello));
@@ -190,7 +248,7 @@ impl Primary {
             (Stage::AwaitingFirst, Side::Out) => self.first_reply(&frame),
             (Stage::AwaitingSecond, Side::Out) => self.second_reply(frame),
             (Stage::AwaitingSecond, Side::In) => self.second_refused(&frame),
-            (Stage::Up, Side::In) => self.reply(frame),
+            (Stage::Up | Stage::Marking, Side::In) => self.reply(frame),
             (Stage::Down(_), _) => Ok(()),
             (_, side) => Err(format!("The secondary sent something unexpected on connection {side}")),
         };
@@ -228,9 +286,11 @@ impl Primary {
             Stage::OpeningOut | Stage::OpeningIn => {
                 Some(self.now + self.settings.timeout + Duration::from_secs(5))
             }
-            Stage::AwaitingFirst | Stage::AwaitingSecond => Some(self.now + self.settings.timeout),
+            Stage::AwaitingFirst | Stage::AwaitingSecond | Stage::Marking => {
+                Some(self.now + self.settings.timeout)
+            }
             Stage::Down(next) => next,
-            Stage::Drawing(_) | Stage::Merging | Stage::Up => None,
+            Stage::Preparing { .. } | Stage::Merging | Stage::Up => None,
         };
     }
 
@@ -254,7 +314,8 @@ impl Primary {
                     self.lose_link(&refusal.errmsg);
                 }
             }
-            FirstReply::Answer(FirstAnswer { version, token, .. }) => {
+            FirstReply::Answer(FirstAnswer { version, token, ext }) => {
+                self.link.ext = ext.intersection(Extensions::ALL);
                 self.link.version = version.clamp(1, VERSION);
                 log::debug!("Negotiated protocol version {}.", self.link.version);
                 self.link.token = token;
@@ -265,27 +326,42 @@ impl Primary {
         Ok(())
     }
 
-    /// The second connection is there: say who we are, with a resuid drawn first if there is none.
+    /// The second connection is there: say who we are, after writing down what must not be forgotten once the
+    /// secondary has heard it.
     fn introduce(&mut self) {
-        if self.metadata.resuid == 0 {
+        let virgin = self.metadata.resuid == 0;
+        if virgin {
             self.metadata.resuid = self.random;
+        }
+        // L19: an original adopts the resuid at once, and what it has to be sent lives in its memory alone.
+        // A fresh one cannot be told from one that we know: note it each time, and look at the answer.
+        self.link.owed = self.metadata.extension.full_sync_owed;
+        let note = !virgin && !self.link.has(Extensions::SYNC_MARKS) && keeps(Rule::L19);
+        if virgin || (note && !self.link.owed) {
+            self.metadata.extension.full_sync_owed = note;
             let save = self.save_metadata();
-            self.enter(Stage::Drawing(save));
+            self.enter(Stage::Preparing { save, virgin });
         } else {
             self.second_hello(false);
         }
     }
 
-    pub(super) fn resuid_drawn(&mut self, save: u64) {
-        if matches!(self.link.stage, Stage::Drawing(wanted) if wanted <= save) {
-            self.second_hello(true);
+    pub(super) fn resuid_drawn(&mut self, done: u64) {
+        if let Stage::Preparing { save, virgin } = self.link.stage
+            && save <= done
+        {
+            self.second_hello(virgin);
         }
     }
 
-    pub(super) fn resuid_not_drawn(&mut self, save: u64) {
-        if matches!(self.link.stage, Stage::Drawing(wanted) if wanted <= save) {
-            self.metadata.resuid = 0;
-            self.lose_link("The resource's new id could not be written");
+    pub(super) fn resuid_not_drawn(&mut self, failed: u64) {
+        if let Stage::Preparing { save, virgin } = self.link.stage
+            && save <= failed
+        {
+            if virgin {
+                self.metadata.resuid = 0;
+            }
+            self.lose_link("The metadata could not be written");
         }
     }
 
@@ -297,7 +373,7 @@ impl Primary {
             resuid: self.metadata.resuid,
             localcnt: self.metadata.localcnt,
             remotecnt: self.metadata.remotecnt,
-            boot: None,
+            boot: self.link.has(Extensions::SYNC_MARKS).then_some(self.host.boot),
         };
         self.enter(Stage::AwaitingSecond);
         self.send(Side::In, Message::SecondHello(hello));
@@ -316,6 +392,7 @@ impl Primary {
 
     fn refused(&mut self, errmsg: String) -> String {
         if errmsg == texts::SPLIT_BRAIN {
+            self.link.split = true;
             self.actions.push_back(Action::Event(Event::SplitBrain));
         }
         errmsg
@@ -328,7 +405,7 @@ impl Primary {
             SecondReply::Refused(errmsg) => return Err(self.refused(errmsg)),
             SecondReply::Answer(answer) => answer,
         };
-        let SecondAnswer { datasize, extentsize, localcnt, remotecnt, virgin, syncsrc, .. } = answer;
+        let SecondAnswer { datasize, extentsize, localcnt, remotecnt, virgin, syncsrc, boot, .. } = answer;
         if (datasize, extentsize) != (self.layout.datasize(), self.layout.extentsize()) {
             let (data, extent) = (self.layout.datasize(), self.layout.extentsize());
             return Err(if datasize == data {
@@ -349,18 +426,49 @@ impl Primary {
         if virgin && self.metadata.localcnt == 0 {
             self.metadata.localcnt = 1;
         }
-        if let Some(map) = &map {
-            self.map.merge(&Bitmap::from_bytes(extents, map));
+        self.link.peer_boot = boot.unwrap_or_default();
+        self.link.split = false;
+        let received =
+            map.as_ref().map_or_else(|| Bitmap::new(extents), |map| Bitmap::from_bytes(extents, map));
+        let fresh = self.link.peer == Counts::default() && received.is_empty() && !virgin;
+        if self.link.owed && fresh && self.metadata.extension.full_sync_owed {
+            log::warn!("An earlier first contact broke off: everything will be synchronized.");
+            self.map.merge(&Bitmap::full(extents));
+            self.sync.unconfirmed = true;
         }
-        if syncsrc == SyncSource::Secondary {
-            self.sync.target = true;
-            let dirty = self.map.to_synchronise().clone();
-            self.sync.stale.union(&dirty);
+        if received.iter().any(|extent| !self.map.to_synchronise().contains(extent)) {
+            self.sync.unconfirmed = true;
         }
+        self.map.merge(&received);
+        self.adopt_source(syncsrc);
         self.enter(Stage::Merging);
         self.kick_map();
         self.merged();
         Ok(())
+    }
+
+    /// Whose data is right is written down before anything is copied (L18).
+    fn adopt_source(&mut self, source: SyncSource) {
+        self.link.merge_save = 0;
+        if source == SyncSource::Secondary {
+            let dirty = self.map.to_synchronise().clone();
+            self.sync.stale.union(&dirty);
+            if keeps(Rule::L18) {
+                self.sync.target = true;
+                let since = self.host.wall.saturating_add(self.now.as_secs());
+                let extension = &mut self.metadata.extension;
+                extension.target = true;
+                extension.mark.get_or_insert(Mark { since, by: self.host.peer.clone() });
+                self.link.merge_save = self.save_metadata();
+            }
+        } else if self.sync.target {
+            log::warn!("The secondary has nothing newer any more: this node's data is used as it is.");
+            self.sync.target = false;
+            self.sync.stale.clear();
+            self.metadata.extension.target = false;
+            self.metadata.extension.mark = None;
+            self.link.merge_save = self.save_metadata();
+        }
     }
 
     /// Once the merged map is durable, the nodes are connected.
@@ -371,8 +479,31 @@ impl Primary {
         if !self.map.to_synchronise().iter().all(|extent| self.map.is_durable(extent..extent + 1)) {
             return;
         }
+        if !self.meta.is_durable(self.link.merge_save) {
+            return;
+        }
+        if std::mem::take(&mut self.metadata.extension.full_sync_owed) {
+            self.save_metadata();
+        }
+        if self.secondary_lacks_something() {
+            self.enter(Stage::Marking);
+            self.mark(Awaited::SyncStart, MarkKind::SyncStart);
+        } else {
+            self.up();
+        }
+    }
+
+    /// The secondary has written down that it is out of date: now it may have everything else.
+    pub(super) fn up_when_marked(&mut self) {
+        if self.link.stage == Stage::Marking {
+            self.up();
+        }
+    }
+
+    fn up(&mut self) {
         self.enter(Stage::Up);
         self.link.attempts = 0;
+        self.link.complaint.clear();
         self.link.last_received = self.now;
         self.counted = None;
         self.flush.peer_connected();
@@ -385,7 +516,7 @@ impl Primary {
     /// The merged map could not be written: without it nothing may be synchronised.
     pub(super) fn merge_failed(&mut self) {
         if self.link.stage == Stage::Merging {
-            self.lose_link("The secondary's map could not be written here");
+            self.lose_link("What the secondary said could not be written down");
         }
     }
 
@@ -401,7 +532,7 @@ impl Primary {
             return Ok(());
         }
         let length = request.length;
-        if error.is_none() && request.command == Command::Read {
+        if error.is_none() && request.command == Some(Command::Read) {
             let got = data.as_ref().map_or(0, |data| data.len() as u64);
             if got != length {
                 return Err(format!("The secondary sent {got} bytes for a read of {length}"));
@@ -413,6 +544,9 @@ impl Primary {
             Awaited::Request(key) => self.remote_answered(key, outcome.map(|()| data)),
             Awaited::Flush => self.remotely_flushed(outcome),
             Awaited::SyncWrite(key) => self.block_written_remotely(key, outcome),
+            Awaited::SyncStart => self.marked(outcome),
+            Awaited::SyncDone => self.equal_there(outcome),
+            Awaited::Told(key) => self.told(key, outcome),
             Awaited::SyncRead(key) => {
                 let read = outcome.and_then(|()| data.ok_or(Errno::EIO));
                 self.block_read_remotely(key, read);
@@ -434,8 +568,17 @@ impl Primary {
     ) {
         self.link.last_seq += 1;
         let seq = self.link.last_seq;
-        self.link.outstanding.insert(seq, Outstanding { why, command, length, since: self.now });
+        let since = self.now;
+        self.link.outstanding.insert(seq, Outstanding { why, command: Some(command), length, since });
         self.send(Side::Out, Message::Request(Request { command, seq, offset, length, memsync, data }));
+    }
+
+    /// Tells a secondary of ours something, and awaits that it has written it down.
+    pub(super) fn mark(&mut self, why: Awaited, kind: MarkKind) {
+        self.link.last_seq += 1;
+        let seq = self.link.last_seq;
+        self.link.outstanding.insert(seq, Outstanding { why, command: None, length: 0, since: self.now });
+        self.send(Side::Out, Message::Mark(message::Mark { seq, kind }));
     }
 
     fn send(&mut self, side: Side, message: Message) {
@@ -451,19 +594,27 @@ impl Primary {
         self.link.epoch += 1;
         self.actions.push_back(Action::Close);
         self.enter(Stage::Down(None));
+        self.end_session();
         if was_up {
-            self.end_session();
             // M3: what is not durable there is to be synchronised.
-            self.map.peer_lost();
+            if keeps(Rule::M3) {
+                self.map.peer_lost();
+            }
         }
         for (_, Outstanding { why, .. }) in std::mem::take(&mut self.link.outstanding) {
             match why {
                 Awaited::Request(key) => self.remote_lost(key),
-                Awaited::Flush | Awaited::SyncRead(_) | Awaited::SyncWrite(_) => {}
+                Awaited::Told(key) => self.told(key, Err(Errno::ENOTCONN)),
+                Awaited::Flush
+                | Awaited::SyncRead(_)
+                | Awaited::SyncWrite(_)
+                | Awaited::SyncStart
+                | Awaited::SyncDone => {}
             }
         }
         if was_up {
             self.remote_flush_lost();
+            self.end_marking();
         }
     }
 
@@ -471,11 +622,13 @@ impl Primary {
     pub(super) fn lose_link(&mut self, reason: &str) {
         let was_up = self.link.is_up();
         let reason = sentence(reason);
-        if was_up || self.link.attempts == 0 {
+        // What is the same as last time need not be said each time.
+        if was_up || self.link.complaint != reason {
             log::warn!("{reason}");
         } else {
             log::debug!("{reason}");
         }
+        self.link.complaint = if was_up { String::new() } else { reason };
         if was_up && self.phase != Phase::Ended {
             self.actions.push_back(Action::Event(Event::Disconnect));
         }

@@ -23,9 +23,11 @@ use hast_format::metadata::{Metadata, Role};
 use hast_net::buffer::Buffer;
 use hast_net::control::{Facts, Statistics, WorkerStatus};
 use hast_net::errno::Errno;
+use hast_net::extensions::Extensions;
 
 use crate::ranges::{Key, RangeQueue};
-use crate::types::{Action, DiskOp, DiskResult, Op, OpId, RequestId, Settings};
+use crate::rule::{Rule, keeps};
+use crate::types::{Action, DiskOp, DiskResult, Host, Op, OpId, RequestId, Settings};
 
 /// Requests that may be in flight at once; the idle queue of the status counts down from it.
 const SLOTS: usize = 255;
@@ -43,6 +45,10 @@ pub struct PrimaryStart {
     pub map: Vec<u8>,
     /// A random number other than 0, should a resource id have to be drawn.
     pub random: u64,
+    /// What this node knows of itself.
+    pub host: Host,
+    /// The operator wants this copy, whatever the metadata says of it (`role -f primary`).
+    pub forced: bool,
 }
 
 /// One resource in the primary role.
@@ -52,6 +58,8 @@ pub struct Primary {
     layout: Layout,
     metadata: Metadata,
     random: u64,
+    host: Host,
+    forced: bool,
     now: Duration,
     phase: Phase,
     actions: VecDeque<Action>,
@@ -114,7 +122,6 @@ enum Purpose {
     Map,
     MapFlush,
     Metadata,
-    MetadataFlush,
     Flush,
     SyncRead(Key),
     SyncWrite(Key),
@@ -124,16 +131,22 @@ impl Primary {
     /// A primary that has just got its provider. It connects by itself; requests may come at once.
     #[must_use]
     pub fn new(start: PrimaryStart, now: Duration) -> Primary {
-        let PrimaryStart { settings, mut metadata, layout, map, random } = start;
+        let PrimaryStart { settings, mut metadata, layout, map, random, host, forced } = start;
         if metadata.resuid == 0 {
             metadata.localcnt = 0;
             metadata.remotecnt = 0;
         }
         metadata.prevrole = Role::Primary;
+        let extension = &mut metadata.extension;
+        if forced && (extension.mark.is_some() || extension.target || !extension.stale.is_empty()) {
+            log::warn!("This copy is used as it is, though it was out of date.");
+            (extension.mark, extension.target) = (None, false);
+            extension.stale.clear();
+        }
         let extents = u32::try_from(layout.nextents()).unwrap_or(u32::MAX);
         let mut primary = Primary {
             link: link::Link::new(&settings, now),
-            sync: sync::Sync::new(extents),
+            sync: sync::Sync::new(extents, &metadata.extension, &map),
             map: Activemap::new(extents, metadata.keepdirty, layout.sectorsize(), &map),
             map_io: storage::MapIo::new(settings.metaflush),
             meta: storage::MetaIo::default(),
@@ -142,6 +155,8 @@ impl Primary {
             layout,
             metadata,
             random: random.max(1),
+            host,
+            forced,
             now,
             phase: Phase::Starting,
             actions: VecDeque::new(),
@@ -154,6 +169,11 @@ impl Primary {
             counted: None,
             statistics: Statistics::default(),
         };
+        let stale: Vec<u32> = primary.sync.stale.iter().collect();
+        for extent in stale {
+            primary.map.mark_dirty(extent);
+        }
+        primary.actions.push_back(Action::DirectReads(false));
         primary.disk(Purpose::StartFlush, DiskOp::Flush);
         primary
     }
@@ -174,8 +194,7 @@ impl Primary {
             Purpose::Request(key) => self.local_answered(key, result),
             Purpose::Map => self.map_written(result),
             Purpose::MapFlush => self.map_flushed(result),
-            Purpose::Metadata => self.metadata_written(result),
-            Purpose::MetadataFlush => self.metadata_flushed(result),
+            Purpose::Metadata => self.metadata_advanced(result),
             Purpose::Flush => self.locally_flushed(result),
             Purpose::SyncRead(key) => self.block_read_locally(key, result),
             Purpose::SyncWrite(key) => self.block_written_locally(key, result),
@@ -254,7 +273,24 @@ impl Primary {
             extentsize: self.layout.extentsize(),
             keepdirty: self.metadata.keepdirty,
             statistics,
-            facts: Facts::default(),
+            facts: self.facts(),
+        }
+    }
+
+    fn facts(&self) -> Facts {
+        let mark = self.metadata.extension.mark.as_ref();
+        let bytes = |extents: u32| u64::from(extents).saturating_mul(u64::from(self.layout.extentsize()));
+        Facts {
+            inconsistent_since: mark.map(|mark| mark.since),
+            inconsistent_by: mark.map(|mark| mark.by.clone()).unwrap_or_default(),
+            target: self.sync.target,
+            stale_bytes: bytes(self.sync.stale.count()),
+            detached: self.sync.unable_to_record || self.sync.stale.count() == self.sync.stale.len(),
+            split_brain: self.link.is_split(),
+            peer_is_original: self.link.is_up().then(|| !self.link.has(Extensions::SYNC_MARKS)),
+            synchronising: self.sync.is_open(),
+            to_synchronise_bytes: bytes(self.map.to_synchronise().count()),
+            ..Facts::default()
         }
     }
 
@@ -283,14 +319,20 @@ impl Primary {
                 return;
             }
         }
-        if self.metadata.resuid == 0 {
-            self.save_metadata();
+        let save = if self.metadata.resuid == 0 || self.forced { self.save_metadata() } else { 0 };
+        self.begin_when_saved(save);
+    }
+
+    /// With `save` durable, the first attempt to connect begins. What was forced must be written down before
+    /// anything is built on it.
+    fn begin_when_saved(&mut self, save: u64) {
+        if self.phase != Phase::Starting || self.ops.values().any(|purpose| *purpose == Purpose::StartFlush) {
+            return; // told to stop meanwhile, or not so far yet
         }
-        if self.phase != Phase::Starting {
-            return; // told to stop meanwhile
+        if !self.forced || self.meta.is_durable(save.max(1)) {
+            self.phase = Phase::Connecting;
+            self.connect();
         }
-        self.phase = Phase::Connecting;
-        self.connect();
     }
 
     /// Serves what has waited so far.
@@ -335,7 +377,9 @@ impl Primary {
 
     /// Whether the link broke during a planned end: what only this node could complete fails (C4).
     fn is_cut_off(&self) -> bool {
-        matches!(self.phase, Phase::Draining(Drain { connected: true, .. })) && !self.link.is_up()
+        matches!(self.phase, Phase::Draining(Drain { connected: true, .. }))
+            && !self.link.is_up()
+            && keeps(Rule::C4)
     }
 
     /// After each event: does what has become possible.
@@ -346,9 +390,11 @@ impl Primary {
         self.kick_metadata();
         self.kick_flush();
         self.kick_map();
+        self.kick_marking();
         self.fill_sync();
         self.check_synchronised();
         self.check_drained();
+        self.direct_reads();
         self.check_invariants();
     }
 

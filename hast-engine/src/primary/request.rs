@@ -4,14 +4,17 @@ use core::ops::Range;
 use core::time::Duration;
 
 use hast_format::activemap::Outcome;
+use hast_format::extension::STALE_RUNS;
 use hast_net::Replication;
 use hast_net::buffer::Buffer;
 use hast_net::errno::Errno;
-use hast_net::message::Command;
+use hast_net::extensions::Extensions;
+use hast_net::message::{Command, MarkKind};
 
 use super::link::Awaited;
 use super::{AfterDrain, Drain, Phase, Primary, Purpose, exactly};
 use crate::ranges::Key;
+use crate::rule::{Rule, keeps};
 use crate::types::{DiskOp, DiskResult, MAX_REQUEST, Op, RequestId};
 
 /// A read, write or delete under way.
@@ -49,10 +52,16 @@ enum Stage {
     Map,
     /// With the disk, the peer or both.
     Issued,
-    /// Stored, but localcnt has to rise durably first, by this save (C1).
-    Counting(u64),
+    /// Stored, but the metadata has to say something durably first, with this save (C1, L3).
+    Saving(u64),
+    /// Stored here alone, and counted; the secondary, which failed, has to mark itself first (L6).
+    Marking,
+    /// Stored there alone, and the metadata cannot be written: the secondary has to remember it (L3).
+    Telling,
     /// The device has its answer, a good one or not; a half may still be awaited.
     Completed { well: bool },
+    /// A read that only the secondary could answer is written back.
+    Repairing,
 }
 
 /// What became of one node's part.
@@ -152,12 +161,10 @@ impl Primary {
             return self.not_issued(key, Errno::ENOTCONN);
         }
         self.map.start(extents.clone());
-        if self.map.is_durable(extents) {
+        if self.map.is_durable(extents) || !keeps(Rule::M1) {
             self.issue_write(key);
         } else {
-            if let Some(request) = self.requests.get_mut(&key) {
-                request.stage = Stage::Map;
-            }
+            self.set_stage(key, Stage::Map);
             self.wait_for_map(key);
         }
     }
@@ -174,18 +181,19 @@ impl Primary {
     }
 
     /// Whether `key` makes no sense without the secondary: a read of what is out of date here, a write that
-    /// would mix new data into that, any write while this node is itself the target of a synchronisation
-    /// (durability.md, out-of-date nodes).
+    /// would mix new data into that, any write while this node is itself the target of a synchronisation or
+    /// cannot write down what it misses (durability.md, out-of-date nodes, stale ranges).
     fn needs_secondary(&self, key: Key) -> bool {
         let Some(request) = self.requests.get(&key) else { return false };
         let is_write = !matches!(request.op, Op::Read { .. });
-        if is_write && self.sync.target {
+        if is_write && (self.sync.target || self.sync.unable_to_record) {
             return true;
         }
-        !self.sync.stale.is_empty()
-            && request.extents().any(|extent| {
-                self.sync.stale.contains(extent) && !(is_write && self.covers(&request.op, extent))
-            })
+        // What the disk still calls stale would be copied over after a crash.
+        let alone = is_write && !self.link.is_up();
+        let stale =
+            |extent| self.sync.stale.contains(extent) || (alone && self.sync.recorded.contains(extent));
+        request.extents().any(|extent| stale(extent) && !(is_write && self.covers(&request.op, extent)))
     }
 
     /// Whether `op` writes all of `extent`, so that nothing of what was there matters.
@@ -198,7 +206,7 @@ impl Primary {
     }
 
     /// Whether our copy of `extent` is right and the secondary's is not.
-    fn is_behind(&self, extent: u32) -> bool {
+    pub(super) fn is_behind(&self, extent: u32) -> bool {
         self.map.to_synchronise().contains(extent) && !self.sync.stale.contains(extent)
     }
 
@@ -226,10 +234,13 @@ impl Primary {
 
     /// Sends a write or delete to disk and peer; its bits are durable (M1).
     pub(super) fn issue_write(&mut self, key: Key) {
-        let up = self.link.is_up();
+        let repairing = matches!(self.requests.get(&key), Some(Request { stage: Stage::Repairing, .. }));
+        let up = self.link.is_up() && !repairing;
         let memsync = self.settings.replication == Replication::Memsync && self.link.version() >= 2;
         let Some(request) = self.requests.get_mut(&key) else { return };
-        request.stage = Stage::Issued;
+        if !repairing {
+            request.stage = Stage::Issued;
+        }
         request.epoch = self.link.epoch();
         request.local = Half::Awaited;
         request.remote = if up { Half::Awaited } else { Half::NotAsked };
@@ -255,10 +266,12 @@ impl Primary {
     /// `key` was given to nobody and never will be.
     pub(super) fn not_issued(&mut self, key: Key, error: Errno) {
         let Some(request) = self.requests.remove(&key) else { return };
-        if request.stage == Stage::Map {
+        if matches!(request.stage, Stage::Map | Stage::Repairing) {
             self.map.finish(request.extents(), Outcome::NotIssued);
         }
-        self.complete(request.id, Err(error));
+        if request.stage != Stage::Repairing {
+            self.complete(request.id, Err(error));
+        }
         self.release(key);
     }
 
@@ -326,6 +339,7 @@ impl Primary {
     fn advance(&mut self, key: Key, data: Option<Buffer>) {
         match self.requests.get(&key) {
             Some(Request { op: Op::Read { .. }, .. }) => self.advance_read(key, data),
+            Some(Request { stage: Stage::Repairing, .. }) => self.repaired(key),
             Some(_) => self.advance_write(key),
             None => {}
         }
@@ -335,6 +349,9 @@ impl Primary {
         let Some(request) = self.requests.get_mut(&key) else { return };
         let Op::Read { offset, length } = request.op else { return };
         if let Some(data) = exactly(data, u64::from(length)) {
+            if matches!(request.local, Half::Failed(_)) {
+                return self.repair(key, data);
+            }
             return self.end_read(key, Ok(Some(data)));
         }
         if let Half::Done = request.local {
@@ -366,6 +383,49 @@ impl Primary {
         }
     }
 
+    /// The secondary read what our disk could not: the device has its answer, and the bytes are written back
+    /// while they are still held.
+    fn repair(&mut self, key: Key, data: Buffer) {
+        let Some(request) = self.requests.get_mut(&key) else { return };
+        let Op::Read { offset, .. } = request.op else { return };
+        let id = request.id;
+        let extents = request.extents();
+        request.stage = Stage::Repairing;
+        request.op = Op::Write { offset, data: data.clone() };
+        self.complete(id, Ok(Some(data)));
+        self.map.start(extents.clone());
+        if self.map.is_durable(extents) {
+            self.issue_write(key);
+        } else {
+            self.wait_for_map(key);
+        }
+    }
+
+    /// The bytes were written back, or could not be.
+    fn repaired(&mut self, key: Key) {
+        let Some(request) = self.requests.remove(&key) else { return };
+        let extents = request.extents();
+        let well = request.local == Half::Done && request.epoch == self.link.epoch();
+        if request.local == Half::Done {
+            log::info!("Repaired what could not be read: {}.", request.op);
+        } else {
+            // What lies there now is anybody's guess, but it is right on the secondary.
+            for extent in extents.clone() {
+                self.sync.spoil(extent);
+                if !self.is_behind(extent) {
+                    self.sync.stale.insert(extent);
+                }
+            }
+            self.save_metadata();
+        }
+        self.map.finish(extents, if well { Outcome::StoredOnBoth } else { Outcome::Unconfirmed });
+        self.flush.note_unflushed(self.now);
+        if !well && self.link.is_up() {
+            self.begin_session();
+        }
+        self.release(key);
+    }
+
     fn end_read(&mut self, key: Key, result: DiskResult) {
         if let Some(request) = self.requests.remove(&key) {
             self.complete(request.id, result);
@@ -380,7 +440,7 @@ impl Primary {
         let (here, there) = (request.local == Half::Done, request.remote == Half::Done);
         let is_write = matches!(request.op, Op::Write { .. });
         let enough = is_write
-            && here
+            && (here || (!keeps(Rule::L16) && request.received))
             && !relies
             && match self.settings.replication {
                 Replication::Fullsync => false,
@@ -393,24 +453,75 @@ impl Primary {
             if answered && relies && request.remote == Half::Lost {
                 return self.take_back(key);
             }
-            if here && !relies && answered && !there && self.is_cut_off() {
-                self.end_write(key, Err(Errno::ENOTCONN));
-            } else if here && !relies && answered && !there {
-                // M3, C1: stored here alone; the count must be on disk before anybody hears of it.
-                let save = self.count();
-                if self.meta.is_durable(save) {
-                    self.end_write(key, Ok(None));
-                } else if let Some(request) = self.requests.get_mut(&key) {
-                    request.stage = Stage::Counting(save);
-                }
-            } else if (here && (there || !relies)) || (there && !behind) {
+            let good = (here && (there || !relies)) || (there && !behind);
+            let good = good || (enough && !keeps(Rule::L16));
+            if !good || (answered && here && !there && self.is_cut_off()) {
+                self.end_write(key, Err(error));
+            } else if !answered || (here && there) {
                 self.end_write(key, Ok(None));
             } else {
-                self.end_write(key, Err(error));
+                match self.write_down(key, here) {
+                    Some(save) if self.meta.is_durable(save) => self.end_written_down(key),
+                    Some(save) => self.set_stage(key, Stage::Saving(save)),
+                    None => self.end_write(key, Err(error)),
+                }
             }
         }
         if answered {
             self.finish_write(key, there && !behind, relies);
+        }
+    }
+
+    /// One node alone has stored `key`: what has to be in the metadata before anybody hears of it. `None` if
+    /// there is no room for it.
+    fn write_down(&mut self, key: Key, here: bool) -> Option<u64> {
+        let request = self.requests.get(&key)?;
+        let is_write = matches!(request.op, Op::Write { .. });
+        let failed = matches!(request.remote, Half::Failed(_));
+        let fresh: Vec<u32> = request
+            .extents()
+            .filter(|extent| self.sync.stale.contains(*extent) && self.covers(&request.op, *extent))
+            .collect();
+        if !here {
+            // A delete leaves nothing to prefer: our copy will be made the other node's.
+            return if is_write && keeps(Rule::L3) { self.record_stale(request.extents()) } else { Some(0) };
+        }
+        // M3, C1 (a), (b)
+        let rule = if failed { Rule::C1b } else { Rule::C1a };
+        let save = if keeps(rule) { self.count() } else { 0 };
+        if fresh.is_empty() {
+            return Some(save);
+        }
+        for extent in fresh {
+            self.sync.stale.remove(extent);
+        }
+        Some(self.save_metadata())
+    }
+
+    /// L3: our copy of `extents` is out of date, the secondary's is not; gives the save that says so. `None`
+    /// if the metadata has no room for it.
+    pub(super) fn record_stale(&mut self, extents: Range<u32>) -> Option<u64> {
+        let new: Vec<u32> = extents.filter(|extent| self.sync.stale.insert(*extent)).collect();
+        if self.sync.stale_runs().len() > STALE_RUNS {
+            let all = 0..self.sync.stale.len();
+            if self.map.to_synchronise().iter().any(|extent| self.is_behind(extent)) {
+                for extent in new {
+                    self.sync.stale.remove(extent);
+                }
+                return None;
+            }
+            log::error!("The local disk fails too often: reads are served by the secondary alone.");
+            for extent in all {
+                self.sync.stale.insert(extent);
+                self.map.mark_dirty(extent);
+            }
+        }
+        Some(self.save_metadata())
+    }
+
+    fn set_stage(&mut self, key: Key, stage: Stage) {
+        if let Some(request) = self.requests.get_mut(&key) {
+            request.stage = stage;
         }
     }
 
@@ -424,7 +535,9 @@ impl Primary {
         let extents = request.extents();
         for extent in extents.clone() {
             self.sync.spoil(extent);
-            self.sync.stale.insert(extent);
+            if !self.is_behind(extent) {
+                self.sync.stale.insert(extent);
+            }
         }
         self.map.finish(extents, Outcome::Unconfirmed);
         self.park(key);
@@ -444,10 +557,12 @@ impl Primary {
     /// `relied` that ours alone would not have been.
     fn finish_write(&mut self, key: Key, there: bool, relied: bool) {
         let Some(request) = self.requests.get(&key) else { return };
-        let stored_here = request.local == Half::Done;
-        let stored_there = request.remote == Half::Done;
+        let here = request.local == Half::Done;
+        let stored_there = request.remote == Half::Done || self.forgets(request);
         // M3: what the secondary stored before the connection broke it may not have flushed.
-        let both = stored_here && stored_there && request.epoch == self.link.epoch();
+        let same_connection = request.epoch == self.link.epoch() || !keeps(Rule::M3);
+        let both = here && stored_there && same_connection;
+        let confirmed = here && stored_there;
         let stage = request.stage;
         let extents = request.extents();
         let is_write = matches!(request.op, Op::Write { .. });
@@ -456,17 +571,21 @@ impl Primary {
             if !both {
                 self.sync.spoil(extent);
             }
-            if (is_write && !stored_here && there) || (relied && !both) {
-                self.sync.stale.insert(extent); // L3: the secondary's copy is the right one
-            } else if stored_here && covered {
-                self.sync.stale.remove(extent);
+            if relied && !confirmed && !self.is_behind(extent) {
+                self.sync.stale.insert(extent);
+            } else if here && covered && self.sync.stale.remove(extent) {
+                self.save_metadata();
             }
         }
+        if is_write && !here && there {
+            self.sync.direct_reads_off = true;
+        }
         self.map.finish(extents, if both { Outcome::StoredOnBoth } else { Outcome::Unconfirmed });
-        if !matches!(stage, Stage::Counting(_)) {
+        self.sync.unconfirmed |= !confirmed;
+        if !matches!(stage, Stage::Saving(_) | Stage::Marking | Stage::Telling) {
             self.requests.remove(&key);
         }
-        if stage == (Stage::Completed { well: true }) && stored_here && !stored_there {
+        if stage == (Stage::Completed { well: true }) && here && !stored_there && keeps(Rule::C1c) {
             self.count(); // C1 (b), (c): somebody has heard of it already
         }
         if both {
@@ -476,18 +595,95 @@ impl Primary {
         }
     }
 
-    /// What waited for localcnt to rise by `save` is complete, or nobody may rely on it.
-    pub(super) fn end_counting(&mut self, save: u64, result: DiskResult) {
+    /// Whether a mutant takes for stored what the secondary never confirmed.
+    fn forgets(&self, request: &Request) -> bool {
+        let lost = request.remote == Half::Lost && !keeps(Rule::L1);
+        let failed = matches!(request.remote, Half::Failed(_)) && !keeps(Rule::L2);
+        let delete = matches!(request.op, Op::Delete { .. }) && !keeps(Rule::L4);
+        lost || failed || delete
+    }
+
+    /// What waited for the metadata to be saved with `save` is complete, or must not be relied on.
+    pub(super) fn end_saving(&mut self, save: u64, result: DiskResult) {
         let waiting: Vec<Key> = self
             .requests
             .iter()
-            .filter(|(_, request)| matches!(request.stage, Stage::Counting(wanted) if wanted <= save))
+            .filter(|(_, request)| matches!(request.stage, Stage::Saving(wanted) if wanted <= save))
             .map(|(key, _)| *key)
             .collect();
         for key in waiting {
-            self.end_write(key, result.clone());
+            if result.is_err() && self.tell(key) {
+                continue;
+            }
+            if result.is_ok() {
+                self.end_written_down(key);
+            } else {
+                self.end_write(key, result.clone());
+            }
+            if !matches!(self.requests.get(&key), Some(Request { stage: Stage::Marking, .. })) {
+                self.requests.remove(&key);
+            }
+        }
+    }
+
+    /// What the metadata has to say about `key` is durable. If the secondary lacks it though it is connected,
+    /// it has to know that first; should it go away meanwhile, it counts as any that is not there.
+    fn end_written_down(&mut self, key: Key) {
+        let failed = matches!(self.requests.get(&key), Some(Request { remote: Half::Failed(_), .. }));
+        if failed && self.link.is_up() && self.link.has(Extensions::SYNC_MARKS) && keeps(Rule::L6) {
+            self.set_stage(key, Stage::Marking);
+        } else {
+            self.end_write(key, Ok(None));
+        }
+    }
+
+    /// Asks the secondary to mark itself if a write waits for that.
+    pub(super) fn kick_marking(&mut self) {
+        let waits = self.requests.values().any(|request| request.stage == Stage::Marking);
+        if waits && self.secondary_is_marked() {
+            self.end_marking();
+        }
+    }
+
+    /// The secondary has marked itself, or is gone.
+    pub(super) fn end_marking(&mut self) {
+        let waiting: Vec<Key> = self
+            .requests
+            .iter()
+            .filter(|(_, request)| request.stage == Stage::Marking)
+            .map(|(key, _)| *key)
+            .collect();
+        for key in waiting {
+            self.end_write(key, Ok(None));
             self.requests.remove(&key);
         }
+    }
+
+    /// Our disk cannot record that the secondary alone has `key`: let the secondary do it.
+    fn tell(&mut self, key: Key) -> bool {
+        let Some(request) = self.requests.get(&key) else { return false };
+        let (offset, length) = request.op.range();
+        let possible = request.local != Half::Done
+            && request.remote == Half::Done
+            && self.link.is_up()
+            && self.link.has(Extensions::SYNC_MARKS);
+        if possible {
+            self.mark(Awaited::Told(key), MarkKind::Stale { offset, length });
+            self.set_stage(key, Stage::Telling);
+        }
+        possible
+    }
+
+    /// The secondary remembers what our disk could not, or cannot.
+    pub(super) fn told(&mut self, key: Key, result: Result<(), Errno>) {
+        if result.is_ok() {
+            log::error!("The local disk cannot be written: nothing is complete without the secondary.");
+            self.sync.unable_to_record = true;
+            // We know why the secondary counted: it does not make everything else here out of date.
+            self.metadata.remotecnt = self.link.peer_counted();
+        }
+        self.end_write(key, result.map(|()| None));
+        self.requests.remove(&key);
     }
 
     /// The secondary is here: whoever waited for it goes on.
@@ -538,7 +734,7 @@ impl Primary {
     pub(super) fn unconfirmed_in_flight(&self) -> bool {
         self.requests.values().any(|request| {
             !matches!(request.op, Op::Read { .. })
-                && (matches!(request.stage, Stage::Counting(_))
+                && (matches!(request.stage, Stage::Saving(_) | Stage::Marking | Stage::Telling)
                     || (request.stage == Stage::Issued && request.remote == Half::NotAsked))
         })
     }
@@ -547,7 +743,8 @@ impl Primary {
     pub(super) fn check_requests(&self) {
         for request in self.requests.values() {
             let writing = !matches!(request.op, Op::Read { .. });
-            if writing && request.local == Half::Awaited {
+            let guarded = keeps(Rule::M1) && keeps(Rule::L4);
+            if writing && request.local == Half::Awaited && guarded {
                 debug_assert!(self.map.is_durable(request.extents()), "M1: {request:?}");
             }
         }

@@ -2,11 +2,14 @@
 
 use std::collections::VecDeque;
 
+use hast_format::bitmap::Bitmap;
 use hast_net::buffer::Buffer;
 use hast_net::errno::Errno;
 
-use super::{Primary, Purpose};
+use super::{Phase, Primary, Purpose};
 use crate::ranges::Key;
+use crate::rule::{Rule, keeps};
+use crate::saving::{Next, Saving};
 use crate::types::{DiskOp, DiskResult};
 
 /// The map write under way, and the requests that wait for their bits (durability.md M1).
@@ -38,9 +41,11 @@ impl MapIo {
 #[derive(Debug, Default)]
 pub(super) struct MetaIo {
     wanted: u64,
-    writing: Option<u64>,
+    writing: Option<(u64, Saving)>,
     durable: u64,
     failed: u64,
+    /// The stale extents that the save under way names.
+    saving_stale: Option<Bitmap>,
 }
 
 impl MetaIo {
@@ -102,7 +107,9 @@ impl Primary {
                 // L11: a map that may not be durable protects nothing.
                 log::error!("Unable to flush the activemap: {error}.");
                 self.statistics.flush_errors += 1;
-                self.map_io.failure = Some(error);
+                if keeps(Rule::L11) {
+                    self.map_io.failure = Some(error);
+                }
             }
         }
         self.map_durable();
@@ -137,46 +144,60 @@ impl Primary {
         if self.meta.writing.is_some() || self.meta.wanted <= self.meta.durable.max(self.meta.failed) {
             return;
         }
-        self.meta.writing = Some(self.meta.wanted);
+        let extension = &mut self.metadata.extension;
+        extension.generation = extension.generation.saturating_add(1);
+        extension.boot = self.host.boot;
+        extension.stale = self.sync.stale_runs();
+        self.sync.recorded.union(&self.sync.stale);
         let mut metadata = self.metadata.clone();
-        if metadata.resuid == 0 {
+        if metadata.resuid == 0 && keeps(Rule::C5) {
             // C5: before the first handshake the map alone records writes.
             metadata.localcnt = 0;
             metadata.remotecnt = 0;
         }
-        let data = Buffer::from(metadata.encode().to_vec());
-        self.disk(Purpose::Metadata, DiskOp::Write { offset: 0, data });
+        let (saving, next) = Saving::begin(&metadata, self.layout.sectorsize());
+        self.meta.writing = Some((self.meta.wanted, saving));
+        self.meta.saving_stale = Some(self.sync.stale.clone());
+        self.save_next(next);
     }
 
-    pub(super) fn metadata_written(&mut self, result: DiskResult) {
-        match result {
-            // L7: counts are always flushed, whatever metaflush says.
-            Ok(_) => self.disk(Purpose::MetadataFlush, DiskOp::Flush),
-            Err(error) => self.metadata_saved(Some(error)),
+    pub(super) fn metadata_advanced(&mut self, result: DiskResult) {
+        if let Some((_, saving)) = &mut self.meta.writing {
+            let next = saving.advance(result);
+            self.save_next(next);
         }
     }
 
-    pub(super) fn metadata_flushed(&mut self, result: DiskResult) {
-        self.metadata_saved(result.err().filter(|error| *error != Errno::EOPNOTSUPP));
+    fn save_next(&mut self, next: Next) {
+        match next {
+            Next::Disk(op) => self.disk(Purpose::Metadata, op),
+            Next::Durable => self.metadata_saved(None),
+            Next::Failed(error) => self.metadata_saved(Some(error)),
+        }
     }
 
     fn metadata_saved(&mut self, failure: Option<Errno>) {
-        let Some(save) = self.meta.writing.take() else { return };
+        let Some((save, _)) = self.meta.writing.take() else { return };
         if let Some(error) = failure {
             log::error!("Unable to write metadata: {error}.");
             self.meta.failed = save;
             self.metadata_failed(save);
         } else {
             self.meta.durable = save;
+            if let Some(stale) = self.meta.saving_stale.take() {
+                self.sync.recorded = stale;
+            }
             self.metadata_durable(save);
         }
     }
 
     fn metadata_durable(&mut self, save: u64) {
-        self.end_counting(save, Ok(None));
+        self.end_saving(save, Ok(None));
         self.end_counting_flushes(save, Ok(None));
+        self.begin_when_saved(save);
         self.resuid_drawn(save);
-        self.equalised(save);
+        self.merged();
+        self.equal_here(save);
     }
 
     fn metadata_failed(&mut self, save: u64) {
@@ -184,9 +205,13 @@ impl Primary {
         if self.counted.is_some_and(|counted| counted <= save) {
             self.counted = None;
         }
-        self.end_counting(save, Err(Errno::EIO));
+        if self.phase == Phase::Starting {
+            return self.exit(66);
+        }
+        self.end_saving(save, Err(Errno::EIO));
         self.end_counting_flushes(save, Err(Errno::EIO));
         self.resuid_not_drawn(save);
+        self.merge_failed();
         self.not_equalised(save);
     }
 
@@ -198,6 +223,8 @@ impl Primary {
         }
         let save = if self.metadata.resuid == 0 {
             self.metadata.localcnt = 1;
+            0
+        } else if !keeps(Rule::L5) && self.metadata.localcnt != self.link.peer_counts().remote {
             0
         } else {
             self.metadata.localcnt = self.metadata.localcnt.saturating_add(1);

@@ -9,15 +9,18 @@ use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 
 use hast_format::bitmap::Bitmap;
+use hast_format::extension::{Extension, Run};
 use hast_net::buffer::Buffer;
 use hast_net::errno::Errno;
+use hast_net::extensions::Extensions;
 use hast_net::handshake::SyncSource;
 use hast_net::human::human;
-use hast_net::message::Command;
+use hast_net::message::{Command, MarkKind};
 
 use super::link::Awaited;
 use super::{Phase, Primary, Purpose, exactly};
 use crate::ranges::Key;
+use crate::rule::{Rule, keeps};
 use crate::types::{DiskOp, DiskResult, Event, MAX_REQUEST};
 
 /// Blocks being copied at a time: enough to fill a long link, few enough to leave users room.
@@ -36,6 +39,19 @@ pub(super) struct Sync {
     /// Extents that are right on the secondary and wrong here; the other extents of the sync set are right
     /// here.
     pub(super) stale: Bitmap,
+    /// What the metadata on disk may call stale.
+    pub(super) recorded: Bitmap,
+    /// Neither map nor metadata can be written: nothing is complete without the secondary.
+    pub(super) unable_to_record: bool,
+    /// Something in the sync set was not confirmed by both nodes, or nobody knows; what is there only for want
+    /// of a flush does not count.
+    pub(super) unconfirmed: bool,
+    /// The secondary was told that it is out of date.
+    marked: Marked,
+    /// The device was told that it may read the local disk without asking.
+    direct_reads: bool,
+    /// ... and must not any more.
+    pub(super) direct_reads_off: bool,
     announced: bool,
     started: Duration,
     /// Bytes of the extents copied since.
@@ -63,6 +79,16 @@ enum Step {
     Flushed,
     /// The equal counts are being written.
     Saving(u64),
+    /// The secondary is being told, and writes them down.
+    Telling,
+}
+
+/// Whether the secondary knows that it is the target (L6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Marked {
+    No,
+    Asked,
+    Yes,
 }
 
 /// An extent being copied.
@@ -96,11 +122,27 @@ enum BlockState {
 }
 
 impl Sync {
-    pub(super) fn new(extents: u32) -> Sync {
+    /// As an earlier worker left it: `map` is what lies on disk.
+    pub(super) fn new(extents: u32, left: &Extension, map: &[u8]) -> Sync {
+        let target = (left.target || left.mark.is_some()) && keeps(Rule::L18);
+        let dirty = Bitmap::from_bytes(extents, map);
+        let mut stale = Bitmap::new(extents);
+        for extent in left.stale.iter().flat_map(|run| run.extents()) {
+            stale.insert(extent);
+        }
+        if target {
+            stale.union(&dirty);
+        }
         Sync {
             session: false,
-            target: false,
-            stale: Bitmap::new(extents),
+            target,
+            recorded: stale.clone(),
+            stale,
+            unable_to_record: false,
+            unconfirmed: !dirty.is_empty(),
+            marked: Marked::No,
+            direct_reads: false,
+            direct_reads_off: false,
             announced: false,
             started: Duration::ZERO,
             bytes: 0,
@@ -124,6 +166,18 @@ impl Sync {
         !self.blocks.is_empty()
     }
 
+    /// The stale extents as runs.
+    pub(super) fn stale_runs(&self) -> Vec<Run> {
+        let mut runs: Vec<Run> = Vec::new();
+        for extent in self.stale.iter() {
+            match runs.last_mut() {
+                Some(run) if run.first.saturating_add(run.count) == extent => run.count += 1,
+                _ => runs.push(Run { first: extent, count: 1 }),
+            }
+        }
+        runs
+    }
+
     /// A write to `extent` was not confirmed by both nodes: a copy under way does not make it equal.
     pub(super) fn spoil(&mut self, extent: u32) {
         if let Some(copy) = self.copies.get_mut(&extent) {
@@ -136,6 +190,7 @@ impl Primary {
     /// The nodes may differ, or their counts do: copy, flush, equalise.
     pub(super) fn begin_session(&mut self) {
         self.sync.step = Step::Copying;
+        self.sync.direct_reads_off = true;
         if !self.sync.session {
             self.sync.session = true;
             self.sync.copied = false;
@@ -160,9 +215,14 @@ impl Primary {
         }
         self.sync.session = false;
         self.sync.announced = false;
+        self.sync.marked = Marked::No;
+        self.sync.direct_reads_off = true;
         self.sync.step = Step::Copying;
         self.sync.failed.clear();
         self.sync.retry_at = None;
+        if !keeps(Rule::L18) {
+            self.sync.stale.clear();
+        }
         self.stop_copying();
         let gone: Vec<Key> = self.sync.blocks.keys().copied().collect();
         for key in gone {
@@ -210,11 +270,50 @@ impl Primary {
             && self.phase == Phase::Serving
             && self.sync.blocks.len() < WINDOW
         {
+            if self.map.to_synchronise().is_empty() || !self.secondary_is_marked() {
+                return;
+            }
             let Some((extent, offset, length, from)) = self.next_block() else { return };
             let key = self.new_key();
             self.sync.blocks.insert(key, Block { extent, offset, length, from, state: BlockState::Queued });
             if self.ranges.insert(key, offset..offset + u64::from(length), false) {
                 self.block_ready(key);
+            }
+        }
+    }
+
+    /// L6: whether the secondary has to know that it is out of date; all that it may lack but a flush it does
+    /// not, if it runs since.
+    pub(super) fn secondary_lacks_something(&self) -> bool {
+        self.link.has(Extensions::SYNC_MARKS)
+            && self.sync.marked != Marked::Yes
+            && (self.sync.unconfirmed || self.link.peer_has_restarted(&self.metadata.extension))
+            && self.map.to_synchronise().iter().any(|extent| self.is_behind(extent))
+            && keeps(Rule::L6)
+    }
+
+    /// Asks the secondary to mark itself if it has to; true if nothing has to wait for that.
+    pub(super) fn secondary_is_marked(&mut self) -> bool {
+        if !self.secondary_lacks_something() {
+            return true;
+        }
+        if self.sync.marked == Marked::No {
+            self.sync.marked = Marked::Asked;
+            self.mark(Awaited::SyncStart, MarkKind::SyncStart);
+        }
+        false
+    }
+
+    /// The secondary has marked itself, or could not.
+    pub(super) fn marked(&mut self, result: Result<(), Errno>) {
+        match result {
+            Ok(()) => {
+                self.sync.marked = Marked::Yes;
+                self.up_when_marked();
+                self.end_marking();
+            }
+            Err(error) => {
+                self.lose_link(&format!("The secondary cannot write down that it is out of date: {error}"));
             }
         }
     }
@@ -370,11 +469,13 @@ impl Primary {
             return;
         }
         let Some(copy) = self.sync.copies.remove(&extent) else { return };
-        if copy.failed {
+        if copy.failed && keeps(Rule::L15) {
             self.sync.failed.insert(extent);
             self.sync_failed();
         } else if !copy.spoiled {
-            self.sync.stale.remove(extent);
+            if self.sync.stale.remove(extent) {
+                self.save_metadata();
+            }
             self.sync.copied = true;
             let (_, length) = self.layout.extent_range(extent);
             self.sync.bytes = self.sync.bytes.saturating_add(u64::from(length));
@@ -405,19 +506,54 @@ impl Primary {
             return;
         }
         match self.sync.step {
+            Step::Copying if !keeps(Rule::C2) => {
+                self.sync.step = Step::Flushed;
+                self.check_synchronised();
+            }
             Step::Copying => {
                 self.sync.step = Step::Flushing(self.flush.ask());
                 self.kick_flush();
             }
-            Step::Flushing(_) | Step::Saving(_) => {}
+            Step::Flushing(_) | Step::Saving(_) | Step::Telling => {}
             Step::Flushed => {
                 let peer = self.link.peer_counts();
-                self.metadata.localcnt = peer.remote;
+                // Between ours counts only rise; the original's secondary knows only the way back.
+                if !self.link.has(Extensions::SYNC_MARKS) {
+                    self.metadata.localcnt = peer.remote;
+                }
                 self.metadata.remotecnt = peer.local;
+                self.metadata.extension.target = false;
+                self.metadata.extension.mark = None;
+                self.metadata.extension.peer_boot = self.link.peer_boot();
                 self.counted = None;
                 let save = self.save_metadata();
                 self.sync.step = Step::Saving(save);
                 self.kick_metadata();
+            }
+        }
+    }
+
+    /// This node's counts are equal to the other's, durably: now the secondary's.
+    pub(super) fn equal_here(&mut self, save: u64) {
+        if !matches!(self.sync.step, Step::Saving(wanted) if wanted <= save) {
+            return;
+        }
+        if self.link.has(Extensions::SYNC_MARKS) {
+            self.sync.step = Step::Telling;
+            self.mark(Awaited::SyncDone, MarkKind::SyncDone { localcnt: self.metadata.localcnt });
+        } else {
+            self.equalised();
+        }
+    }
+
+    /// The secondary has written the counts down, or could not.
+    pub(super) fn equal_there(&mut self, result: Result<(), Errno>) {
+        match result {
+            Ok(()) if self.sync.step == Step::Telling => self.equalised(),
+            Ok(()) => {}
+            Err(error) => {
+                log::error!("The secondary cannot write down that it is up to date: {error}.");
+                self.sync_failed();
             }
         }
     }
@@ -429,10 +565,9 @@ impl Primary {
         }
     }
 
-    pub(super) fn equalised(&mut self, save: u64) {
-        if !matches!(self.sync.step, Step::Saving(wanted) if wanted <= save) {
-            return;
-        }
+    fn equalised(&mut self) {
+        self.sync.unconfirmed = false;
+        self.sync.marked = Marked::No;
         self.sync.step = Step::Copying;
         self.sync.session = false;
         self.sync.target = false;
@@ -449,11 +584,25 @@ impl Primary {
         } else {
             log::info!("Nodes are in sync.");
         }
+        self.sync.direct_reads_off = false;
     }
 
     pub(super) fn not_equalised(&mut self, save: u64) {
         if matches!(self.sync.step, Step::Saving(wanted) if wanted <= save) {
             self.sync_failed();
+        }
+    }
+
+    /// L17: the device may read without asking only while nothing differs; the moment something does, it hears
+    /// of that before anything else.
+    pub(super) fn direct_reads(&mut self) {
+        let allowed = self.is_in_step()
+            && self.phase == Phase::Serving
+            && self.sync.stale.is_empty()
+            && !self.sync.direct_reads_off;
+        if allowed != self.sync.direct_reads && (allowed || keeps(Rule::L17)) {
+            self.sync.direct_reads = allowed;
+            self.actions.push_front(crate::types::Action::DirectReads(allowed));
         }
     }
 

@@ -3,11 +3,13 @@
 use hast_format::bitmap::Bitmap;
 use hast_net::buffer::Buffer;
 use hast_net::errno::Errno;
+use hast_net::extensions::Extensions;
 use hast_net::handshake::{SecondAnswer, SecondRefusal, SyncSource, texts};
 use hast_net::message::Message;
 
-use super::{EXIT_PROVIDER, EXIT_REFUSED, Phase, Purpose, Secondary};
+use super::{EXIT_PROVIDER, EXIT_REFUSED, Phase, Purpose, Save, Secondary};
 use crate::counts::{Counts, Decision, Hello, MapToSend, decide};
+use crate::rule::{Rule, keeps};
 use crate::types::{Action, DiskOp, DiskResult, Event, Side};
 
 impl Secondary {
@@ -34,10 +36,10 @@ impl Secondary {
                 self.end(EXIT_REFUSED);
             }
             Decision::Accept { adopt: false, map, source } => self.answer(false, map, source),
+            Decision::Accept { adopt: true, .. } if !keeps(Rule::L19) => self.adopt(),
             Decision::Accept { adopt: true, map: MapToSend::Full, .. } if self.was_primary => {
                 // Should this first contact break off, the full map must not look like writes of our own.
-                let data = Buffer::from(self.metadata.encode().to_vec());
-                self.disk(Purpose::Role, DiskOp::Write { offset: 0, data });
+                self.save(Save::Role);
             }
             Decision::Accept { adopt: true, map: MapToSend::Full, .. } => self.set_full_map(),
             Decision::Accept { adopt: true, .. } => self.adopt(),
@@ -61,20 +63,18 @@ impl Secondary {
 
     /// The map's bytes on disk, as far as the metadata says (L12).
     pub(super) fn map_length(&self) -> usize {
-        usize::try_from(self.layout.map_bytes().min(self.layout.map_capacity())).unwrap_or(0)
+        let length = if keeps(Rule::L12) {
+            self.layout.map_bytes().min(self.layout.map_capacity())
+        } else {
+            self.layout.sent_map_bytes()
+        };
+        usize::try_from(length).unwrap_or(0)
     }
 
-    pub(super) fn role_written(&mut self, result: DiskResult) {
+    pub(super) fn role_saved(&mut self, result: Result<(), Errno>) {
         match result {
-            Ok(_) => self.disk(Purpose::RoleFlush, DiskOp::Flush),
+            Ok(()) => self.set_full_map(),
             Err(error) => self.provider_failed("write metadata", error),
-        }
-    }
-
-    pub(super) fn role_flushed(&mut self, result: DiskResult) {
-        match result {
-            Ok(_) | Err(Errno::EOPNOTSUPP) => self.set_full_map(),
-            Err(error) => self.provider_failed("flush metadata", error),
         }
     }
 
@@ -103,24 +103,16 @@ impl Secondary {
     /// Takes the primary's resuid over, durably, before the answer.
     fn adopt(&mut self) {
         self.metadata.resuid = self.hello.resuid;
-        let data = Buffer::from(self.metadata.encode().to_vec());
-        self.disk(Purpose::Metadata, DiskOp::Write { offset: 0, data });
+        self.save(Save::Adoption);
     }
 
-    pub(super) fn adoption_written(&mut self, result: DiskResult) {
+    pub(super) fn adopted(&mut self, result: Result<(), Errno>) {
         match result {
-            Ok(_) => self.disk(Purpose::MetadataFlush, DiskOp::Flush),
-            Err(error) => self.provider_failed("write metadata", error),
-        }
-    }
-
-    pub(super) fn adoption_flushed(&mut self, result: DiskResult) {
-        match result {
-            Ok(_) | Err(Errno::EOPNOTSUPP) => {
+            Ok(()) => {
                 let map = if self.hello.virgin { MapToSend::Nothing } else { MapToSend::Full };
                 self.answer(true, map, SyncSource::Primary);
             }
-            Err(error) => self.provider_failed("flush metadata", error),
+            Err(error) => self.provider_failed("write metadata", error),
         }
     }
 
@@ -129,6 +121,11 @@ impl Secondary {
             return;
         }
         let length = usize::try_from(self.layout.sent_map_bytes()).unwrap_or(0);
+        self.possibly_behind = !self.ext.contains(Extensions::SYNC_MARKS) && map != MapToSend::Nothing;
+        // What this node missed when it was the primary it must get from there (L3).
+        for extent in self.metadata.extension.stale.iter().flat_map(|run| run.extents()) {
+            self.map.insert(extent);
+        }
         let map = match map {
             MapToSend::Nothing => None,
             MapToSend::Own => Some(self.map.bytes(0..length)),
@@ -142,7 +139,7 @@ impl Secondary {
             virgin,
             syncsrc,
             mapsize: map.as_ref().and_then(|map| u32::try_from(map.len()).ok()).unwrap_or(0),
-            boot: None,
+            boot: self.ext.contains(Extensions::SYNC_MARKS).then_some(self.host.boot),
         };
         self.send(Side::Out, Message::SecondAnswer(answer, map.map(Buffer::from)));
         self.phase = Phase::Answered;

@@ -5,24 +5,32 @@
 //! |---|---|
 //! | `admission` | the answer to the handshake and what must be on disk before it |
 //! | `request` | requests, from the frame to the reply |
+//! | `marks` | what the primary has this node write down: out of date, up to date, what it missed itself |
+//! | `own_map` | what an original's primary forgets too early |
 
 mod admission;
+mod marks;
+mod own_map;
 mod request;
 
 use core::time::Duration;
 use std::collections::{BTreeMap, VecDeque};
 
+use hast_format::activemap::Activemap;
 use hast_format::bitmap::Bitmap;
 use hast_format::layout::Layout;
 use hast_format::metadata::{Metadata, Role};
 use hast_net::control::{Facts, Statistics, WorkerStatus};
 use hast_net::errno::Errno;
+use hast_net::extensions::Extensions;
 use hast_net::frame::Frame;
 use hast_net::handshake::SecondHello;
-use hast_net::message::Message;
+use hast_net::message::{Mark, Message};
 
 use crate::ranges::{Key, RangeQueue};
-use crate::types::{Action, DiskOp, DiskResult, Event, OpId, Settings, Side};
+use crate::rule::{Rule, keeps};
+use crate::saving::{Next, Saving};
+use crate::types::{Action, DiskOp, DiskResult, Event, Host, OpId, Settings, Side};
 
 /// Silence of the primary that ends the connection: it sends keepalives every 10 s (spec/wire.md).
 const SILENCE: Duration = Duration::from_secs(20);
@@ -53,6 +61,10 @@ pub struct SecondaryStart {
     pub map: Vec<u8>,
     /// The negotiated protocol version.
     pub version: u8,
+    /// What both nodes know beyond the original.
+    pub ext: Extensions,
+    /// What this node knows of itself.
+    pub host: Host,
     /// What the primary said in the second step; its token has been checked.
     pub hello: SecondHello,
 }
@@ -66,7 +78,16 @@ pub struct Secondary {
     /// This node was the last time in the primary role.
     was_primary: bool,
     version: u8,
+    ext: Extensions,
+    host: Host,
     hello: SecondHello,
+    saving: Option<(Save, Saving)>,
+    /// The map is being written for this mark.
+    marking: Option<u64>,
+    /// Marks that wait for an earlier one to be written down.
+    marks: VecDeque<Mark>,
+    /// The primary is an original, and has not said that this node has everything.
+    possibly_behind: bool,
     now: Duration,
     phase: Phase,
     actions: VecDeque<Action>,
@@ -75,6 +96,8 @@ pub struct Secondary {
     next_key: u64,
     ranges: RangeQueue,
     requests: BTreeMap<Key, request::Request>,
+    /// Kept under an original (M5).
+    own: Option<own_map::OwnMap>,
     bytes_in_flight: u64,
     /// Writes were stored since the last flush.
     unflushed: bool,
@@ -96,17 +119,32 @@ enum Phase {
     Ended,
 }
 
+/// Why the metadata is being written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Save {
+    /// The role, before a full map that must not look like writes of our own.
+    Role,
+    /// The primary's resuid.
+    Adoption,
+    /// The answer to this mark.
+    Mark(u64),
+    /// Nobody waits for it.
+    Tidy,
+}
+
 /// Why a disk operation was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Purpose {
     StartFlush,
-    Role,
-    RoleFlush,
+    Metadata,
     FullMap,
     FullMapFlush,
-    Metadata,
-    MetadataFlush,
     ClearMap,
+    MarkMap,
+    MarkMapFlush,
+    OwnMap,
+    OwnMapFlush,
+    OwnFlush,
     Request(Key),
     LastFlush,
 }
@@ -115,17 +153,28 @@ impl Secondary {
     /// A secondary that is about to answer a primary.
     #[must_use]
     pub fn new(start: SecondaryStart, now: Duration) -> Secondary {
-        let SecondaryStart { settings: _, mut metadata, layout, map, version, hello } = start;
+        let SecondaryStart { settings, mut metadata, layout, map, version, ext, host, hello } = start;
         let was_primary = metadata.prevrole == Role::Primary;
         metadata.prevrole = Role::Secondary;
         let extents = u32::try_from(layout.nextents()).unwrap_or(u32::MAX);
+        // M5: a primary of ours keeps the map for both nodes.
+        let own = (!ext.contains(Extensions::SYNC_MARKS) && keeps(Rule::M5)).then(|| {
+            let map = Activemap::new(extents, metadata.keepdirty, layout.sectorsize(), &map);
+            own_map::OwnMap::new(map, settings.metaflush)
+        });
         let mut secondary = Secondary {
             map: Bitmap::from_bytes(extents, &map),
             was_primary,
             metadata,
             layout,
             version,
+            ext,
+            host,
             hello,
+            saving: None,
+            marking: None,
+            marks: VecDeque::new(),
+            possibly_behind: false,
             now,
             phase: Phase::Admitting,
             actions: VecDeque::new(),
@@ -134,6 +183,7 @@ impl Secondary {
             next_key: 0,
             ranges: RangeQueue::new(),
             requests: BTreeMap::new(),
+            own,
             bytes_in_flight: 0,
             unflushed: false,
             last_received: now,
@@ -162,19 +212,21 @@ impl Secondary {
         let Some(purpose) = self.ops.remove(&id) else { return };
         match purpose {
             Purpose::StartFlush => self.flushed_at_start(result),
-            Purpose::Role => self.role_written(result),
-            Purpose::RoleFlush => self.role_flushed(result),
+            Purpose::Metadata => self.metadata_advanced(result),
             Purpose::FullMap => self.full_map_written(result),
             Purpose::FullMapFlush => self.full_map_flushed(result),
-            Purpose::Metadata => self.adoption_written(result),
-            Purpose::MetadataFlush => self.adoption_flushed(result),
+            Purpose::MarkMap => self.mark_map_written(result),
+            Purpose::MarkMapFlush => self.mark_map_flushed(result),
             Purpose::ClearMap => {
                 if let Err(error) = result {
                     log::error!("Unable to clear the activemap: {error}.");
                     self.statistics.write_errors += 1;
                 }
             }
-            Purpose::Request(key) => self.answered(key, result),
+            Purpose::OwnMap => self.own_map_written(result),
+            Purpose::OwnMapFlush => self.own_map_flushed(result),
+            Purpose::OwnFlush => self.own_flush_ended(result),
+            Purpose::Request(key) => self.stored(key, result),
             Purpose::LastFlush => {
                 if let Err(error) = result
                     && error != Errno::EOPNOTSUPP
@@ -207,7 +259,7 @@ impl Secondary {
     pub fn handle_timeout(&mut self, now: Duration) {
         self.now = now;
         match self.phase {
-            Phase::Answered | Phase::Serving if self.last_received + SILENCE <= now => {
+            Phase::Answered | Phase::Serving if self.last_received + SILENCE <= now && self.wants_input() => {
                 self.lose("The primary has been silent for 20 seconds");
             }
             Phase::Ending { code, deadline, .. } if deadline <= now => {
@@ -223,7 +275,11 @@ impl Secondary {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Duration> {
         match self.phase {
-            Phase::Answered | Phase::Serving => Some(self.last_received + SILENCE),
+            Phase::Answered | Phase::Serving => {
+                // While nothing more is taken in, silence says nothing.
+                let silence = self.wants_input().then(|| self.last_received + SILENCE);
+                [silence, self.own_flush_deadline()].into_iter().flatten().min()
+            }
             Phase::Ending { deadline, .. } => Some(deadline),
             Phase::Admitting | Phase::Ended => None,
         }
@@ -252,7 +308,19 @@ impl Secondary {
             extentsize: self.layout.extentsize(),
             keepdirty: 0,
             statistics,
-            facts: Facts::default(),
+            facts: Facts {
+                inconsistent_since: self.metadata.extension.mark.as_ref().map(|mark| mark.since),
+                inconsistent_by: self
+                    .metadata
+                    .extension
+                    .mark
+                    .as_ref()
+                    .map(|mark| mark.by.clone())
+                    .unwrap_or_default(),
+                possibly_behind: self.possibly_behind,
+                peer_is_original: Some(!self.ext.contains(Extensions::SYNC_MARKS)),
+                ..Facts::default()
+            },
         }
     }
 
@@ -273,6 +341,9 @@ impl Secondary {
             return;
         }
         self.actions.push_back(Action::Close);
+        if !keeps(Rule::L14) {
+            return self.end(code);
+        }
         self.phase = Phase::Ending { code, flushing: false, deadline: self.now + LATEST_END };
     }
 
@@ -282,8 +353,12 @@ impl Secondary {
     }
 
     fn settle(&mut self) {
+        if self.phase == Phase::Serving {
+            self.kick_own_flush();
+        }
         let Phase::Ending { code, flushing: false, deadline } = self.phase else { return };
-        if !self.requests.is_empty() || !self.ops.is_empty() {
+        let own_idle = self.own.as_ref().is_none_or(own_map::OwnMap::is_idle);
+        if !self.requests.is_empty() || !self.ops.is_empty() || !own_idle {
             return;
         }
         if std::mem::take(&mut self.unflushed) {
@@ -291,6 +366,37 @@ impl Secondary {
             self.disk(Purpose::LastFlush, DiskOp::Flush);
         } else {
             self.end(code);
+        }
+    }
+
+    /// Writes the metadata as it is now, for `why`.
+    fn save(&mut self, why: Save) {
+        let extension = &mut self.metadata.extension;
+        extension.generation = extension.generation.saturating_add(1);
+        extension.boot = self.host.boot;
+        let (saving, next) = Saving::begin(&self.metadata, self.layout.sectorsize());
+        self.saving = Some((why, saving));
+        self.save_next(next);
+    }
+
+    fn metadata_advanced(&mut self, result: DiskResult) {
+        if let Some((_, saving)) = &mut self.saving {
+            let next = saving.advance(result);
+            self.save_next(next);
+        }
+    }
+
+    fn save_next(&mut self, next: Next) {
+        let result = match next {
+            Next::Disk(op) => return self.disk(Purpose::Metadata, op),
+            Next::Durable => Ok(()),
+            Next::Failed(error) => Err(error),
+        };
+        match self.saving.take() {
+            Some((Save::Role, _)) => self.role_saved(result),
+            Some((Save::Adoption, _)) => self.adopted(result),
+            Some((Save::Mark(seq), _)) => self.mark_saved(seq, result),
+            Some((Save::Tidy, _)) | None => self.next_mark(),
         }
     }
 

@@ -27,8 +27,12 @@ pub(super) struct Request {
 
 impl Secondary {
     pub(super) fn take_frame(&mut self, frame: Frame) {
-        match FromPrimary::decode(frame) {
+        match FromPrimary::decode_extended(frame, self.ext) {
             Ok(FromPrimary::Keepalive) => {}
+            Ok(FromPrimary::Mark(mark)) => {
+                self.first_request();
+                self.take_mark(mark);
+            }
             Ok(FromPrimary::Invalid { seq, memsync, reason }) => {
                 self.first_request();
                 self.invalid(seq, memsync, &reason);
@@ -37,8 +41,6 @@ impl Secondary {
                 self.first_request();
                 self.take_request(request);
             }
-            // No extension is active, so that a mark is an unknown command and an error.
-            Ok(FromPrimary::Mark(_)) => {}
             Err(error) => self.lose(&error.to_string()),
         }
     }
@@ -49,7 +51,10 @@ impl Secondary {
             return;
         }
         self.phase = Phase::Serving;
-        if !self.map.is_empty() {
+        self.stale_was_sent();
+        if self.own.is_some() {
+            self.own_map_was_sent();
+        } else if !self.map.is_empty() {
             self.map.clear();
             let data = Buffer::from(vec![0; self.map_length()]);
             self.disk(Purpose::ClearMap, DiskOp::Write { offset: self.layout.map_offset(), data });
@@ -74,6 +79,9 @@ impl Secondary {
         let key = Key(self.next_key);
         self.bytes_in_flight += if command == Command::Delete { 0 } else { length };
         self.requests.insert(key, Request { command, seq, offset, length, data, running: false });
+        if matches!(command, Command::Write | Command::Delete) {
+            self.remember(offset, length);
+        }
         if command == Command::Flush {
             self.start_flushes();
         } else if self.ranges.insert(key, offset..offset.saturating_add(length), command == Command::Read) {
@@ -121,7 +129,7 @@ impl Secondary {
             (Command::Delete, _) => DiskOp::Delete { offset, length: request.length },
             (Command::Flush, _) => DiskOp::Flush,
             // The decoder lets no write through without its data.
-            (Command::Write, None) => return self.answered(key, Err(Errno::EINVAL)),
+            (Command::Write, None) => return self.stored(key, Err(Errno::EINVAL)),
         };
         self.disk(Purpose::Request(key), op);
     }
@@ -146,6 +154,18 @@ impl Secondary {
         }
     }
 
+    /// The disk has answered; the primary gets to hear of it once the map remembers the write (M5).
+    pub(super) fn stored(&mut self, key: Key, result: DiskResult) {
+        let Some(&Request { command, offset, length, .. }) = self.requests.get(&key) else { return };
+        let result = match command {
+            Command::Write | Command::Delete => self.remembered(key, offset, length, result),
+            Command::Read | Command::Flush => Some(result),
+        };
+        if let Some(result) = result {
+            self.answered(key, result);
+        }
+    }
+
     pub(super) fn answered(&mut self, key: Key, result: DiskResult) {
         let Some(request) = self.requests.remove(&key) else { return };
         let Request { command, seq, length, offset, .. } = request;
@@ -162,6 +182,9 @@ impl Secondary {
             (Command::Write | Command::Delete, Ok(_)) => self.unflushed = true,
             (_, Ok(_)) => {}
             (command, Err(error)) => self.count_error(command, offset, length, *error),
+        }
+        if matches!(command, Command::Write | Command::Delete) {
+            self.forget_in_flight(offset, length, result.is_ok());
         }
         match result {
             Ok(data) => self.reply(seq, false, None, data),

@@ -275,6 +275,8 @@ impl Reactor {
                     }
                 }
                 Action::Event(event) => self.announce(event),
+                // An NBD client has no way around this process.
+                Action::DirectReads(_) => {}
                 Action::Exit(code) => self.leave(code),
             }
         }

@@ -5,10 +5,10 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hast_conf::Resource;
-use hast_engine::{Primary, PrimaryStart, Secondary, SecondaryStart, Settings};
+use hast_engine::{Host, Primary, PrimaryStart, Secondary, SecondaryStart, Settings};
 use hast_format::layout::{Layout, LayoutError};
 use hast_log::{Sink, error_text};
 use hast_net::payload::Stages;
@@ -96,8 +96,7 @@ pub(super) fn receive(channel: &Channel) -> Result<Option<Start>, StartError> {
 /// Opens the log, checks the provider, makes the engine (at time zero) and drops privileges.
 pub(super) fn open(start: Start) -> Result<Started, StartError> {
     let role = start.role();
-    // Place for what the engine is going to be told: the boot id and whether the primary is forced.
-    let Start { resource, debug, background, drop_privileges, boot: _, forced: _, provider, kind } = start;
+    let Start { resource, debug, background, drop_privileges, boot, forced, provider, kind } = start;
     // The socket to the system log must be open before the root directory changes.
     hast_log::init(if background { Sink::Syslog } else { Sink::Terminal }, debug);
     hast_log::set_process_prefix(Some(&resource.name), Some(role.as_str()));
@@ -105,20 +104,22 @@ pub(super) fn open(start: Start) -> Result<Started, StartError> {
     let provider = Provider::from_fd(provider, &resource.localpath)?;
     log::debug!("Obtained info about {}.", provider.path().display());
     log::debug!("Locked {}.", provider.path().display());
-    let metadata = provider.read_metadata_of(&resource.name)?;
+    let metadata = provider.recover_metadata_of(&resource.name)?.metadata;
     let layout = Layout::open(&metadata, provider.mediasize(), provider.sectorsize())
         .map_err(|error| StartError::Layout { path: provider.path().display().to_string(), error })?;
     let map = provider.read_map(&layout)?;
     let settings = settings(&resource);
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let host = Host { boot, wall, peer: resource.remote_text().to_owned() };
     let (size, sector) = (layout.datasize(), layout.sectorsize());
     let (engine, device) = match kind {
         StartKind::Primary { nbd } => {
-            let start = PrimaryStart { settings, metadata, layout, map, random: random()? };
+            let start = PrimaryStart { settings, metadata, layout, map, random: random()?, host, forced };
             let primary = Primary::new(start, Duration::ZERO);
             (Engine::Primary(Box::new(primary)), Device::Listener { listener: nbd, size, sector })
         }
-        StartKind::Secondary { out, in_, version, ext: _, hello } => {
-            let start = SecondaryStart { metadata, layout, map, settings, version, hello };
+        StartKind::Secondary { out, in_, version, ext, hello } => {
+            let start = SecondaryStart { metadata, layout, map, settings, version, ext, host, hello };
             let secondary = Secondary::new(start, Duration::ZERO);
             (Engine::Secondary(Box::new(secondary)), Device::Connections { out, in_ })
         }

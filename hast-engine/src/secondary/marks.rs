@@ -1,0 +1,102 @@
+//! What the primary has this node write down (`sync-marks`): that its data is out of date, that it is up to
+//! date, and what the primary's own disk missed and cannot remember.
+
+use hast_net::buffer::Buffer;
+use hast_net::errno::Errno;
+use hast_net::message::{Mark, MarkKind, Message, Reply};
+
+use super::{Phase, Purpose, Save, Secondary};
+use crate::types::{DiskOp, DiskResult, Side};
+
+impl Secondary {
+    /// A mark has come; marks are written down one after the other.
+    pub(super) fn take_mark(&mut self, mark: Mark) {
+        self.marks.push_back(mark);
+        self.next_mark();
+    }
+
+    pub(super) fn next_mark(&mut self) {
+        let serving = matches!(self.phase, Phase::Answered | Phase::Serving);
+        if self.saving.is_some() || self.marking.is_some() || !serving {
+            return;
+        }
+        let Some(Mark { seq, kind }) = self.marks.pop_front() else { return };
+        let now = self.host.wall.saturating_add(self.now.as_secs());
+        match kind {
+            MarkKind::SyncStart => {
+                let by = self.host.peer.clone();
+                let mark = hast_format::extension::Mark { since: now, by };
+                self.metadata.extension.mark.get_or_insert(mark);
+                self.save(Save::Mark(seq));
+            }
+            MarkKind::SyncDone { localcnt } => {
+                // C2: localcnt stays; the primary knows it already.
+                self.metadata.remotecnt = localcnt;
+                self.metadata.extension.mark = None;
+                self.metadata.extension.target = false;
+                self.metadata.extension.stale.clear();
+                if let Some(boot) = self.hello.boot {
+                    self.metadata.extension.peer_boot = boot;
+                }
+                self.save(Save::Mark(seq));
+            }
+            MarkKind::Stale { offset, length } => {
+                if self.layout.check_range(offset, length).is_err() {
+                    return self.answer_mark(seq, Err(Errno::EINVAL));
+                }
+                for extent in self.layout.extents_of(offset, length) {
+                    self.map.insert(extent);
+                }
+                self.marking = Some(seq);
+                let data = Buffer::from(self.map.bytes(0..self.map_length()));
+                self.disk(Purpose::MarkMap, DiskOp::Write { offset: self.layout.map_offset(), data });
+            }
+        }
+    }
+
+    pub(super) fn mark_map_written(&mut self, result: DiskResult) {
+        match result {
+            Ok(_) => self.disk(Purpose::MarkMapFlush, DiskOp::Flush),
+            Err(error) => self.mark_map_saved(Err(error)),
+        }
+    }
+
+    pub(super) fn mark_map_flushed(&mut self, result: DiskResult) {
+        match result {
+            Ok(_) | Err(Errno::EOPNOTSUPP) => self.mark_map_saved(Ok(())),
+            Err(error) => self.mark_map_saved(Err(error)),
+        }
+    }
+
+    /// The primary's missed write is in our map: our count says that it is behind.
+    fn mark_map_saved(&mut self, result: Result<(), Errno>) {
+        let Some(seq) = self.marking.take() else { return };
+        match result {
+            Ok(()) => {
+                self.metadata.localcnt = self.metadata.localcnt.saturating_add(1);
+                self.save(Save::Mark(seq));
+            }
+            Err(error) => self.answer_mark(seq, Err(error)),
+        }
+    }
+
+    pub(super) fn mark_saved(&mut self, seq: u64, result: Result<(), Errno>) {
+        self.answer_mark(seq, result);
+    }
+
+    fn answer_mark(&mut self, seq: u64, result: Result<(), Errno>) {
+        if let Err(error) = result {
+            log::error!("Unable to write down what the primary said: {error}.");
+        }
+        self.send(Side::In, Message::Reply(Reply { seq, received: false, error: result.err(), data: None }));
+        self.next_mark();
+    }
+
+    /// The primary has what this node missed as a primary in its map: it is no secret any more.
+    pub(super) fn stale_was_sent(&mut self) {
+        if !self.metadata.extension.stale.is_empty() && self.saving.is_none() {
+            self.metadata.extension.stale.clear();
+            self.save(Save::Tidy);
+        }
+    }
+}

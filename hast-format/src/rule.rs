@@ -1,0 +1,111 @@
+//! The names of the rules that keep data safe, and, in mutants only, the switch that breaks one of them.
+//!
+//! A rule that nothing tests may as well not be there. With the feature `mutants` one rule at a time can be
+//! switched off, and the simulator has to notice. Without the feature, as everything ships, [`keeps`] is the
+//! constant `true` and the switch does not exist.
+
+/// A rule: L items of spec/defects.md, the others of spec/durability.md.
+#[allow(missing_docs)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Rule {
+    L1 = 1,
+    L2,
+    L3,
+    L4,
+    L5,
+    L6,
+    L7,
+    L8,
+    L9,
+    L10,
+    L11,
+    L12,
+    L13,
+    L14,
+    L15,
+    L16,
+    L17,
+    L18,
+    L19,
+    L20,
+    M1,
+    M2,
+    M3,
+    M4,
+    M5,
+    C1a,
+    C1b,
+    C1c,
+    C2,
+    C4,
+    C5,
+}
+
+impl Rule {
+    /// Every rule.
+    pub const ALL: [Rule; 31] = [
+        Rule::L1,
+        Rule::L2,
+        Rule::L3,
+        Rule::L4,
+        Rule::L5,
+        Rule::L6,
+        Rule::L7,
+        Rule::L8,
+        Rule::L9,
+        Rule::L10,
+        Rule::L11,
+        Rule::L12,
+        Rule::L13,
+        Rule::L14,
+        Rule::L15,
+        Rule::L16,
+        Rule::L17,
+        Rule::L18,
+        Rule::L19,
+        Rule::L20,
+        Rule::M1,
+        Rule::M2,
+        Rule::M3,
+        Rule::M4,
+        Rule::M5,
+        Rule::C1a,
+        Rule::C1b,
+        Rule::C1c,
+        Rule::C2,
+        Rule::C4,
+        Rule::C5,
+    ];
+}
+
+#[cfg(not(feature = "mutants"))]
+/// Whether the rule is kept: always.
+#[must_use]
+#[inline(always)]
+pub const fn keeps(_rule: Rule) -> bool {
+    true
+}
+
+#[cfg(feature = "mutants")]
+mod switch {
+    use core::sync::atomic::{AtomicU8, Ordering};
+
+    use super::Rule;
+
+    static BROKEN: AtomicU8 = AtomicU8::new(0);
+
+    /// Whether the rule is kept: all but the broken one.
+    #[must_use]
+    pub fn keeps(rule: Rule) -> bool {
+        BROKEN.load(Ordering::Relaxed) != rule as u8
+    }
+
+    /// Breaks one rule, in the whole process, or none.
+    pub fn break_rule(rule: Option<Rule>) {
+        BROKEN.store(rule.map_or(0, |rule| rule as u8), Ordering::Relaxed);
+    }
+}
+
+#[cfg(feature = "mutants")]
+pub use switch::{break_rule, keeps};

@@ -1,0 +1,261 @@
+//! Scenes: histories that chance alone would seldom bring about, each after a way to lose data that
+//! spec/defects.md describes.
+
+use core::time::Duration;
+
+use hast_format::metadata::Role;
+
+use crate::node::{Node, Worker};
+use crate::world::World;
+
+/// How long anything may take in a scene.
+const LIMIT: Duration = Duration::from_secs(400);
+
+/// What is played.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scene {
+    /// Whatever chance brings, several times, each followed by calm.
+    Storm,
+    /// The same on providers larger than what they were created for, with small extents (L12).
+    Roomy,
+    /// Both nodes are written apart; it is noticed, and repaired as the manual says.
+    SplitBrain,
+    /// The second failover of the same node (L5).
+    SecondFailover,
+    /// The primary dies while it brings the secondary up to date (L6).
+    HalfSynced,
+    /// A fresh secondary loses its primary in the middle of the first contact (L19).
+    FirstContact,
+    /// A node was written before any handshake, and is to be the secondary of another (L20).
+    WrittenAlone,
+    /// A primary is out of date, restarts, and is read before the secondary is back (L18).
+    OutOfDate,
+}
+
+impl Scene {
+    /// Every scene, storms more often.
+    pub const ALL: [Scene; 12] = [
+        Scene::Storm,
+        Scene::SplitBrain,
+        Scene::Storm,
+        Scene::SecondFailover,
+        Scene::Storm,
+        Scene::HalfSynced,
+        Scene::Storm,
+        Scene::FirstContact,
+        Scene::Storm,
+        Scene::WrittenAlone,
+        Scene::Roomy,
+        Scene::OutOfDate,
+    ];
+}
+
+impl World {
+    pub(crate) fn play(&mut self) -> Result<(), String> {
+        match self.plan.scene {
+            Scene::Storm | Scene::Roomy => self.storms(),
+            Scene::SplitBrain => self.split_brain(),
+            Scene::SecondFailover => self.second_failover(),
+            Scene::HalfSynced => self.half_synced(),
+            Scene::FirstContact => self.first_contact(),
+            Scene::WrittenAlone => self.written_alone(),
+            Scene::OutOfDate => self.out_of_date(),
+        }
+    }
+
+    fn storms(&mut self) -> Result<(), String> {
+        self.set_role(1, Role::Secondary);
+        self.set_role(0, Role::Primary);
+        for _ in 0..self.plan.rounds {
+            let length = Duration::from_millis(5_000 + self.random.below(120_000));
+            self.rage(length)?;
+            self.quiet()?;
+        }
+        Ok(())
+    }
+
+    fn pair(&mut self) -> Result<(), String> {
+        self.set_role(1, Role::Secondary);
+        self.set_role(0, Role::Primary);
+        self.write_some(0, 40, true)?;
+        self.quiet()
+    }
+
+    /// Node `down` is gone, and node `up` serves alone.
+    fn take_over(&mut self, down: usize, up: usize) -> Result<(), String> {
+        self.serving = up;
+        self.kill(down, false);
+        self.set_running(down, false);
+        self.set_role(up, Role::Primary);
+        self.write_some(up, 30, true)
+    }
+
+    fn split_brain(&mut self) -> Result<(), String> {
+        self.pair()?;
+        self.network = false;
+        self.cut();
+        self.expect_split = true;
+        self.set_role(1, Role::Primary);
+        self.write_some(0, 10, true)?;
+        self.write_some(1, 10, false)?;
+        self.stop_role(1)?;
+        self.set_role(1, Role::Secondary);
+        self.network = true;
+        let seen = self.events_of("split-brain");
+        self.until("the split-brain is noticed on both nodes", |world| {
+            world.events_of("split-brain") >= seen + 2
+        })?;
+        self.repair_by_create(1)
+    }
+
+    /// The manual's way out: role init, create, role secondary.
+    fn repair_by_create(&mut self, node: usize) -> Result<(), String> {
+        self.stop_role(node)?;
+        self.recreate(node)?;
+        self.set_role(node, Role::Secondary);
+        self.write_some(1 - node, 5, true)?;
+        self.quiet()?;
+        self.expect_split = false;
+        Ok(())
+    }
+
+    fn second_failover(&mut self) -> Result<(), String> {
+        self.pair()?;
+        self.take_over(0, 1)?;
+        self.back(0, Role::Secondary);
+        self.quiet()?;
+        self.stop_role(1)?;
+        self.take_over(0, 1)?;
+        self.stop_role(1)?;
+        self.set_running(1, false);
+        // The older copy is made primary, by mistake; nothing is written to it.
+        self.serving = 0;
+        self.back(0, Role::Primary);
+        let wait = Duration::from_millis(self.random.below(3_000));
+        self.pass(wait)?;
+        self.back(1, Role::Secondary);
+        self.quiet()
+    }
+
+    fn half_synced(&mut self) -> Result<(), String> {
+        self.pair()?;
+        self.network = false;
+        self.cut();
+        self.until("both nodes notice", |world| {
+            matches!(world.nodes.get(1).map(|node| &node.worker), Some(Worker::None))
+                && !world.nodes.first().is_some_and(Node::is_connected)
+        })?;
+        self.write_some(0, 60, true)?;
+        self.network = true;
+        // As soon as something has reached the secondary, but not everything.
+        let begun = |world: &World| {
+            matches!(world.nodes.get(1).map(|node| &node.worker),
+                Some(Worker::Secondary(engine)) if engine.status().statistics.writes > 0)
+        };
+        self.until("the secondary is being brought up to date", begun)?;
+        let power = self.random.one_in(2);
+        self.kill(0, power);
+        self.set_running(0, false);
+        self.stop_role(1)?;
+        if self.metadata_of(1)?.extension.mark.is_some() {
+            // The supervisor refuses the promotion.
+            self.back(0, Role::Primary);
+            self.set_role(1, Role::Secondary);
+            return self.quiet();
+        }
+        self.serving = 1;
+        self.set_role(1, Role::Primary);
+        self.read_everything(1)?;
+        self.back(0, Role::Secondary);
+        self.quiet()
+    }
+
+    fn first_contact(&mut self) -> Result<(), String> {
+        self.pair()?;
+        self.stop_role(1)?;
+        self.recreate(1)?;
+        self.set_role(1, Role::Secondary);
+        let adopted = |world: &World| world.metadata_of(1).is_ok_and(|metadata| metadata.resuid != 0);
+        self.until("the fresh secondary adopts the resource", adopted)?;
+        self.cut();
+        if self.random.one_in(2) {
+            self.kill(0, true);
+            self.set_running(0, false);
+            self.pass(Duration::from_secs(1))?;
+            self.back(0, Role::Primary);
+        }
+        self.quiet()
+    }
+
+    fn written_alone(&mut self) -> Result<(), String> {
+        self.expect_split = true;
+        self.set_role(0, Role::Primary);
+        self.write_some(0, 10, false)?;
+        self.stop_role(0)?;
+        self.serving = 1;
+        self.set_role(1, Role::Primary);
+        self.write_some(1, 10, true)?;
+        self.set_role(0, Role::Secondary);
+        self.until("what node 0 was written alone is noticed", |world| world.events_of("split-brain") >= 2)?;
+        self.repair_by_create(0)
+    }
+
+    fn out_of_date(&mut self) -> Result<(), String> {
+        self.pair()?;
+        self.take_over(0, 1)?;
+        self.stop_role(1)?;
+        // The older copy serves now, and learns from the secondary that it is older.
+        self.serving = 0;
+        self.back(0, Role::Primary);
+        self.set_role(1, Role::Secondary);
+        self.until("the primary knows that it is out of date", |world| {
+            world.events_of("syncstart") > 0 && world.nodes.first().is_some_and(Node::is_connected)
+        })?;
+        let after = Duration::from_micros(self.random.below(3_000));
+        self.pass(after)?;
+        self.network = false;
+        self.cut();
+        let power = self.random.one_in(2);
+        self.kill(0, power);
+        self.back(0, Role::Primary);
+        // Reads of what is out of date wait, or fail; they do not bring old data.
+        self.read_everything(0)?;
+        self.network = true;
+        self.quiet()
+    }
+
+    fn until(&mut self, what: &str, done: impl Fn(&World) -> bool) -> Result<(), String> {
+        let end = self.now + LIMIT;
+        if self.advance_until(end, done)? { Ok(()) } else { Err(format!("not within {LIMIT:?}: {what}")) }
+    }
+
+    fn pass(&mut self, time: Duration) -> Result<(), String> {
+        let end = self.now + time;
+        self.advance_until(end, |_| false).map(|_| ())
+    }
+
+    /// Ends the role of `node` and waits until its worker has ended.
+    fn stop_role(&mut self, node: usize) -> Result<(), String> {
+        self.set_role(node, Role::Init);
+        self.until("a worker ends", |world| {
+            matches!(world.nodes.get(node).map(|node| &node.worker), Some(Worker::None))
+        })
+    }
+
+    /// Writes to whatever role primary `node` has, and waits for the answers. Only what is `tracked` is
+    /// expected to be there in the end.
+    fn write_some(&mut self, node: usize, count: usize, tracked: bool) -> Result<(), String> {
+        self.until("a primary is there", |world| {
+            matches!(world.nodes.get(node).map(|node| &node.worker), Some(Worker::Primary(_)))
+        })?;
+        for _ in 0..count {
+            self.write_one(node, tracked);
+        }
+        self.until("writes are answered", World::nothing_is_open)
+    }
+
+    fn read_everything(&mut self, node: usize) -> Result<(), String> {
+        self.read_all(node);
+        self.until("reads are answered", World::nothing_is_open)
+    }
+}
