@@ -209,8 +209,6 @@ pub struct Host {
     pub boot: [u8; 16],
     /// The time at the start of the engine's clock, in seconds since 1970: marks say since when.
     pub wall: u64,
-    /// The other node's address, as hast.conf has it: marks say by whom.
-    pub peer: String,
 }
 
 /// What hast.conf says about a resource, as far as replication is concerned.
@@ -224,4 +222,6 @@ pub struct Settings {
     pub metaflush: bool,
     /// Whether the other node's address is known (`remote none` otherwise).
     pub remote: bool,
+    /// That address, as hast.conf has it: marks and the log say by whom.
+    pub peer: String,
 }

@@ -128,7 +128,7 @@ impl Node {
         if let Some(low) = boot.first_chunk_mut::<8>() {
             *low = self.boot.to_le_bytes();
         }
-        Host { boot, wall: 0, peer: "the other node".into() }
+        Host { boot, wall: 0 }
     }
 
     pub(crate) fn layout(&self) -> Result<Layout, String> {
@@ -151,7 +151,13 @@ impl Node {
     }
 
     pub(crate) fn settings(mode: Replication) -> Settings {
-        Settings { replication: mode, timeout: Duration::from_secs(20), metaflush: true, remote: true }
+        Settings {
+            replication: mode,
+            timeout: Duration::from_secs(20),
+            metaflush: true,
+            remote: true,
+            peer: "the other node".into(),
+        }
     }
 
     /// A metadata block that is damaged is made whole before anything else is written, as hast-provider does.

@@ -50,6 +50,8 @@ pub(super) struct Link {
     stage: Stage,
     /// When the stage has lasted too long.
     deadline: Option<Duration>,
+    /// Whom the connection was made to, whatever hast.conf says by now.
+    name: String,
     /// Failed attempts since the last success.
     attempts: u32,
     /// Why the last one failed, as the log has it.
@@ -114,6 +116,7 @@ impl Link {
         Link {
             stage: Stage::Down(None),
             deadline: None,
+            name: settings.peer.clone(),
             attempts: 0,
             complaint: String::new(),
             wait_until: now + settings.timeout,
@@ -264,6 +267,7 @@ impl Primary {
             self.enter(Stage::Down(None));
             return self.serve();
         }
+        self.link.name.clone_from(&self.settings.peer);
         self.enter(Stage::OpeningOut);
         self.actions.push_back(Action::Connect(Side::Out));
     }
@@ -271,7 +275,7 @@ impl Primary {
     /// Closes and connects anew, after a drain.
     pub(super) fn reconnect(&mut self) {
         if self.link.is_up() {
-            self.actions.push_back(Action::Event(Event::Disconnect));
+            self.disconnected();
         }
         self.close();
         self.link.attempts = 0;
@@ -458,7 +462,7 @@ impl Primary {
                 let since = self.host.wall.saturating_add(self.now.as_secs());
                 let extension = &mut self.metadata.extension;
                 extension.target = true;
-                extension.mark.get_or_insert(Mark { since, by: self.host.peer.clone() });
+                extension.mark.get_or_insert(Mark { since, by: self.link.name.clone() });
                 self.link.merge_save = self.save_metadata();
             }
         } else if self.sync.target {
@@ -507,6 +511,7 @@ impl Primary {
         self.link.last_received = self.now;
         self.counted = None;
         self.flush.peer_connected();
+        log::info!("Connected to {}.", self.link.name);
         self.actions.push_back(Action::Event(Event::Connect));
         self.begin_session();
         self.unpark();
@@ -623,14 +628,16 @@ impl Primary {
         let was_up = self.link.is_up();
         let reason = sentence(reason);
         // What is the same as last time need not be said each time.
-        if was_up || self.link.complaint != reason {
+        if was_up {
+            log::error!("{reason}");
+        } else if self.link.complaint != reason {
             log::warn!("{reason}");
         } else {
             log::debug!("{reason}");
         }
         self.link.complaint = if was_up { String::new() } else { reason };
         if was_up && self.phase != Phase::Ended {
-            self.actions.push_back(Action::Event(Event::Disconnect));
+            self.disconnected();
         }
         self.close();
         let wait = Duration::from_secs(1 << self.link.attempts.min(4)).min(RECONNECT_MAX);
@@ -639,6 +646,11 @@ impl Primary {
             self.enter(Stage::Down(Some(self.now + wait)));
         }
         self.serve();
+    }
+
+    fn disconnected(&mut self) {
+        log::warn!("Disconnected from {}.", self.link.name);
+        self.actions.push_back(Action::Event(Event::Disconnect));
     }
 
     pub(super) fn link_timeout(&mut self) {

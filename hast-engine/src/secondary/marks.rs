@@ -24,7 +24,7 @@ impl Secondary {
         let now = self.host.wall.saturating_add(self.now.as_secs());
         match kind {
             MarkKind::SyncStart => {
-                let by = self.host.peer.clone();
+                let by = self.peer.clone();
                 let mark = hast_format::extension::Mark { since: now, by };
                 self.metadata.extension.mark.get_or_insert(mark);
                 self.save(Save::Mark(seq));

@@ -80,6 +80,8 @@ pub struct Secondary {
     version: u8,
     ext: Extensions,
     host: Host,
+    /// The primary's address, as hast.conf has it.
+    peer: String,
     hello: SecondHello,
     saving: Option<(Save, Saving)>,
     /// The map is being written for this mark.
@@ -170,6 +172,7 @@ impl Secondary {
             version,
             ext,
             host,
+            peer: settings.peer,
             hello,
             saving: None,
             marking: None,

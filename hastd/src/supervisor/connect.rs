@@ -96,11 +96,11 @@ impl Supervisor {
         let Some(resource) = self.resources.get(index) else { return };
         let resource_id = resource.id;
         let Some(remote) = &resource.config.remote else {
-            self.connect_failed(index, side, request, &io::Error::other("no remote node is configured"));
+            self.connect_failed(index, side, request, "There is no remote node to connect to".to_owned());
             return;
         };
         if self.connects.values().filter(|other| other.resource == resource_id).count() >= REQUESTS_MAX {
-            self.connect_failed(index, side, request, &io::Error::other("too many connections at once"));
+            self.connect_failed(index, side, request, "Too many connections at once".to_owned());
             return;
         }
         let mut connecting = Connecting {
@@ -191,7 +191,7 @@ impl Supervisor {
 
     fn end_connect(&mut self, key: usize, result: io::Result<()>) {
         let Some(connecting) = self.connects.remove(&key) else { return };
-        let Connecting { resource, side, request, socket, .. } = connecting;
+        let Connecting { resource, side, request, socket, remote, .. } = connecting;
         let Some(index) = self.resources.iter().position(|other| other.id == resource) else { return };
         let socket = result.and_then(|()| {
             socket.and_then(Watched::into_inner).ok_or_else(|| io::Error::other("the connection is gone"))
@@ -201,12 +201,14 @@ impl Supervisor {
                 let message = ToWorker::Connected { side, id: request, socket: socket.into() };
                 self.tell_worker(index, message);
             }
-            Err(error) => self.connect_failed(index, side, request, &error),
+            Err(error) => {
+                let (remote, error) = (remote.address, hast_log::error_text(&error));
+                self.connect_failed(index, side, request, format!("Unable to connect to {remote}: {error}"));
+            }
         }
     }
 
-    fn connect_failed(&mut self, index: usize, side: Side, id: u32, error: &io::Error) {
-        let error = hast_log::error_text(error);
+    fn connect_failed(&mut self, index: usize, side: Side, id: u32, error: String) {
         self.tell_worker(index, ToWorker::ConnectFailed { side, id, error });
     }
 
@@ -232,7 +234,10 @@ fn begin(remote: &SockAddr, source: Option<SocketAddr>) -> io::Result<(Socket, b
     }
     if let Some(source) = source {
         socket.set_reuse_address(source.port() != 0)?;
-        socket.bind(&SockAddr::from(source))?;
+        socket.bind(&SockAddr::from(source)).map_err(|error| {
+            let (source, text) = (source.ip(), hast_log::error_text(&error));
+            io::Error::new(error.kind(), format!("unable to use the source address {source}: {text}"))
+        })?;
     }
     match socket.connect(remote) {
         Ok(()) => Ok((socket, true)),

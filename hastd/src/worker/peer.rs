@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hast_engine::Side;
+use hast_engine::{Event, Side};
 use hast_format::metadata::Role;
 use hast_log::error_text;
 use hast_net::buffer::{Buffer, Pool};
@@ -70,6 +70,8 @@ pub(super) struct Link {
     wanted: Sided<Option<u32>>,
     last_id: u32,
     failure: Option<String>,
+    /// The handshake is over: what comes now are replies, or nothing (a primary's view).
+    established: bool,
 }
 
 impl Link {
@@ -91,6 +93,16 @@ impl Link {
             wanted: Sided::default(),
             last_id: 0,
             failure: None,
+            established: false,
+        }
+    }
+
+    /// Takes note of what the engine says has become of the connections.
+    pub(super) fn note(&mut self, event: Event) {
+        match event {
+            Event::Connect => self.established = true,
+            Event::Disconnect => self.established = false,
+            Event::SyncStart | Event::SyncDone | Event::SyncIntr | Event::SplitBrain => {}
         }
     }
 
@@ -150,6 +162,7 @@ impl Link {
     pub(super) fn close(&mut self) -> impl Iterator<Item = u32> + use<> {
         self.connections = Sided::default();
         self.failure = None;
+        self.established = false;
         let wanted = std::mem::take(&mut self.wanted);
         [wanted.out, wanted.in_].into_iter().flatten()
     }
@@ -305,8 +318,8 @@ impl Link {
     fn fail(&mut self, side: Side, reason: &str) {
         let what = match (self.role, side) {
             (Role::Secondary, _) => "Unable to receive request",
-            (_, Side::Out) => "Unable to receive handshake answer",
-            (_, Side::In) => "Unable to receive reply",
+            (_, Side::Out) if !self.established => "Unable to receive handshake answer",
+            (_, Side::Out | Side::In) => "Unable to receive reply",
         };
         self.failure.get_or_insert_with(|| format!("{what}: {}", reason.trim_end_matches('.')));
     }
@@ -315,8 +328,8 @@ impl Link {
         let remote = &self.settings.remote;
         let what = match (self.role, side) {
             (Role::Secondary, _) => format!("request {part}"),
-            (_, Side::Out) => format!("handshake {part} from {remote}"),
-            (_, Side::In) => format!("reply {part}"),
+            (_, Side::Out) if !self.established => format!("handshake {part} from {remote}"),
+            (_, Side::Out | Side::In) => format!("reply {part}"),
         };
         self.failure.get_or_insert_with(|| format!("Unable to receive {what}: {reason}"));
     }

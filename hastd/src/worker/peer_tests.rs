@@ -137,6 +137,25 @@ fn the_end_of_a_connection_has_a_reason() {
     assert_eq!(reason, format!("Unable to receive handshake header from tcp4://192.0.2.1: {text}"));
 }
 
+/// Whichever connection's end is noticed first: once connected, it is replies that do not come any more.
+#[test]
+fn an_established_connection_does_not_end_in_the_handshake() {
+    let text = error_text(&io::Error::from_raw_os_error(libc::ENOTCONN));
+    for side in [Side::Out, Side::In] {
+        let mut link = link(Role::Primary);
+        let theirs = connected(&mut link, side);
+        link.note(Event::Connect);
+        drop(theirs);
+        while link.receive(side) {}
+        assert_eq!(link.take_failure(), Some(format!("Unable to receive reply header: {text}")));
+        // The next one begins with a handshake again.
+        link.close().for_each(drop);
+        drop(connected(&mut link, Side::Out));
+        while link.receive(Side::Out) {}
+        assert!(link.take_failure().unwrap().starts_with("Unable to receive handshake header"));
+    }
+}
+
 #[test]
 fn a_primary_that_hangs_up_on_replies_first_is_still_heard_out() {
     let mut link = link(Role::Secondary);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hast_conf::Resource;
-use hast_engine::{Action, DiskResult, Event, OpId, Side};
+use hast_engine::{Action, DiskResult, OpId, Side};
 use hast_format::metadata::Role;
 use hast_log::error_text;
 use hast_nbd::Export;
@@ -274,25 +274,15 @@ impl Reactor {
                         nbd.complete(id, result);
                     }
                 }
-                Action::Event(event) => self.announce(event),
+                Action::Event(event) => {
+                    self.link.note(event);
+                    self.tell(ToSupervisor::Event(event));
+                }
                 // An NBD client has no way around this process.
                 Action::DirectReads(_) => {}
                 Action::Exit(code) => self.leave(code),
             }
         }
-    }
-
-    /// Tells administrator and supervisor what has happened.
-    fn announce(&mut self, event: Event) {
-        if self.engine.is_primary() {
-            let remote = self.resource.remote_text();
-            match event {
-                Event::Connect => log::info!("Connected to {remote}."),
-                Event::Disconnect => log::warn!("Disconnected from {remote}."),
-                _ => {}
-            }
-        }
-        self.tell(ToSupervisor::Event(event));
     }
 
     /// Drops both connections and what is being opened.

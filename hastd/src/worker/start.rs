@@ -110,7 +110,7 @@ pub(super) fn open(start: Start) -> Result<Started, StartError> {
     let map = provider.read_map(&layout)?;
     let settings = settings(&resource);
     let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let host = Host { boot, wall, peer: resource.remote_text().to_owned() };
+    let host = Host { boot, wall };
     let (size, sector) = (layout.datasize(), layout.sectorsize());
     let (engine, device) = match kind {
         StartKind::Primary { nbd } => {
@@ -137,6 +137,7 @@ pub(super) fn settings(resource: &Resource) -> Settings {
         timeout: timeout(resource),
         metaflush: resource.metaflush,
         remote: resource.remote.is_some(),
+        peer: resource.remote_text().to_owned(),
     }
 }
 

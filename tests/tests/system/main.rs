@@ -8,6 +8,7 @@ mod daemon;
 mod exit_codes;
 mod hooks;
 mod many;
+mod messages;
 mod modes;
 mod reconnect;
 mod reload;
