@@ -1,5 +1,6 @@
 //! The client's memory: what it wrote, what was acknowledged, and so what each sector may hold.
 
+use core::ops::Range;
 use core::time::Duration;
 use std::collections::BTreeMap;
 
@@ -12,6 +13,8 @@ pub type WriteId = u64;
 #[derive(Clone, Debug)]
 struct Candidate {
     write: WriteId,
+    /// The write whose contents it left: itself, or 0 for one that wrote zeroes.
+    holds: WriteId,
     /// A delete, or a loss that the mode permits: the sector may hold anything, as long as both nodes agree.
     anything: bool,
     invoked: Duration,
@@ -37,6 +40,7 @@ impl Memory {
     pub fn new(sectors: usize) -> Memory {
         let first = Candidate {
             write: 0,
+            holds: 0,
             anything: false,
             invoked: Duration::ZERO,
             ended: Some(Duration::ZERO),
@@ -58,11 +62,27 @@ impl Memory {
 
     /// `write`, or a delete of that number, to `count` sectors from `first` begins.
     pub fn begin(&mut self, now: Duration, write: WriteId, delete: bool, first: usize, count: usize) {
-        self.open.insert(write, (first, count));
-        for sector in self.sectors.iter_mut().skip(first).take(count) {
+        self.begin_as(now, (write, write), delete, first..first + count);
+    }
+
+    /// The write of zeroes of that number begins.
+    pub fn begin_zeroes(&mut self, now: Duration, write: WriteId, first: usize, count: usize) {
+        self.begin_as(now, (write, 0), false, first..first + count);
+    }
+
+    fn begin_as(
+        &mut self,
+        now: Duration,
+        (write, holds): (WriteId, WriteId),
+        anything: bool,
+        range: Range<usize>,
+    ) {
+        self.open.insert(write, (range.start, range.len()));
+        for sector in self.sectors.iter_mut().skip(range.start).take(range.len()) {
             sector.push(Candidate {
                 write,
-                anything: delete,
+                holds,
+                anything,
                 invoked: now,
                 ended: None,
                 acknowledged: false,
@@ -120,6 +140,7 @@ impl Memory {
     pub fn anything_goes(&mut self, now: Duration) {
         let lost = Candidate {
             write: 0,
+            holds: 0,
             anything: true,
             invoked: now,
             ended: Some(now),
@@ -136,19 +157,38 @@ impl Memory {
     /// # Errors
     /// Says what it holds and what it might.
     pub fn check(&self, at: usize, bytes: &[u8], invoked: Duration) -> Result<(), String> {
-        let mut id = [0; 8];
-        id.copy_from_slice(bytes.get(..8).unwrap_or(&[0; 8]));
-        let id = u64::from_le_bytes(id);
+        let (id, whole) = Memory::read(bytes);
         let Some(sector) = self.sectors.get(at) else { return Ok(()) };
-        let whole = bytes == Memory::contents(id);
         let fine = |candidate: &Candidate| {
-            (candidate.anything || (whole && candidate.write == id))
+            (candidate.anything || (whole && candidate.holds == id))
                 && candidate.superseded.is_none_or(|superseded| superseded >= invoked)
         };
         if sector.iter().any(fine) {
             return Ok(());
         }
         Err(format!("sector {at} holds write {id}, but may hold only {:?}", self.possible(at)))
+    }
+
+    /// Both nodes are in step, flushed, and hold `bytes` in sector `at`, and no request is open: nothing else
+    /// can come up there any more.
+    pub fn settle(&mut self, at: usize, bytes: &[u8]) {
+        let (id, whole) = Memory::read(bytes);
+        // What a delete left may be no write's.
+        if let Some(sector) = self.sectors.get_mut(at).filter(|_| whole) {
+            sector.truncate(1);
+            for candidate in sector {
+                candidate.holds = id;
+                candidate.write = id;
+                candidate.anything = false;
+                candidate.superseded = None;
+            }
+        }
+    }
+
+    /// The write whose contents `bytes` begin with, and whether all of them are.
+    fn read(bytes: &[u8]) -> (WriteId, bool) {
+        let id = u64::from_le_bytes(bytes.first_chunk().copied().unwrap_or_default());
+        (id, bytes == Memory::contents(id))
     }
 
     /// What sector `at` may hold.
@@ -160,5 +200,57 @@ impl Memory {
             .filter(|candidate| candidate.superseded.is_none())
             .map(|candidate| candidate.write)
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn zeroes_are_a_write_like_any_other() {
+        let mut memory = Memory::new(4);
+        memory.begin(at(1), 7, false, 0, 4);
+        memory.end(at(2), 7, true);
+        memory.check(1, &Memory::contents(0), at(3)).unwrap_err();
+        memory.begin_zeroes(at(4), 8, 1, 2);
+        for id in [0, 7] {
+            memory.check(1, &Memory::contents(id), at(5)).unwrap();
+        }
+        memory.check(1, &Memory::contents(8), at(5)).unwrap_err();
+        memory.end(at(6), 8, true);
+        memory.check(1, &Memory::contents(7), at(7)).unwrap_err();
+        memory.check(2, &Memory::contents(0), at(7)).unwrap();
+        memory.check(3, &Memory::contents(0), at(7)).unwrap_err();
+    }
+
+    #[test]
+    fn what_both_nodes_hold_is_settled() {
+        let mut memory = Memory::new(2);
+        memory.begin(at(1), 1, false, 0, 2);
+        memory.begin(at(1), 2, false, 0, 2);
+        memory.end(at(2), 1, true);
+        memory.end(at(2), 2, true);
+        memory.settle(0, &Memory::contents(1));
+        memory.unflushed_may_be_lost();
+        memory.check(0, &Memory::contents(1), at(3)).unwrap();
+        for lost in [0, 2] {
+            memory.check(0, &Memory::contents(lost), at(3)).unwrap_err();
+            memory.check(1, &Memory::contents(lost), at(3)).unwrap();
+        }
+        // Half of a write, left by a delete, is nobody's: the delete stays what it was.
+        memory.begin(at(4), 3, true, 0, 1);
+        memory.end(at(5), 3, true);
+        let mut half = Memory::contents(1);
+        half[SECTOR / 2..].fill(0);
+        memory.settle(0, &half);
+        memory.check(0, &half, at(6)).unwrap();
+        memory.settle(0, &Memory::contents(0));
+        memory.check(0, &half, at(6)).unwrap_err();
+        memory.check(0, &Memory::contents(0), at(6)).unwrap();
     }
 }
