@@ -93,6 +93,12 @@ impl Pair {
         self.directory.path()
     }
 
+    /// Leaves the directory where it is when the pair is gone.
+    pub fn keep(&mut self) -> &Path {
+        self.directory.disable_cleanup(true);
+        self.directory.path()
+    }
+
     /// The text of hast.conf as the setup has it now; `@dir@` and `@hook@` in statements stand for
     /// the pair's directory and for [`Pair::hook`].
     pub fn conf(&self) -> String {

@@ -14,6 +14,15 @@ cargo xtask test [--list] [STEP ...]
     with apt it installs the packages that the tests need; otherwise it says
     what it had to skip. With CI set in the environment nothing is skipped.
 
+cargo xtask torture [--minutes M] [--seed N] [--mode fullsync|memsync|async]
+    Two release-built daemons on this machine under clients that record every
+    answer, while nodes and workers are killed, frozen and restarted, the link
+    is cut and stalled, and roles change hands. After each round of a few
+    seconds every acknowledged write must be there and both disks identical.
+    For one minute unless told otherwise, and in a mode that changes from round
+    to round. The seed decides what chance decides, as far as real processes
+    allow. On a failure the directory with logs, disks and journal stays.
+
 cargo xtask help
     Shows this.
 ";

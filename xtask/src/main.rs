@@ -3,6 +3,7 @@
 mod demo;
 mod help;
 mod test;
+mod torture;
 
 use std::process::ExitCode;
 
@@ -26,6 +27,7 @@ fn run() -> Result<ExitCode, lexopt::Error> {
             Some("help") => Ok(help::show()),
             Some("demo") => demo::main(parser),
             Some("test") => test::main(parser),
+            Some("torture") => torture::main(parser),
             _ => Err(format!("no command {command:?}").into()),
         },
         Some(other) => Err(other.unexpected()),
