@@ -16,6 +16,7 @@ pub(super) const ALL: &[Step] = &[
     Step { name: "doctests", run: doctests },
     Step { name: "rustdoc", run: rustdoc },
     Step { name: "demo", run: demo },
+    Step { name: "torture", run: torture },
     Step { name: "deny", run: deny::check },
 ];
 
@@ -69,8 +70,18 @@ fn manuals(around: &Surroundings) -> Outcome {
 }
 
 fn demo(_: &Surroundings) -> Outcome {
+    ourselves(&["demo"])
+}
+
+/// One minute, from another seed each time.
+fn torture(_: &Surroundings) -> Outcome {
+    ourselves(&["torture", "--minutes", "1"])
+}
+
+/// Another command of ours.
+fn ourselves(arguments: &[&str]) -> Outcome {
     match std::env::current_exe() {
-        Ok(xtask) => pass(Command::new(xtask).arg("demo")),
+        Ok(xtask) => pass(Command::new(xtask).args(arguments)),
         Err(error) => Outcome::Failed(format!("xtask does not know itself: {error}")),
     }
 }
