@@ -7,9 +7,10 @@ use crate::config::{Config, Resource};
 use hast_net::address::Address;
 use std::path::PathBuf;
 
-/// Compares the running configuration with a new one.
+/// Compares the running configuration with a new one. `listening` is where sockets are open: an address that
+/// could not be opened before is opened with the next reload, though neither file differs in it.
 #[must_use]
-pub fn diff(old: &Config, new: &Config) -> Changes {
+pub fn diff(old: &Config, listening: &[Address], new: &Config) -> Changes {
     let moved = |old: &Address, new: &Address| old.endpoint() != new.endpoint();
     let only_in = |these: &[Address], those: &[Address]| -> Vec<Address> {
         these.iter().filter(|this| those.iter().all(|that| moved(this, that))).cloned().collect()
@@ -17,8 +18,8 @@ pub fn diff(old: &Config, new: &Config) -> Changes {
     let mut changes = Changes {
         control: moved(&old.control, &new.control).then(|| new.control.clone()),
         pidfile: (old.pidfile != new.pidfile).then(|| new.pidfile.clone()),
-        listen_closed: only_in(&old.listen, &new.listen),
-        listen_opened: only_in(&new.listen, &old.listen),
+        listen_closed: only_in(listening, &new.listen),
+        listen_opened: only_in(&new.listen, listening),
         ..Changes::default()
     };
     for resource in &old.resources {
@@ -55,7 +56,7 @@ pub struct Changes {
     /// closed: a wildcard address excludes its port's others. One that cannot be opened is only a
     /// warning unless none is left.
     pub listen_opened: Vec<Address>,
-    /// Listen sockets to close, as the old file spelled them. What is in neither list stays open.
+    /// Listen sockets to close, as they were opened. What is in neither list stays open.
     pub listen_closed: Vec<Address>,
     /// Resources that go to role init and disappear, in the order of the old file.
     pub removed: Vec<Resource>,

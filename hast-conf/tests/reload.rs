@@ -12,7 +12,8 @@ const BASE: &str = "control /c pidfile /p listen 10.0.0.1 nbd /n
                  on a { remote b source 10.0.0.1 } }";
 
 fn changes(old: &str, new: &str) -> Changes {
-    diff(&config(old), &config(new))
+    let old = config(old);
+    diff(&old, &old.listen, &config(new))
 }
 
 /// BASE with `from` replaced.
@@ -62,6 +63,19 @@ fn unchanged_listen_sockets_stay_new_ones_open_gone_ones_close() {
     let default = edited("listen 10.0.0.1", "");
     assert_eq!(texts(&default.listen_opened), ["tcp4://0.0.0.0:8457", "tcp6://[::]:8457"]);
     assert_eq!(texts(&default.listen_closed), ["10.0.0.1"]);
+}
+
+/// What a file says is not what is open: the address was not there yet when it was to be opened.
+#[test]
+fn a_listen_address_that_could_not_be_opened_is_opened_later() {
+    let both = config(&BASE.replace("listen 10.0.0.1", "listen 10.0.0.1 listen 10.0.0.2"));
+    let changes = diff(&both, &both.listen[..1], &both);
+    assert_eq!(texts(&changes.listen_opened), ["10.0.0.2"]);
+    assert_eq!(texts(&changes.listen_closed), [""; 0]);
+    // And one that is in neither file is closed.
+    let one = config(BASE);
+    let changes = diff(&one, &both.listen, &one);
+    assert_eq!(texts(&changes.listen_closed), ["10.0.0.2"]);
 }
 
 #[test]

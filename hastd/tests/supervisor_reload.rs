@@ -130,6 +130,37 @@ fn sockets_move_and_those_that_stay_are_not_touched() {
     assert!(!place.path("moved").exists());
 }
 
+/// A shared address arrives after the file has named it: the next reload opens it.
+#[test]
+fn an_address_that_was_taken_is_tried_again_at_each_reload() {
+    let place = Place::new();
+    let [stays, busy] = free_ports(place.address);
+    let conf = |ports: &[u16]| {
+        let listen: String =
+            ports.iter().map(|port| format!("listen tcp4://{}:{port}\n", place.address)).collect();
+        place.write_conf(&format!("control @/ctl\n{listen}"));
+    };
+    conf(&[stays]);
+    let daemon = place.start();
+    let taken = std::net::TcpListener::bind((place.address, busy)).unwrap();
+    conf(&[stays, busy]);
+    for times in 1..=2 {
+        daemon.reload();
+        place.wait_for_log_times("[WARNING] Unable to listen on address", times);
+    }
+    drop(taken);
+    daemon.reload();
+    assert!(place.log().contains(&format!("Listening on address tcp4://{}:{busy}.", place.address)));
+    TcpStream::connect((place.address, busy)).unwrap();
+    // Once it is open it stays open.
+    daemon.reload();
+    assert_eq!(
+        place.log().matches(&format!("Listening on address tcp4://{}:{busy}.", place.address)).count(),
+        1
+    );
+    assert_eq!(daemon.stop().code(), Some(0));
+}
+
 #[test]
 fn a_control_socket_of_somebody_else_is_not_taken() {
     let place = Place::new();

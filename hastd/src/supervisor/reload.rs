@@ -60,7 +60,9 @@ impl Supervisor {
         for warning in &config.warnings {
             log::warn!("{warning}");
         }
-        let changes = hast_conf::diff(&self.config, &config);
+        let listening: Vec<Address> =
+            self.listeners.iter().map(|listener| listener.address.clone()).collect();
+        let changes = hast_conf::diff(&self.config, &listening, &config);
         let lookups = changes
             .listen_opened
             .iter()
