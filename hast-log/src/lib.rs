@@ -93,6 +93,15 @@ pub fn log_panics() {
     panic::set_hook(Box::new(|information| critical(format_args!("{information}"))));
 }
 
+/// The same, and then the process ends by SIGABRT: for a program of several threads, of which one that is gone
+/// would leave the others waiting. Whoever started it sees what has happened, and can start another one.
+pub fn abort_on_panic() {
+    panic::set_hook(Box::new(|information| {
+        critical(format_args!("{information}"));
+        std::process::abort();
+    }));
+}
+
 /// The system's text for an error, without Rust's `(os error N)`: what a message ends with, before the
 /// full stop.
 pub fn error_text(error: &io::Error) -> String {

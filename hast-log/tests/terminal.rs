@@ -3,11 +3,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::env;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, exit};
 
 use hast_log::{Sink, scope, set_process_prefix};
 
 const LEVEL: &str = "HAST_LOG_TEST_LEVEL";
+const ABORT: &str = "HAST_LOG_TEST_ABORT";
 
 fn main() {
     match env::var(LEVEL) {
@@ -31,6 +33,10 @@ fn speak(debug: u8) -> ! {
     hast_log::log_panics();
     let _ = std::thread::spawn(|| panic!("wrong assumption")).join();
     hast_log::critical(format_args!("last words"));
+    if env::var_os(ABORT).is_some() {
+        hast_log::abort_on_panic();
+        let _ = std::thread::spawn(|| panic!("no way back")).join();
+    }
     exit(0)
 }
 
@@ -60,4 +66,7 @@ fn look() {
         );
         assert_eq!(lines[3..], ["wrong assumption", "[CRIT] [disk0] (primary) last words"]);
     }
+    let output = Command::new(env::current_exe().unwrap()).env(LEVEL, "0").env(ABORT, "1").output().unwrap();
+    assert_eq!(output.status.signal(), Some(6), "a panic of any thread is the end");
+    assert!(String::from_utf8(output.stderr).unwrap().ends_with("\nno way back\n"));
 }

@@ -18,6 +18,7 @@ use std::os::fd::AsFd;
 /// A worker is the same program, started by the supervisor with a title and an environment of its own, and
 /// with the channel to the supervisor for its standard input.
 pub fn run() -> i32 {
+    hast_log::abort_on_panic();
     if is_worker() {
         match worker_channel() {
             Ok(channel) => worker::run(channel),

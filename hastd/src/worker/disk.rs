@@ -131,6 +131,9 @@ struct Finished {
 impl Shared {
     /// One thread's life.
     fn work(&self) {
+        // So that a test can see what becomes of a worker of which one thread panics.
+        #[cfg(debug_assertions)]
+        assert!(std::env::var_os("HASTD_TEST_PANIC").is_none(), "a test wants a disk thread to panic");
         while let Some((id, op)) = self.next() {
             let weight = weight(&op);
             let result = self.carry_out(op);
