@@ -22,7 +22,7 @@ const QUOTED: usize = 64;
 #[non_exhaustive]
 pub enum ConfError {
     /// The file does not exist or cannot be read.
-    #[error("cannot read configuration file {}: {}", path.display(), error_text(source))]
+    #[error("Unable to read configuration file {}: {}.", path.display(), error_text(source))]
     File {
         /// The file as it was asked for.
         path: PathBuf,
@@ -30,7 +30,7 @@ pub enum ConfError {
         source: io::Error,
     },
     /// The file is larger than any configuration.
-    #[error("configuration file {} is larger than {limit} bytes", path.display())]
+    #[error("Configuration file {} is larger than {limit} bytes.", path.display())]
     TooLarge {
         /// The file as it was asked for.
         path: PathBuf,

@@ -18,7 +18,8 @@ fn a_missing_file_is_not_a_configuration_error() {
     let error = load(&path, &node("a")).unwrap_err();
     assert!(matches!(&error, ConfError::File { path: told, .. } if *told == path));
     assert_eq!(error.exit_code(), 72);
-    let expected = format!("cannot read configuration file {}: No such file or directory", path.display());
+    let expected =
+        format!("Unable to read configuration file {}: No such file or directory.", path.display());
     assert_eq!(error.to_string(), expected);
 
     let error = load(directory.path(), &node("a")).unwrap_err();
@@ -60,7 +61,7 @@ fn a_file_that_never_ends_is_not_read_for_ever() {
     let error = load(Path::new("/dev/zero"), &node("a")).unwrap_err();
     assert!(matches!(error, ConfError::TooLarge { limit: 1_048_576, .. }), "{error}");
     assert_eq!(error.exit_code(), 78);
-    assert_eq!(error.to_string(), "configuration file /dev/zero is larger than 1048576 bytes");
+    assert_eq!(error.to_string(), "Configuration file /dev/zero is larger than 1048576 bytes.");
 
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("hast.conf");

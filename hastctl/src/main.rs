@@ -45,6 +45,7 @@ mod exit {
 }
 
 fn main() -> ExitCode {
+    hast_log::log_panics();
     let mut arguments = env::args_os();
     let program = arguments.next().unwrap_or_default();
     match Invocation::parse(arguments) {
@@ -132,6 +133,7 @@ fn named<'a>(config: &'a Config, name: &str) -> Result<&'a Resource, Failed> {
 }
 
 fn dump_resource(resource: &Resource, verbose: bool) -> Result<(), Failed> {
+    let _scope = hast_log::scope(Some(&resource.name), None);
     dump_provider(Path::new(&resource.localpath), verbose, |provider| {
         provider.read_metadata_block_of(&resource.name)
     })
@@ -178,17 +180,28 @@ fn report_roles(entries: &[Entry], new: Role) {
         match entry {
             Entry::Error { name, error } => {
                 log::warn!("Received error {error} from hastd.");
-                if *error == Errno::ESTALE.to_wire() && new == Role::Primary {
-                    log::warn!(
-                        "The data here is out of date: make the other node primary, or give up what it has \
-                         written since with `hastctl role -f primary {name}'."
-                    );
+                if new == Role::Primary {
+                    explain(name, *error);
                 }
             }
             Entry::RoleWas { role: old, .. } if old == new.as_str() => log::trace!("Role unchanged ({old})."),
             Entry::RoleWas { role: old, .. } => log::debug!("Role changed from {old} to {new}."),
             Entry::Status { .. } => {}
         }
+    }
+}
+
+/// Why hastd does not make a resource primary.
+fn explain(name: &str, error: i16) {
+    if error == Errno::ESTALE.to_wire() {
+        log::warn!(
+            "The data here is out of date: make the other node primary, or give up what it has written since \
+             with `hastctl role -f primary {name}'."
+        );
+    } else if error == i16::from(exit::NOINPUT) {
+        log::warn!("The provider cannot be used: hastd's log says why. The role is init.");
+    } else if error == i16::from(exit::OSERR) {
+        log::warn!("The device cannot be created: hastd's log says why. The role is init.");
     }
 }
 
@@ -219,6 +232,7 @@ fn print(text: &str) -> Result<(), Failed> {
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         // Whoever read it has seen enough.
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            let _plain = hast_log::scope(None, None);
             Err(failed(&format_args!("Unable to write output: {}.", error_text(&error)), exit::IOERR))
         }
         _ => Ok(()),

@@ -332,3 +332,15 @@ fn an_outdated_node_is_refused_with_a_hint_and_forced_on_request() {
     // Of another role the number says something else.
     assert_eq!(ask(&["role", "init", "test"]), (ran(plain.to_owned()), None));
 }
+
+#[test]
+fn a_node_that_cannot_be_primary_is_explained() {
+    for (error, cause) in [(66, "The provider cannot be used"), (71, "The device cannot be created")] {
+        let reply = frame(&Reply::Entries(vec![Entry::Error { name: "test".to_owned(), error }]).encode());
+        let received = format!("[WARNING] [test] Received error {error} from hastd.\n");
+        let ran = answered(&["role", "primary", "test"], reply.clone());
+        let stderr = format!("{received}[WARNING] [test] {cause}: hastd's log says why. The role is init.\n");
+        assert_eq!(ran, Ran { status: u8::try_from(error).unwrap().into(), stdout: String::new(), stderr });
+        assert_eq!(answered(&["role", "init", "test"], reply).stderr, received);
+    }
+}
