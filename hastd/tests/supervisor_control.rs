@@ -177,25 +177,69 @@ fn one_name_very_often_is_bounded() {
     assert_eq!(entries.len(), 2000);
 }
 
+/// Whatever is wrong with a provider: the node is no primary, is not said to be one, and no hook hears of one.
 #[test]
-fn a_provider_that_cannot_be_opened_leaves_the_role_at_init() {
+fn a_primary_whose_provider_cannot_be_used_is_none() {
     let place = Place::new();
     let hook = place.hook();
-    place.configure(&format!(
-        "exec {} resource one {{ local @/missing on a {{ remote none }} }}",
-        hook.display()
-    ));
+    place
+        .configure(&format!("exec {} resource one {{ local @/one on a {{ remote none }} }}", hook.display()));
     let _daemon = place.start();
-    for role in [Role::Secondary, Role::Primary] {
-        assert_eq!(place.set_role(role, &["one"]), ["init"]);
+    let path = place.path("one");
+    let what = path.display();
+    let error = |role: &str, text: &str| format!("[ERROR] [one] ({role}) {text}\n");
+    let refused = |text: &str| {
+        assert_eq!(place.refused(Role::Primary, "one"), 66);
         assert_eq!(place.role("one"), "init");
-    }
-    let missing = place.path("missing");
+        let line = error("init", text);
+        assert!(place.log().contains(&line), "{line}\n{}", place.log());
+    };
+    refused(&format!("Unable to open {what}: No such file or directory."));
+    place.create("one", "two");
+    refused(&format!("Provider {what} is not part of resource one."));
+    place.create("one", "one");
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(65536).unwrap();
+    assert_eq!(place.refused(Role::Primary, "one"), 66);
+    assert!(place.log().contains(&format!("[ERROR] [one] (init) Metadata on {what} is unusable: ")));
+    place.provider("one");
+    assert_eq!(place.refused(Role::Primary, "one"), 66);
+    assert!(place.log().contains(&format!("[ERROR] [one] (init) Unable to read metadata from {what}: ")));
+    let holder = hast_provider::Provider::open(&place.create("one", "one"), true).unwrap();
+    holder.lock().unwrap();
+    assert_eq!(place.refused(Role::Primary, "one"), 66);
+    assert!(place.log().contains("is in use"), "{}", place.log());
+    drop(holder);
+    assert!(!place.path("events").exists());
+
+    // Nor does a secondary become one; it is in role init afterwards, and has let go of everything.
+    place.set_role(Role::Secondary, &["one"]);
+    assert_eq!(place.wait_for_lines("events", 1), ["role one init secondary"]);
+    place.provider("one");
+    assert_eq!(place.refused(Role::Primary, "one"), 66);
+    assert_eq!(place.role("one"), "init");
+    assert!(place.log().contains("[WARNING] [one] (secondary) Role changed to init instead of primary.\n"));
+    hast_provider::Provider::open(&path, true).unwrap().lock().unwrap();
+    place.create("one", "one");
+    assert_eq!(place.set_role(Role::Primary, &["one"]), ["init"]);
+    assert_eq!(place.wait_for_lines("events", 2)[1..], ["role one init primary"]);
+}
+
+/// A secondary needs its disk when a primary comes, not before.
+#[test]
+fn a_secondary_whose_provider_cannot_be_opened_is_one_all_the_same() {
+    let place = Place::new();
+    let hook = place.hook();
+    place
+        .configure(&format!("exec {} resource one {{ local @/one on a {{ remote none }} }}", hook.display()));
+    let _daemon = place.start();
+    assert_eq!(place.set_role(Role::Secondary, &["one"]), ["init"]);
+    assert_eq!(place.role("one"), "secondary");
+    let missing = place.path("one");
     let line =
         format!("[ERROR] [one] (init) Unable to open {}: No such file or directory.\n", missing.display());
-    assert_eq!(place.log().matches(&line).count(), 2, "{}", place.log());
-    // No role has changed, so no hook has run.
-    assert!(!place.path("events").exists());
+    assert_eq!(place.log().matches(&line).count(), 1, "{}", place.log());
+    assert_eq!(place.wait_for_lines("events", 1), ["role one init secondary"]);
+    assert_eq!(place.set_role(Role::Init, &["one"]), ["secondary"]);
 }
 
 #[test]
@@ -223,11 +267,12 @@ fn a_provider_in_use_is_waited_for_while_others_go_on() {
     assert!(hast_provider::Provider::open(&held, true).unwrap().lock().is_err());
     place.set_role(Role::Init, &["held"]);
 
-    // Not let go.
+    // Not let go: the role changes without it.
     let holder = hast_provider::Provider::open(&held, true).unwrap();
     holder.lock().unwrap();
     assert_eq!(place.set_role(Role::Secondary, &["held"]), ["init"]);
-    assert_eq!(place.role("held"), "init");
+    assert_eq!(place.role("held"), "secondary");
+    assert!(place.log().contains("[ERROR] [held] (init) Provider"), "{}", place.log());
     assert!(place.log().contains("is in use"), "{}", place.log());
 }
 

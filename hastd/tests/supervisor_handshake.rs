@@ -217,6 +217,42 @@ fn a_new_first_step_replaces_a_connected_primary() {
     assert_eq!(place.status("disk0").workerpid, 0);
 }
 
+/// The disk of a secondary is away when the role is set, and still when a primary comes: the connection ends,
+/// the role does not. When the disk is back the next connection finds it, and it is locked.
+#[test]
+fn a_secondary_opens_its_provider_when_a_primary_comes() {
+    let place = place();
+    let path = place.path("disk0");
+    fs::remove_file(&path).unwrap();
+    let _daemon = place.start();
+    assert_eq!(place.set_role(Role::Secondary, &["disk0"]), ["init"]);
+    let connect = || {
+        let (mut out, .., token) = step_one(&place, 1, Some(2));
+        let mut in_ = place.connect_from(PEER);
+        in_.send(2, &second(&token));
+        (out.receive(), out, in_)
+    };
+    let (answer, ..) = connect();
+    assert!(answer.is_none(), "closed without an answer");
+    let line = format!(
+        "[ERROR] [disk0] (secondary) Unable to open {}: No such file or directory.\n",
+        path.display()
+    );
+    place.wait_for_log(&line);
+    assert_eq!(place.role("disk0"), "secondary");
+
+    place.create("disk0", "disk0");
+    let (answer, out, in_) = connect();
+    assert!(answer.is_some(), "{}", place.log());
+    let locked = || hast_provider::Provider::open(&path, true).unwrap().lock().is_err();
+    assert!(locked());
+    drop((out, in_));
+    wait_for("the worker to end", || (place.status("disk0").workerpid == 0).then_some(()));
+    assert!(locked(), "it stays the secondary's");
+    place.set_role(Role::Init, &["disk0"]);
+    assert!(!locked());
+}
+
 #[test]
 fn a_role_that_is_left_takes_the_pending_step_with_it() {
     let place = place();

@@ -165,15 +165,18 @@ fn a_node_without_a_mark_is_not_asked_twice() {
     assert!(!place.log().contains("out of date"), "{}", place.log());
 }
 
+/// What force overrides is a mark, not the lack of data.
 #[test]
-fn a_provider_that_says_nothing_is_the_workers_to_refuse() {
+fn a_provider_that_says_nothing_is_refused_forced_or_not() {
     let place = Place::new();
     configure(&place);
     place.provider("disk0");
     let _daemon = place.start();
-    assert_eq!(place.set_role(Role::Primary, &["disk0"]), ["init"]);
-    place.wait_for_log("exitcode=66");
-    wait_for("role init", || (place.role("disk0") == "init").then_some(()));
+    let unusable = || Reply::Entries(vec![Entry::Error { name: "disk0".into(), error: 66 }]);
+    assert_eq!(place.ask(&forced(Role::Primary)), unusable());
+    assert_eq!(place.ask(&Request { force: false, ..forced(Role::Primary) }), unusable());
+    assert_eq!(place.role("disk0"), "init");
+    assert!(!place.log().contains("Worker process"), "{}", place.log());
 }
 
 #[test]

@@ -95,15 +95,38 @@ fn a_worker_that_dies_is_replaced_and_the_device_stays() {
 fn a_worker_that_cannot_work_leaves_the_role_at_init() {
     let place = Place::new();
     alone(&place);
-    // No metadata.
-    place.provider("disk0");
+    // Good metadata, but the map behind it cannot be read: only the worker finds out.
+    let path = place.create("disk0", "disk0");
     let _daemon = place.start();
     assert_eq!(place.set_role(Role::Primary, &["disk0"]), ["init"]);
+    let first = worker(&place);
+    fs::OpenOptions::new().write(true).open(path).unwrap().set_len(4096).unwrap();
+    kill(Pid::from_raw(first), Signal::SIGKILL).unwrap();
     wait_for("role init", || (place.role("disk0") == "init").then_some(()));
     assert!(place.log().contains("exitcode=66"), "{}", place.log());
     assert!(!place.path("nbd/pool/disk0.sock").exists());
     hast_provider::Provider::open(&place.path("disk0"), true).unwrap().lock().unwrap();
     assert_eq!(place.wait_for_lines("events", 1), ["role disk0 init primary"]);
+}
+
+/// A panic is an assumption that was wrong, not a reason to hang: it is logged, the worker ends at once, and
+/// another one is started.
+#[test]
+fn a_worker_that_panics_says_so_and_is_replaced() {
+    if !cfg!(debug_assertions) {
+        return; // the programs that are built for use have nothing that could be made to panic
+    }
+    let place = Place::new();
+    alone(&place);
+    place.create("disk0", "disk0");
+    let _daemon = place.start_as(place.command().env("HASTD_TEST_PANIC", "1"), &[]);
+    place.set_role(Role::Primary, &["disk0"]);
+    place.wait_for_log("[CRIT] [disk0] (primary) panicked at hastd/src/worker/disk.rs:");
+    place.wait_for_log("a test wants a disk thread to panic");
+    place.wait_for_log("[ERROR] [disk0] (primary) Worker process killed (pid=");
+    place.wait_for_log(", signal=6).\n");
+    place.wait_for_log_times("[INFO] [disk0] (primary) Restarting worker process.\n", 2);
+    assert_eq!(place.role("disk0"), "primary");
 }
 
 #[test]
@@ -114,10 +137,22 @@ fn a_device_that_cannot_be_created_leaves_the_role_at_init() {
     // In the way of the directory.
     fs::write(place.path("nbd"), "").unwrap();
     let _daemon = place.start();
-    assert_eq!(place.set_role(Role::Primary, &["disk0"]), ["init"]);
+    assert_eq!(place.refused(Role::Primary, "disk0"), 71);
     assert_eq!(place.role("disk0"), "init");
     assert!(place.log().contains("[ERROR] [disk0] (init) Device cannot be created"), "{}", place.log());
     hast_provider::Provider::open(&place.path("disk0"), true).unwrap().lock().unwrap();
+
+    // From another role it goes to init as well, and no hook is told anything.
+    place.set_role(Role::Secondary, &["disk0"]);
+    assert_eq!(place.wait_for_lines("events", 1), ["role disk0 init secondary"]);
+    assert_eq!(place.refused(Role::Primary, "disk0"), 71);
+    assert_eq!(place.role("disk0"), "init");
+    place.wait_for_log("[WARNING] [disk0] (secondary) Role changed to init instead of primary.\n");
+    hast_provider::Provider::open(&place.path("disk0"), true).unwrap().lock().unwrap();
+    // The way is free: now it is told, once.
+    fs::remove_file(place.path("nbd")).unwrap();
+    assert_eq!(place.set_role(Role::Primary, &["disk0"]), ["init"]);
+    assert_eq!(place.wait_for_lines("events", 2)[1..], ["role disk0 init primary"]);
 }
 
 #[test]

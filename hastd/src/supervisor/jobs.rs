@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use hast_format::layout::{Layout, LayoutError};
 use hast_format::metadata::Metadata;
 use hast_net::address::Address;
 use hast_provider::{Provider, ProviderError};
@@ -40,8 +41,8 @@ pub(super) enum Report {
     Opened {
         /// Which job it was.
         job: JobId,
-        /// Open for reading and writing, and locked; with its metadata if that was wanted and can be read.
-        result: Result<(Provider, Option<Metadata>), ProviderError>,
+        /// Open for reading and writing, and locked; with its metadata if that was wanted.
+        result: Result<(Provider, Option<Metadata>), UnusableError>,
     },
     /// What a provider says that nobody uses.
     Looked {
@@ -49,6 +50,22 @@ pub(super) enum Report {
         path: PathBuf,
         /// Its metadata.
         result: Result<Metadata, ProviderError>,
+    },
+}
+
+/// Why a provider is of no use to a resource.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum UnusableError {
+    /// It cannot be opened, locked or read, or it is not the resource's.
+    #[error(transparent)]
+    Provider(#[from] ProviderError),
+    /// Its metadata does not fit it.
+    #[error("Metadata on {} is unusable: {error}.", path.display())]
+    Layout {
+        /// The provider.
+        path: PathBuf,
+        /// What does not fit.
+        error: LayoutError,
     },
 }
 
@@ -93,25 +110,19 @@ impl Jobs {
     }
 
     /// Opens and locks a provider, unless it is `held` already, and reads its metadata if it is to be asked
-    /// what it says `about` a resource.
+    /// what it says `about` a resource: then it has to be fit for use.
     pub(super) fn open(&mut self, path: PathBuf, held: Option<Provider>, about: Option<String>) -> JobId {
         let job = JobId(self.next);
         self.next = self.next.wrapping_add(1);
         let place = path.clone();
         let work = move || {
-            let opened = held.map_or_else(|| open_patiently(&place, PATIENCE), Ok);
-            opened.map(|provider| {
-                let metadata = about.and_then(|resource| {
-                    // A provider that is not fit for use is refused by the worker.
-                    let read = provider.read_metadata_of(&resource);
-                    read.inspect_err(|error| log::debug!("{error}")).ok()
-                });
-                (provider, metadata)
-            })
+            let provider = held.map_or_else(|| open_patiently(&place, PATIENCE), Ok)?;
+            let metadata = about.map(|resource| fit_metadata(&provider, &resource)).transpose()?;
+            Ok((provider, metadata))
         };
         self.start(
             move || Report::Opened { job, result: work() },
-            |error| Report::Opened { job, result: Err(ProviderError::Open { path, error }) },
+            |error| Report::Opened { job, result: Err(ProviderError::Open { path, error }.into()) },
         );
         job
     }
@@ -161,6 +172,15 @@ impl Jobs {
             let _ = self.sender.send(otherwise(error));
             let _ = self.poller.notify();
         }
+    }
+}
+
+/// The metadata of a provider that can be used. The worker looks again when it is its turn.
+fn fit_metadata(provider: &Provider, resource: &str) -> Result<Metadata, UnusableError> {
+    let metadata = provider.read_metadata_of(resource)?;
+    match Layout::open(&metadata, provider.mediasize(), provider.sectorsize()) {
+        Ok(_) => Ok(metadata),
+        Err(error) => Err(UnusableError::Layout { path: provider.path().to_owned(), error }),
     }
 }
 

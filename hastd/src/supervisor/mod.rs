@@ -51,7 +51,9 @@ use signals::Signals;
 
 /// Exit status: usage.
 const EX_USAGE: i32 = 64;
-/// Exit status: the system did not let us.
+/// In the answer to a control client: the provider cannot be used.
+const EX_NOINPUT: i32 = 66;
+/// Exit status: the system did not let us. In the answer to a control client: the device cannot be created.
 const EX_OSERR: i32 = 71;
 
 /// Connections taken from one listening socket before others have their turn.
@@ -268,6 +270,7 @@ impl Supervisor {
             resource.change = None;
             resource.restart = None;
             resource.pending = Pending::None;
+            resource.opening = None;
             let bound = resource.stop_bound();
             if let Some(worker) = &mut resource.worker {
                 worker.stop(now, bound);

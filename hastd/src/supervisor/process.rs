@@ -227,9 +227,9 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Starts the worker of a primary. If that cannot be done the resource goes to role init.
-    pub(super) fn start_primary(&mut self, index: usize, forced: bool) {
-        let Some(resource) = self.resources.get_mut(index) else { return };
+    /// Starts the worker of a primary. If that cannot be done the resource goes to role init; false then.
+    pub(super) fn start_primary(&mut self, index: usize, forced: bool) -> bool {
+        let Some(resource) = self.resources.get_mut(index) else { return false };
         let scope = resource.scope();
         let nbd = match &resource.nbd {
             Some(nbd) => nbd.socket().try_clone().map(OwnedFd::from),
@@ -237,19 +237,27 @@ impl Supervisor {
         };
         let started = nbd.and_then(|nbd| self.start_worker(index, StartKind::Primary { nbd }, forced));
         drop(scope);
-        if let Err(error) = started {
+        if let Err(error) = &started {
             if let Some(resource) = self.resources.get(index) {
                 let _scope = resource.scope();
-                log::error!("Unable to start worker process: {}.", hast_log::error_text(&error));
+                log::error!("Unable to start worker process: {}.", hast_log::error_text(error));
             }
             self.fall_back_to_init(index);
         }
+        started.is_ok()
     }
 
-    /// Starts the worker of a secondary for a primary that is there, unless the former one still runs.
+    /// Starts the worker of a secondary for a primary that is there, unless the former one still runs or the
+    /// provider, which could not be opened so far, has to be opened first.
     pub(super) fn start_secondary(&mut self, index: usize) {
         let Some(resource) = self.resources.get_mut(index) else { return };
         if resource.worker.is_some() || !matches!(resource.pending, Pending::Complete(_)) {
+            return;
+        }
+        if resource.provider.is_none() {
+            if resource.opening.is_none() {
+                resource.opening = Some(self.jobs.open(resource.config.localpath.clone(), None, None));
+            }
             return;
         }
         let Pending::Complete(complete) = std::mem::take(&mut resource.pending) else { return };

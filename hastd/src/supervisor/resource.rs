@@ -30,8 +30,11 @@ pub(super) struct Resource {
     /// Where the socket of its device appears.
     pub(super) nbd_directory: PathBuf,
     pub(super) role: Role,
-    /// Open and locked in every role but init.
+    /// Open and locked in every role but init. A secondary may lack it: then it is tried again when a primary
+    /// comes.
     pub(super) provider: Option<Provider>,
+    /// That is being done.
+    pub(super) opening: Option<JobId>,
     /// The device's socket: there as long as the role is primary, across restarts of the worker.
     pub(super) nbd: Option<UnixListener>,
     pub(super) worker: Option<Worker>,
@@ -55,6 +58,7 @@ impl Resource {
             nbd_directory,
             role: Role::Init,
             provider: None,
+            opening: None,
             nbd: None,
             worker: None,
             restart: None,

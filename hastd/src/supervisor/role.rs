@@ -3,18 +3,22 @@
 //! The order is always: the old worker stops (what it acknowledged is stored), the provider is opened and
 //! locked, the role changes, the new worker starts, the hook runs, the control client is answered. Whether a
 //! node may become primary is asked before its worker stops, and again after (`promotion`).
+//!
+//! A role that a provider or a device rules out: a primary is in role init then, no hook runs, and the control
+//! client is told an error, whatever the cause. A secondary is one all the same, and tries again when a primary
+//! comes.
 
 use std::time::Instant;
 
 use hast_format::metadata::{Metadata, Role};
 use hast_net::control::Entry;
-use hast_provider::{Provider, ProviderError};
+use hast_provider::Provider;
 
-use super::Supervisor;
-use super::jobs::JobId;
+use super::jobs::{JobId, UnusableError};
 use super::promotion::{Outdated, Promotion};
 use super::resource::{Change, Pending, Step, Task, Waiter};
 use super::unix::UnixListener;
+use super::{EX_NOINPUT, EX_OSERR, Supervisor};
 
 impl Supervisor {
     /// Adds something to be done with a resource, and begins with it if nothing else is being done.
@@ -68,6 +72,7 @@ impl Supervisor {
         change.step = Step::Stopping;
         resource.restart = None;
         resource.pending = Pending::None;
+        resource.opening = None;
         let bound = resource.stop_bound();
         if let Some(worker) = &mut resource.worker {
             worker.stop(now, bound);
@@ -79,9 +84,12 @@ impl Supervisor {
     pub(super) fn provider_opened(
         &mut self,
         job: JobId,
-        result: Result<(Provider, Option<Metadata>), ProviderError>,
+        result: Result<(Provider, Option<Metadata>), UnusableError>,
         now: Instant,
     ) {
+        if let Some(index) = self.resources.iter().position(|resource| resource.opening == Some(job)) {
+            return self.provider_found(index, result.map(|(provider, _)| provider));
+        }
         let wanted = |change: &Change| change.step == Step::Opening(job);
         let found = self.resources.iter().position(|resource| resource.change.as_ref().is_some_and(wanted));
         let Some(index) = found else { return };
@@ -106,13 +114,29 @@ impl Supervisor {
                 let scope = resource.scope();
                 log::error!("{error}");
                 drop(scope);
-                if let Some(change) = &mut resource.change {
-                    change.role = Role::Init;
-                }
-                self.finish(index, now);
+                let secondary = resource.change.as_ref().is_some_and(|change| change.role == Role::Secondary);
+                if secondary { self.finish(index, now) } else { self.fail(index, EX_NOINPUT) }
             }
         }
         self.advance(index, now);
+    }
+
+    /// The provider of a secondary that was without one.
+    fn provider_found(&mut self, index: usize, result: Result<Provider, UnusableError>) {
+        let Some(resource) = self.resources.get_mut(index) else { return };
+        resource.opening = None;
+        match result {
+            Ok(provider) => resource.provider = Some(provider),
+            Err(error) => {
+                let _scope = resource.scope();
+                log::error!("{error}");
+                // It comes again.
+                if matches!(resource.pending, Pending::Complete(_)) {
+                    resource.pending = Pending::None;
+                }
+            }
+        }
+        self.start_secondary(index);
     }
 
     /// The old worker is gone: sees to it that the provider is there, and what it says is known.
@@ -132,8 +156,8 @@ impl Supervisor {
     /// Everything is there: changes the role.
     fn finish(&mut self, index: usize, now: Instant) {
         let Some(resource) = self.resources.get_mut(index) else { return };
-        let Some(change) = resource.change.take() else { return };
-        let Change { mut role, promotion, waiter, suspect, stopped, .. } = change;
+        let Some(change) = &resource.change else { return };
+        let role = change.role;
         let was = resource.role;
         let scope = resource.scope();
         resource.nbd = None;
@@ -146,10 +170,12 @@ impl Supervisor {
                 Ok(nbd) => resource.nbd = Some(nbd),
                 Err(error) => {
                     log::error!("Device cannot be created: {error}");
-                    role = Role::Init;
+                    drop(scope);
+                    return self.fail(index, EX_OSERR);
                 }
             }
         }
+        let Some(Change { promotion, waiter, suspect, stopped, .. }) = resource.change.take() else { return };
         if role == Role::Init {
             resource.provider = None;
         }
@@ -165,13 +191,36 @@ impl Supervisor {
             let _scope = resource.scope();
             log::debug!("Worker process {pid} stopped.");
         }
-        if role == Role::Primary {
-            self.start_primary(index, promotion == Promotion::Forced);
+        if role == Role::Primary && !self.start_primary(index, promotion == Promotion::Forced) {
+            return self.answer_failed(index, waiter, EX_OSERR);
         }
         if role != was {
             self.hook(index, now, "role", &[was.as_str(), role.as_str()]);
         }
         self.answer_role(index, waiter, was);
+    }
+
+    /// The node cannot be primary; the worker of what it was has ended already.
+    fn fail(&mut self, index: usize, error: i32) {
+        let Some(resource) = self.resources.get_mut(index) else { return };
+        let Some(Change { waiter, .. }) = resource.change.take() else { return };
+        let scope = resource.scope();
+        if resource.role == Role::Init {
+            log::warn!("Role not changed to {}.", Role::Primary.as_str());
+        } else {
+            log::warn!("Role changed to {} instead of {}.", Role::Init.as_str(), Role::Primary.as_str());
+        }
+        drop(scope);
+        resource.role = Role::Init;
+        resource.provider = None;
+        self.answer_failed(index, waiter, error);
+    }
+
+    fn answer_failed(&mut self, index: usize, waiter: Option<Waiter>, error: i32) {
+        let Some(resource) = self.resources.get(index) else { return };
+        let Some(waiter) = waiter else { return };
+        let (name, error) = (resource.config.name.clone(), i16::try_from(error).unwrap_or(i16::MAX));
+        self.answer(waiter.client, &[waiter.slot], Entry::Error { name, error });
     }
 
     fn answer_role(&mut self, index: usize, waiter: Option<Waiter>, was: Role) {

@@ -119,11 +119,15 @@ impl Place {
     }
 
     pub(crate) fn start_with(&self, options: &[&str]) -> Daemon<'_> {
+        self.start_as(&mut self.command(), options)
+    }
+
+    /// The same with a command of one's own.
+    pub(crate) fn start_as(&self, command: &mut Command, options: &[&str]) -> Daemon<'_> {
         let log = OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
         let started = || self.log().matches("Started successfully").count();
         let before = started();
-        let child = self
-            .command()
+        let child = command
             .args(["-F", "-dd"])
             .args(options)
             .stdout(log.try_clone().unwrap())
@@ -192,6 +196,18 @@ impl Place {
                 other => panic!("{other:?}\n{}", self.log()),
             })
             .collect()
+    }
+
+    /// Asks for a role that the resource cannot have. The error.
+    pub(crate) fn refused(&self, role: Role, name: &str) -> i16 {
+        let reply = self.ask(&set_role(role, &[name]));
+        match reply {
+            Reply::Entries(entries) => match entries.as_slice() {
+                [Entry::Error { name: of, error }] if of == name => *error,
+                other => panic!("{other:?}\n{}", self.log()),
+            },
+            Reply::Error(error) => panic!("{error}"),
+        }
     }
 
     /// Asks for the status of a resource.
