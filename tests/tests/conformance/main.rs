@@ -5,6 +5,7 @@
 mod captures;
 mod decisions;
 mod disks;
+mod life;
 mod primary_handshake;
 mod primary_requests;
 mod primary_sync;

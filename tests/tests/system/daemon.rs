@@ -60,7 +60,7 @@ fn in_the_background() -> Outcome {
 }
 
 /// A daemon that the harness did not start as its child; it is killed if the test fails.
-struct Background(Pid);
+pub(crate) struct Background(pub(crate) Pid);
 
 impl Background {
     fn found(pair: &Pair) -> Result<Background, Failure> {
@@ -71,7 +71,7 @@ impl Background {
         Ok(Background(Pid::from_raw(pid)))
     }
 
-    fn wait_gone(&self) -> Outcome {
+    pub(crate) fn wait_gone(&self) -> Outcome {
         wait_until("the daemon to end", LONG, || Ok(!self.is_alive()))
     }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod addresses;
+mod as_root;
 mod bad_input;
 mod clients;
 mod daemon;
