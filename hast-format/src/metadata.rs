@@ -130,7 +130,9 @@ pub enum MetadataError {
     #[error("the metadata block holds no metadata: {0}")]
     Malformed(#[from] nv::Error),
     /// A pair that must be there is not, or its type is another.
-    #[error("the metadata has no valid \"{name}\": the provider may never have been initialized with `hastctl create`")]
+    #[error(
+        "the metadata has no valid \"{name}\": the provider may never have been initialized with `hastctl create`"
+    )]
     Missing {
         /// Name of the pair.
         name: &'static str,
