@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -21,8 +21,41 @@ const THREADS: u64 = 4;
 const BATCH: u64 = 6;
 /// The longest request in sectors: two of the engine's.
 const LONGEST: u64 = 400;
-/// Sectors in each of the places that most requests go to, so that they meet.
+/// Sectors in each of the places that many requests go to, so that they meet.
 const PLACE: u64 = 192;
+/// The longest pause between two batches of a thread in microseconds, one for each pace. What is written again
+/// and again is copied again and again, right or wrong: so there are slow times.
+const PAUSES: [u64; 4] = [2_000, 10_000, 60_000, 400_000];
+
+/// How busy the clients are; whoever has a clone may change it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Pace(Arc<AtomicU64>);
+
+impl Pace {
+    /// Silence: what is under way ends, and nothing is begun.
+    const SILENCE: u64 = u64::MAX;
+
+    /// Changes it at random, often to silence.
+    pub(super) fn change(&self, random: &mut Random) {
+        let pause = random.pick(&PAUSES).filter(|_| !random.one_in(4)).unwrap_or(Pace::SILENCE);
+        self.0.store(pause, Ordering::Relaxed);
+    }
+
+    /// Ends a silence.
+    pub(super) fn resume(&self) {
+        self.0.store(PAUSES.iter().copied().max().unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// Begins one.
+    pub(super) fn silence(&self) {
+        self.0.store(Pace::SILENCE, Ordering::Relaxed);
+    }
+
+    /// The longest pause now, none in a silence.
+    fn pause(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|pause| *pause != Pace::SILENCE)
+    }
+}
 
 /// The running threads.
 pub(super) struct Clients {
@@ -37,6 +70,7 @@ impl Clients {
         sockets: &[PathBuf],
         name: &str,
         sectors: usize,
+        pace: &Pace,
         random: &mut Random,
     ) -> Clients {
         let stop = Arc::new(AtomicBool::new(false));
@@ -50,6 +84,7 @@ impl Clients {
                     name: name.to_owned(),
                     sectors: sectors as u64,
                     places: places.clone(),
+                    pace: pace.clone(),
                     random: Random::new(random.number()),
                 };
                 std::thread::spawn(move || one.run())
@@ -81,6 +116,7 @@ struct One {
     name: String,
     sectors: u64,
     places: Vec<u64>,
+    pace: Pace,
     random: Random,
 }
 
@@ -89,11 +125,25 @@ impl One {
         while !self.stopped() {
             let found = self.sockets.iter().find_map(|socket| Client::connect(socket, &self.name).ok());
             match found {
-                Some(client) => while !self.stopped() && self.batch(&client) {},
+                Some(client) => while !self.stopped() && self.pause() && self.batch(&client) {},
                 // Nobody has the device at the moment.
                 None => std::thread::sleep(Duration::from_millis(10)),
             }
         }
+    }
+
+    /// Leaves the daemons and their operator their turn. False when it is time to stop.
+    fn pause(&mut self) -> bool {
+        while !self.stopped() {
+            match self.pace.pause() {
+                None => std::thread::sleep(Duration::from_millis(10)),
+                Some(most) => {
+                    std::thread::sleep(Duration::from_micros(self.random.below(most)));
+                    return true;
+                }
+            }
+        }
+        false
     }
 
     fn stopped(&self) -> bool {
@@ -129,8 +179,6 @@ impl One {
             alive &= !matches!(end, End::Lost);
             self.record.end(&open, end);
         }
-        // Not all of a machine for us: the daemons and their operator need their turn.
-        std::thread::sleep(Duration::from_micros(self.random.below(4_000)));
         alive
     }
 
@@ -147,7 +195,7 @@ impl One {
     fn range(&mut self) -> Range<usize> {
         let most = if self.random.one_in(16) { LONGEST } else { 24 };
         let count = self.random.below(most) + 1;
-        let place = self.random.pick(&self.places).filter(|_| !self.random.one_in(5));
+        let place = self.random.pick(&self.places).filter(|_| self.random.one_in(2));
         let first = match place {
             Some(place) => place + self.random.below(PLACE),
             None => self.random.below(self.sectors),

@@ -13,6 +13,7 @@ use hast_tests::{Context, Failure, Node, Pair};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getpgid};
 
+use super::clients::Pace;
 use super::record::Record;
 use super::{Mode, RESOURCE};
 
@@ -59,6 +60,8 @@ pub(super) struct Deeds {
     pub(super) freezes: u32,
     pub(super) switches: u32,
     pub(super) failovers: u32,
+    /// The older node was made primary.
+    pub(super) mistakes: u32,
 }
 
 /// The pair, the operator's intentions and chance.
@@ -70,6 +73,8 @@ pub(super) struct Field {
     /// The node that the operator wants to serve.
     pub(super) serving: Side,
     states: [State; 2],
+    /// How busy the clients are.
+    pub(super) pace: Pace,
     /// The link is cut or stalled until then.
     pub(super) link_until: Option<Instant>,
     pub(super) deeds: Deeds,
@@ -85,6 +90,7 @@ impl Field {
             mode,
             serving: Side::A,
             states: [State::Up, State::Up],
+            pace: Pace::default(),
             link_until: None,
             deeds: Deeds::default(),
         }
@@ -173,11 +179,22 @@ impl Field {
     }
 
     fn bring_back(&mut self, side: Side) -> Result<(), Failure> {
-        self.node_mut(side).start()?;
-        self.set_state(side, State::Up);
+        self.start(side)?;
         let role = if side == self.serving { "primary" } else { "secondary" };
         self.say(format!("node {} is back as {role}", self.node(side).name()));
         self.node(side).role(role, RESOURCE)
+    }
+
+    /// Starts a node that is down, in no role.
+    pub(super) fn start(&mut self, side: Side) -> Result<(), Failure> {
+        self.node_mut(side).start()?;
+        self.set_state(side, State::Up);
+        Ok(())
+    }
+
+    /// The primary is connected; it may have much to copy still.
+    pub(super) fn is_connected(&self) -> Result<bool, Failure> {
+        Ok(View::of(self.node(self.serving))?.is("status", "complete"))
     }
 
     /// The worker of a node that is up, if it has one and it is still that node's.

@@ -27,6 +27,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 const RESOURCE: &str = "disk0";
 /// What hast.conf says besides the mode. The time-out is short, so that a stall of a few seconds exceeds it.
 const STATEMENTS: &str = "timeout 3";
+/// Small extents in bytes, so that what one write needs is not done by chance for its neighbour.
+const EXTENT: u64 = 16 << 10;
 /// A storm lasts this long at least, in milliseconds, and so much more at most.
 const STORM: (u64, u64) = (3_000, 5_000);
 /// One read of the final comparison in bytes.
@@ -149,7 +151,7 @@ fn run(wish: &Wish) -> Result<String, Failure> {
 fn setup(random: &mut Random, mode: Mode) -> Setup {
     let checksum = random.pick(&["none", "crc32", "sha256"]).unwrap_or("none");
     let compression = random.pick(&["none", "hole", "lzf"]).unwrap_or("none");
-    let mut setup = Setup { globals: format!("{STATEMENTS}\n"), ..Setup::default() };
+    let mut setup = Setup { globals: format!("{STATEMENTS}\n"), extent: EXTENT, ..Setup::default() };
     setup.globals.push_str(&format!("checksum {checksum}\ncompression {compression}\n"));
     set_mode(&mut setup, mode);
     setup
@@ -188,7 +190,7 @@ fn rounds(field: &mut Field, wish: &Wish, sectors: usize) -> Result<u32, Failure
 /// One round: a storm, calm, and the truth.
 fn play(field: &mut Field, sectors: usize) -> Result<(), Failure> {
     let sockets = Side::BOTH.map(|side| field.node(side).socket(RESOURCE));
-    let clients = Clients::start(&field.record, &sockets, RESOURCE, sectors, &mut field.random);
+    let clients = Clients::start(&field.record, &sockets, RESOURCE, sectors, &field.pace, &mut field.random);
     let (least, more) = STORM;
     let length = Duration::from_millis(least + field.random.below(more));
     // After a failure the threads end with the process.
@@ -254,6 +256,7 @@ fn done(now: &Deeds, before: &Deeds) -> String {
         (now.freezes - before.freezes, "freezes"),
         (now.switches - before.switches, "switches"),
         (now.failovers - before.failovers, "fail-overs"),
+        (now.mistakes - before.mistakes, "older nodes promoted"),
     ];
     let words: Vec<String> = counts
         .iter()

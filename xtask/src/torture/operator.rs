@@ -16,12 +16,18 @@ const CUT: u64 = 2_500;
 const SILENT: u64 = 5_000;
 /// Between two blows, at most.
 const PAUSE: u64 = 1_200;
+/// For how long a node misses what is written before it is made primary by mistake, at most.
+const MISSED: u64 = 1_500;
 /// How long the operator waits for the nodes to be in step before it drops a change of roles.
 const PATIENCE: Duration = Duration::from_secs(6);
 
 impl Field {
     /// Strikes at random for about this long.
     pub(super) fn storm(&mut self, length: Duration) -> Result<(), Failure> {
+        self.pace.change(&mut self.random);
+        if self.random.one_in(3) {
+            self.promote_the_older()?;
+        }
         let end = Instant::now() + length;
         let mut next = self.within(PAUSE);
         while Instant::now() < end {
@@ -29,6 +35,7 @@ impl Field {
             self.recover(Some(Instant::now()))?;
             if Instant::now() >= next {
                 self.strike()?;
+                self.pace.change(&mut self.random);
                 next = self.within(PAUSE);
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -39,7 +46,7 @@ impl Field {
     fn strike(&mut self) -> Result<(), Failure> {
         let (serving, other) = (self.serving, self.serving.other());
         let any = self.random.pick(&Side::BOTH).unwrap_or(Side::A);
-        match self.random.below(21) {
+        match self.random.below(22) {
             0 | 1 => self.kill_worker(serving),
             2 => self.kill_worker(other),
             3 => {
@@ -79,6 +86,7 @@ impl Field {
             15 => self.restart(any),
             16 | 17 => self.switch_over(),
             18..=20 => self.fail_over(),
+            21 => self.promote_the_older(),
             _ => Ok(()),
         }
     }
@@ -204,9 +212,52 @@ impl Field {
         self.node(new).role("primary", RESOURCE)
     }
 
+    /// A node is killed, misses what is written meanwhile, and is made primary by mistake, and the other one
+    /// secondary. It must find out, and serve what the other one has.
+    fn promote_the_older(&mut self) -> Result<(), Failure> {
+        let (newer, older) = (self.serving, self.serving.other());
+        if !self.is_calm() {
+            return Ok(());
+        }
+        self.kill_node(older)?;
+        self.pace.resume();
+        let end = self.within(MISSED);
+        while Instant::now() < end {
+            self.record.check()?;
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        // Written before it has heard of the newer node, it would make a split-brain.
+        self.pace.silence();
+        self.record.wait_nothing_open()?;
+        self.say(format!("node {} is made primary, though it is older", self.node(older).name()));
+        self.node(newer).role("secondary", RESOURCE)?;
+        self.start(older)?;
+        let told = self.node(older).hastctl(&["role", "primary", RESOURCE])?;
+        if told.code != 0 {
+            if !told.stderr.contains("error 70 ") {
+                return told.ok("promoting the older node").map(drop);
+            }
+            self.say("it knows that it is out of date, and refuses");
+            self.node(older).role("secondary", RESOURCE)?;
+            return self.node(newer).role("primary", RESOURCE);
+        }
+        self.serving = older;
+        self.deeds.mistakes += 1;
+        self.wait("the older node to be connected", Field::is_connected)?;
+        self.record.may_refuse(true);
+        self.pace.resume();
+        if self.random.one_in(2) {
+            self.kill_worker(older)?;
+        }
+        self.wait("the older node to be up to date", Field::is_in_step)?;
+        self.record.may_refuse(false);
+        Ok(())
+    }
+
     /// Everything works again; waits until the nodes are connected, while the clients go on.
     pub(super) fn calm(&mut self) -> Result<(), Failure> {
         self.say("calm");
+        self.pace.change(&mut self.random);
         self.recover(None)?;
         self.wait("the nodes to be connected", Field::is_in_step)
     }

@@ -75,6 +75,8 @@ struct Inner {
     flushed: Option<Duration>,
     sums: Sums,
     wrong: Option<String>,
+    /// The device may refuse: its node waits for the other one, which has the newer data.
+    may_refuse: bool,
     journal: Vec<Line>,
 }
 
@@ -100,6 +102,7 @@ impl Record {
             flushed: None,
             sums: Sums::default(),
             wrong: None,
+            may_refuse: false,
             journal: Vec::new(),
         };
         Record { begin: Instant::now(), interrupted, inner: Mutex::new(inner) }
@@ -157,8 +160,9 @@ impl Record {
                 "lost"
             }
             End::Refused(why) => {
-                // Nothing here ever gives the device a reason to refuse anything.
-                inner.fail(format!("request {} ({:?}) was refused: {why}", open.id, open.what));
+                if !inner.may_refuse {
+                    inner.fail(format!("request {} ({:?}) was refused: {why}", open.id, open.what));
+                }
                 "refused"
             }
         };
@@ -167,11 +171,14 @@ impl Record {
         inner.forget_flushed();
     }
 
-    /// The node that served is gone: waits until every client has noticed.
+    /// Whether the device may have a reason to refuse anything from now on.
+    pub(super) fn may_refuse(&self, so: bool) {
+        self.lock().may_refuse = so;
+    }
+
+    /// Waits until every client has its answers, or has noticed that there will be none.
     pub(super) fn wait_nothing_open(&self) -> Result<(), Failure> {
-        wait_until("the clients to notice that their device is gone", SHORT, || {
-            Ok(self.lock().open.is_empty())
-        })
+        wait_until("every open request to end", SHORT, || Ok(self.lock().open.is_empty()))
     }
 
     /// Acknowledged writes that no flush has covered may be lost.
@@ -320,6 +327,13 @@ mod tests {
         let open = refused.begin(What::Flush);
         refused.end(&open, End::Refused("EIO".into()));
         refused.check().unwrap_err();
+        let behind = record();
+        behind.may_refuse(true);
+        let id = write(&behind, 0..1);
+        let open = behind.begin(What::Write(0..1, false));
+        behind.end(&open, End::Refused("EIO".into()));
+        behind.check().unwrap();
+        assert!(holds(&behind, 0, id) && holds(&behind, 0, open.id));
     }
 
     #[test]
