@@ -138,6 +138,7 @@ fn run(wish: &Wish) -> Result<String, Failure> {
             pair.finish()?;
             Ok(verdict(rounds, deeds, &record))
         }
+        Err(failure) if field.record.is_interrupted() => Err(failure),
         Err(failure) => {
             let journal = field.pair.directory().join("journal");
             field.record.write_journal(&journal)?;

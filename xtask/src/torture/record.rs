@@ -110,13 +110,18 @@ impl Record {
 
     /// A failure if something is wrong already, or somebody wants us to end.
     pub(super) fn check(&self) -> Result<(), Failure> {
-        if self.interrupted.load(Ordering::Relaxed) {
+        if self.is_interrupted() {
             return Failure::because("interrupted");
         }
         match &self.lock().wrong {
             Some(wrong) => Failure::because(wrong.clone()),
             None => Ok(()),
         }
+    }
+
+    /// Somebody wants us to end.
+    pub(super) fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
     }
 
     /// A request begins now.
