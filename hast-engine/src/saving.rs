@@ -9,10 +9,16 @@ use hast_net::errno::Errno;
 use crate::rule::{Rule, keeps};
 use crate::types::{DiskOp, DiskResult};
 
+/// A part of the block: byte offset on the provider, and what to write there.
+pub(crate) type Part = (u64, Vec<u8>);
+
 /// One save under way.
 #[derive(Debug)]
 pub(crate) struct Saving {
-    parts: VecDeque<(u64, Vec<u8>)>,
+    current: Option<Part>,
+    parts: VecDeque<Part>,
+    /// How many of them, the current one included, belong to a save that failed before.
+    again: usize,
     flushing: bool,
 }
 
@@ -28,15 +34,24 @@ pub(crate) enum Next {
 }
 
 impl Saving {
-    /// Begins to write `metadata` to a provider with sectors of `sectorsize` bytes.
-    pub(crate) fn begin(metadata: &Metadata, sectorsize: u32) -> (Saving, Next) {
-        let mut saving = Saving { parts: metadata.writes(sectorsize).into(), flushing: false };
-        if !keeps(Rule::L8) {
-            // The whole block at once, list and all, as the original does.
-            saving.parts = [(0, metadata.encode().to_vec())].into();
-        }
+    /// Begins to write `metadata` to a provider with sectors of `sectorsize` bytes. What an earlier save may
+    /// have left half done, `unsure`, is done first: beside a part that may be torn there must be a whole one.
+    pub(crate) fn begin(metadata: &Metadata, unsure: Vec<Part>, sectorsize: u32) -> (Saving, Next) {
+        let again = unsure.len();
+        let mut parts = VecDeque::from(unsure);
+        parts.extend(metadata.writes(sectorsize));
+        let mut saving = Saving { current: None, parts, again, flushing: false };
         let next = saving.part();
         (saving, next)
+    }
+
+    /// After a failure: what the next save has to begin with, the part that failed and what belongs to it.
+    pub(crate) fn unsure(self) -> Vec<Part> {
+        let mut parts: Vec<Part> = self.current.into_iter().chain(self.parts).collect();
+        if self.again > 0 {
+            parts.truncate(self.again);
+        }
+        parts
     }
 
     /// What was asked for last has ended.
@@ -47,16 +62,24 @@ impl Saving {
                 self.flushing = true;
                 Next::Disk(DiskOp::Flush)
             }
-            Ok(_) => self.part(),
-            Err(Errno::EOPNOTSUPP) if self.flushing => self.part(),
+            Ok(_) => self.part_done(),
+            Err(Errno::EOPNOTSUPP) if self.flushing => self.part_done(),
             Err(error) => Next::Failed(error),
         }
     }
 
+    fn part_done(&mut self) -> Next {
+        self.again = self.again.saturating_sub(1);
+        self.part()
+    }
+
     fn part(&mut self) -> Next {
         self.flushing = false;
-        match self.parts.pop_front() {
-            Some((offset, data)) => Next::Disk(DiskOp::Write { offset, data: Buffer::from(data) }),
+        self.current = self.parts.pop_front();
+        match &self.current {
+            Some((offset, data)) => {
+                Next::Disk(DiskOp::Write { offset: *offset, data: Buffer::from(data.clone()) })
+            }
             None => Next::Durable,
         }
     }

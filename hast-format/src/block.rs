@@ -24,6 +24,7 @@ use crate::extension::{self, AREA, Found};
 use crate::layout::METADATA_SIZE;
 use crate::metadata::{Metadata, MetadataError};
 use crate::nv;
+use crate::rule::{Rule, keeps};
 
 /// Bytes of the block.
 const BLOCK: usize = METADATA_SIZE as usize;
@@ -104,6 +105,9 @@ impl Metadata {
     /// understands.
     pub fn read(block: &[u8]) -> Result<Reading, MetadataError> {
         let block = block.get(..BLOCK).ok_or(MetadataError::Short { length: block.len() })?;
+        if !keeps(Rule::L8) {
+            return Ok(Reading { metadata: Metadata::decode(block)?, state: BlockState::NoArea });
+        }
         let (list_part, area) = block.split_at(AREA_OFFSET);
         let copy = list_part.get(COPY_OFFSET..).and_then(|rest| rest.get(..AREA)).unwrap_or_default();
         let (metadata, state) = match (extension::decode(area)?, extension::decode(copy)?) {

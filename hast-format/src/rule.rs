@@ -79,6 +79,9 @@ impl Rule {
     ];
 }
 
+/// Whether this build has the switch.
+pub const MUTANTS: bool = cfg!(feature = "mutants");
+
 #[cfg(not(feature = "mutants"))]
 /// Whether the rule is kept: always.
 #[must_use]

@@ -149,6 +149,18 @@ impl Receiver {
         self.ready.pop_front()
     }
 
+    /// In a mutant only: the connection has ended, and what came of a message is taken for all of it, the rest
+    /// being whatever lay in the buffer (defects.md L13).
+    #[cfg(feature = "mutants")]
+    pub fn take_incomplete(&mut self) -> Option<Frame> {
+        if self.partial.is_none() || hast_format::rule::keeps(hast_format::rule::Rule::L13) {
+            return None;
+        }
+        let rest = self.space().len();
+        self.advance(rest).ok()?;
+        self.next_frame()
+    }
+
     /// Whether the stream stands between two frames, so that its end here cuts nothing off.
     #[must_use]
     pub fn is_idle(&self) -> bool {

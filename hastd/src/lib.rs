@@ -51,3 +51,6 @@ fn worker_channel() -> io::Result<ipc::Channel> {
     nix::sys::prctl::set_name(c"hastd")?;
     Ok(channel)
 }
+
+/// No build of the daemon has the switch that breaks a rule.
+const _: () = assert!(!hast_engine::rule::MUTANTS, "hastd is never built with the feature `mutants`");

@@ -25,6 +25,9 @@ struct Candidate {
     /// Another write, begun after this one had ended, was acknowledged: only a loss of power can bring this
     /// one back.
     superseded: Option<Duration>,
+    /// A flush failed after that: as with fsync(2), what was written last may never get to the disk, whatever
+    /// later flushes say, and then a loss of power brings this one back.
+    haunting: bool,
 }
 
 /// What the client may read, sector by sector.
@@ -46,6 +49,7 @@ impl Memory {
             ended: Some(Duration::ZERO),
             acknowledged: true,
             superseded: None,
+            haunting: false,
         };
         Memory { sectors: vec![vec![first]; sectors], open: BTreeMap::new() }
     }
@@ -87,6 +91,7 @@ impl Memory {
                 ended: None,
                 acknowledged: false,
                 superseded: None,
+                haunting: false,
             });
         }
     }
@@ -105,8 +110,9 @@ impl Memory {
             if acknowledged {
                 for candidate in sector.iter_mut() {
                     let before = candidate.ended.is_some_and(|ended| ended < invoked);
-                    if before && candidate.superseded.is_none() {
+                    if before && (candidate.superseded.is_none() || candidate.haunting) {
                         candidate.superseded = Some(now);
+                        candidate.haunting = false;
                     }
                 }
             }
@@ -116,7 +122,16 @@ impl Memory {
     /// A flush that was begun at `invoked` was acknowledged: what was superseded by then never comes back.
     pub fn flushed(&mut self, invoked: Duration) {
         for sector in &mut self.sectors {
-            sector.retain(|candidate| candidate.superseded.is_none_or(|at| at >= invoked));
+            sector.retain(|candidate| {
+                candidate.haunting || candidate.superseded.is_none_or(|at| at >= invoked)
+            });
+        }
+    }
+
+    /// A flush failed.
+    pub fn flush_failed(&mut self) {
+        for candidate in self.sectors.iter_mut().flatten() {
+            candidate.haunting |= candidate.superseded.is_some();
         }
     }
 
@@ -146,6 +161,7 @@ impl Memory {
             ended: Some(now),
             acknowledged: true,
             superseded: None,
+            haunting: false,
         };
         for sector in &mut self.sectors {
             sector.push(lost.clone());

@@ -131,6 +131,15 @@ impl Disk {
         }
     }
 
+    /// A sector that nobody touched holds something else now.
+    pub fn rot(&mut self, sector: usize, random: &mut Random) {
+        let mut bytes = [0; SECTOR];
+        for chunk in bytes.chunks_exact_mut(8) {
+            chunk.copy_from_slice(&random.number().to_le_bytes());
+        }
+        self.write_through((sector * SECTOR) as u64, &bytes);
+    }
+
     /// Writes what is durable at once; everything cached becomes so too.
     pub fn write_through(&mut self, offset: u64, data: &[u8]) {
         self.write(offset, data, usize::MAX);

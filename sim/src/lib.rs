@@ -19,18 +19,77 @@ mod world;
 pub use scenes::Scene;
 pub use world::{Plan, World};
 
+use std::fmt;
+use std::str::FromStr;
+
 use hast_net::Replication;
+
+impl Plan {
+    /// The plan that belongs to a seed.
+    #[must_use]
+    pub fn of(seed: u64) -> Plan {
+        let pick = |n: u64, count: usize| usize::try_from(n % (count as u64).max(1)).unwrap_or(0);
+        let mode = MODES.get(pick(seed, MODES.len())).copied().unwrap_or_default();
+        let scene = Scene::ALL.get(pick(seed / 3, Scene::ALL.len())).copied().unwrap_or(Scene::Storm);
+        Plan { seed, scene, mode, rounds: 3, trace: false }
+    }
+}
+
+/// `Storm async 14`: all that it takes to play the history again.
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} {} {}", self.scene, self.mode, self.seed)
+    }
+}
+
+impl FromStr for Plan {
+    type Err = String;
+
+    /// The form that `Display` writes, or a seed alone.
+    fn from_str(text: &str) -> Result<Plan, String> {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let seed = |word: &str| word.parse::<u64>().map_err(|error| format!("{word}: {error}"));
+        match words.as_slice() {
+            [number] => Ok(Plan::of(seed(number)?)),
+            [scene, mode, number] => {
+                let found = Scene::ALL.into_iter().find(|known| format!("{known:?}") == *scene);
+                let scene = found.ok_or_else(|| format!("no scene is called {scene}"))?;
+                let mode = Replication::parse(mode).ok_or_else(|| format!("no mode is called {mode}"))?;
+                Ok(Plan { scene, mode, ..Plan::of(seed(number)?) })
+            }
+            _ => Err(format!("neither a seed nor a scene, a mode and a seed: {text}")),
+        }
+    }
+}
+
+/// The replication modes, in the order that seeds take them.
+const MODES: [Replication; 3] = [Replication::Fullsync, Replication::Memsync, Replication::Async];
 
 /// Plays one whole history.
 ///
 /// # Errors
 /// What rule was broken, and when.
-pub fn play(seed: u64, trace: bool) -> Result<World, String> {
-    let modes = [Replication::Fullsync, Replication::Memsync, Replication::Async];
-    let mode = usize::try_from(seed % 3).ok().and_then(|at| modes.get(at).copied()).unwrap_or_default();
-    let scene =
-        usize::try_from(seed / 3 % Scene::ALL.len() as u64).ok().and_then(|at| Scene::ALL.get(at).copied());
-    let scene = scene.unwrap_or(Scene::Storm);
-    let mut world = World::new(Plan { seed, scene, mode, rounds: 3, trace })?;
+pub fn play(plan: Plan) -> Result<World, String> {
+    let mut world = World::new(plan)?;
     world.run().map(|()| world)
+}
+
+/// Whether something goes wrong in this history: what, if so. A panic counts, debug assertions are meant to
+/// notice.
+#[must_use]
+pub fn notices(plan: Plan) -> Option<String> {
+    match std::panic::catch_unwind(|| play(plan)) {
+        Ok(Ok(_)) => None,
+        Ok(Err(error)) => Some(error),
+        Err(_) => Some("a panic".into()),
+    }
+}
+
+/// Breaks a rule, or none, in the whole process; false in a build that has no mutants.
+pub fn break_rule(rule: Option<hast_engine::rule::Rule>) -> bool {
+    #[cfg(feature = "mutants")]
+    hast_engine::rule::break_rule(rule);
+    #[cfg(not(feature = "mutants"))]
+    let _ = rule;
+    cfg!(feature = "mutants")
 }

@@ -108,9 +108,8 @@ impl Node {
     pub(crate) fn recreate(&mut self) -> Result<(), String> {
         let end = usize::try_from(self.layout()?.localoff()).unwrap_or(0);
         let mut contents = Node::blank(self.keepdirty, self.roomy)?;
-        if let (Some(to), Some(from)) = (contents.get_mut(end..), self.disk.contents().get(end..)) {
-            to.copy_from_slice(from);
-        }
+        // Another disk, that held something else.
+        contents.get_mut(end..).unwrap_or_default().fill(0xee);
         let no_cache = self.disk.no_cache;
         self.disk = Disk::new(contents);
         self.disk.no_cache = no_cache;

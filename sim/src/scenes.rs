@@ -4,7 +4,9 @@
 use core::time::Duration;
 
 use hast_format::metadata::Role;
+use hast_net::Replication;
 
+use crate::disk::Faults;
 use crate::node::{Node, Worker};
 use crate::world::World;
 
@@ -30,11 +32,23 @@ pub enum Scene {
     WrittenAlone,
     /// A primary is out of date, restarts, and is read before the secondary is back (L18).
     OutOfDate,
+    /// A sector of the metadata goes bad (L8).
+    BadSector,
+    /// Flushes fail on one node, of the map too, and then it loses power (L9, L11).
+    FlushFails,
+    /// A secondary that knows no marks fails writes; then the primary dies (C1 b).
+    PeerFails,
+    /// Nodes that know no marks are said to be in step; then the secondary loses power (C2).
+    JustInStep,
+    /// A planned change of roles during which the link breaks (C4).
+    Planned,
+    /// An outdated primary is written while it shakes hands with the newer copy.
+    WrittenInHandshake,
 }
 
 impl Scene {
     /// Every scene, storms more often.
-    pub const ALL: [Scene; 12] = [
+    pub const ALL: [Scene; 21] = [
         Scene::Storm,
         Scene::SplitBrain,
         Scene::Storm,
@@ -47,7 +61,21 @@ impl Scene {
         Scene::WrittenAlone,
         Scene::Roomy,
         Scene::OutOfDate,
+        Scene::Storm,
+        Scene::BadSector,
+        Scene::FlushFails,
+        Scene::Storm,
+        Scene::PeerFails,
+        Scene::JustInStep,
+        Scene::Storm,
+        Scene::Planned,
+        Scene::WrittenInHandshake,
     ];
+
+    /// Whether the nodes know nothing of each other beyond the original.
+    pub(crate) fn is_plain(self) -> bool {
+        matches!(self, Scene::PeerFails | Scene::JustInStep)
+    }
 }
 
 impl World {
@@ -60,6 +88,12 @@ impl World {
             Scene::FirstContact => self.first_contact(),
             Scene::WrittenAlone => self.written_alone(),
             Scene::OutOfDate => self.out_of_date(),
+            Scene::BadSector => self.bad_sector(),
+            Scene::FlushFails => self.flush_fails(),
+            Scene::PeerFails => self.peer_fails(),
+            Scene::JustInStep => self.just_in_step(),
+            Scene::Planned => self.planned(),
+            Scene::WrittenInHandshake => self.written_in_handshake(),
         }
     }
 
@@ -157,6 +191,9 @@ impl World {
         self.kill(0, power);
         self.set_running(0, false);
         self.stop_role(1)?;
+        if self.random.one_in(2) {
+            self.kill(1, true);
+        }
         if self.metadata_of(1)?.extension.mark.is_some() {
             // The supervisor refuses the promotion.
             self.back(0, Role::Primary);
@@ -221,6 +258,150 @@ impl World {
         // Reads of what is out of date wait, or fail; they do not bring old data.
         self.read_everything(0)?;
         self.network = true;
+        self.quiet()
+    }
+
+    fn bad_sector(&mut self) -> Result<(), String> {
+        self.pair()?;
+        if self.random.one_in(2) {
+            self.network = false;
+            self.cut();
+            self.write_some(0, 10, true)?;
+        }
+        let node = usize::from(self.random.one_in(2));
+        self.stop_role(node)?;
+        let sector = usize::try_from(self.random.below(8)).unwrap_or(0);
+        self.trace(|| format!("node {node}: sector {sector} goes bad"));
+        if let Some(node) = self.nodes.get_mut(node) {
+            node.disk.rot(sector, &mut self.random);
+        }
+        self.network = true;
+        self.set_role(node, if node == 0 { Role::Primary } else { Role::Secondary });
+        self.write_some(0, 5, true)?;
+        self.quiet()
+    }
+
+    fn flush_fails(&mut self) -> Result<(), String> {
+        self.pair()?;
+        let node = usize::from(self.random.one_in(2));
+        let flush = 1 + self.random.below(3);
+        if let Some(node) = self.nodes.get_mut(node) {
+            node.disk.faults = Faults { flush, ..Faults::default() };
+        }
+        for _ in 0..4 {
+            self.write_some(0, 6, true)?;
+            if self.random.one_in(2) {
+                self.flush_one(0);
+                self.until("the flush is answered", World::nothing_is_open)?;
+            }
+        }
+        self.kill(node, true);
+        self.calm();
+        let role = if node == 0 { Role::Primary } else { Role::Secondary };
+        self.back(node, role);
+        self.quiet()
+    }
+
+    fn peer_fails(&mut self) -> Result<(), String> {
+        self.pair()?;
+        if let Some(node) = self.nodes.get_mut(1) {
+            node.disk.faults = Faults { write: 1, ..Faults::default() };
+        }
+        self.write_some(0, 5, true)?;
+        self.pass(Duration::from_secs(2))?;
+        self.kill(0, false);
+        self.set_running(0, false);
+        self.calm();
+        self.serving = 1;
+        self.expect_split = true;
+        self.set_role(1, Role::Primary);
+        self.write_some(1, 5, false)?;
+        // Nothing but the counts says that the dead node holds something that this one never had.
+        self.serving = 0;
+        let seen = self.events_of("split-brain");
+        self.back(0, Role::Secondary);
+        self.until("the split-brain is noticed on both nodes", |world| {
+            world.events_of("split-brain") >= seen + 2
+        })?;
+        self.stop_role(1)?;
+        self.stop_role(0)?;
+        self.set_role(0, Role::Primary);
+        self.repair_by_create(1)
+    }
+
+    fn just_in_step(&mut self) -> Result<(), String> {
+        self.pair()?;
+        self.network = false;
+        self.cut();
+        self.until("both nodes notice", |world| {
+            matches!(world.nodes.get(1).map(|node| &node.worker), Some(Worker::None))
+                && !world.nodes.first().is_some_and(Node::is_connected)
+        })?;
+        self.write_some(0, 20, true)?;
+        self.flush_one(0);
+        self.until("the flush is answered", World::nothing_is_open)?;
+        self.network = true;
+        self.until("the nodes are in step", |world| world.nodes.first().is_some_and(Node::is_in_step))?;
+        self.kill(0, false);
+        self.set_running(0, false);
+        self.kill(1, true);
+        self.serving = 1;
+        self.back(1, Role::Primary);
+        self.read_everything(1)?;
+        self.back(0, Role::Secondary);
+        self.quiet()
+    }
+
+    fn planned(&mut self) -> Result<(), String> {
+        self.pair()?;
+        let before = self.metadata_of(0)?.localcnt;
+        for _ in 0..20 {
+            self.write_one(0, true);
+        }
+        self.set_role(0, Role::Secondary);
+        let after = Duration::from_micros(self.random.below(3_000));
+        self.pass(after)?;
+        self.cut();
+        self.until("the old primary ends", |world| {
+            !matches!(world.nodes.first().map(|node| &node.worker), Some(Worker::Primary(_)))
+        })?;
+        let counted = self.metadata_of(0)?.localcnt != before;
+        if counted && self.plan.mode == Replication::Fullsync {
+            return Err("C4: a planned change of roles has raised localcnt".into());
+        }
+        if counted {
+            self.set_role(0, Role::Primary);
+        } else {
+            self.serving = 1;
+            self.set_role(1, Role::Primary);
+            self.until("a primary is there", |world| {
+                matches!(world.nodes.get(1).map(|node| &node.worker), Some(Worker::Primary(_)))
+            })?;
+            self.read_everything(1)?;
+        }
+        self.quiet()
+    }
+
+    fn written_in_handshake(&mut self) -> Result<(), String> {
+        self.pair()?;
+        self.take_over(0, 1)?;
+        self.stop_role(1)?;
+        self.serving = 0;
+        self.back(0, Role::Primary);
+        self.set_role(1, Role::Secondary);
+        self.until("the handshake has begun", |world| {
+            world.nodes.first().is_some_and(|node| node.conns.iter().all(Option::is_some))
+        })?;
+        let after = Duration::from_micros(self.random.below(6_000));
+        self.pass(after)?;
+        // Whoever gets an answer is kept, or the nodes say that they were written apart.
+        self.expect_split = true;
+        self.write_some(0, 8, true)?;
+        let end = self.now + Duration::from_secs(60);
+        let settled = |world: &World| world.events_of("split-brain") >= 2 || world.is_quiet();
+        if self.advance_until(end, settled)? && self.events_of("split-brain") > 0 {
+            return Ok(());
+        }
         self.quiet()
     }
 

@@ -193,10 +193,7 @@ impl World {
         if self.excused {
             return Ok(());
         }
-        played.map_err(|what| {
-            let Plan { seed, scene, mode, .. } = self.plan;
-            format!("seed {seed} ({scene:?}, {mode}), at {:.3?}: {what}", self.now)
-        })
+        played.map_err(|what| format!("{}, at {:.3?}: {what}", self.plan, self.now))
     }
 
     /// A stormy period.
@@ -251,7 +248,7 @@ impl World {
         }
     }
 
-    fn is_quiet(&self) -> bool {
+    pub(crate) fn is_quiet(&self) -> bool {
         let secondary = 1 - self.serving;
         self.requests.is_empty()
             && self.nodes.get(self.serving).is_some_and(|node| node.is_in_step() && node.is_clean())
@@ -338,6 +335,19 @@ impl World {
         }
         let Some((op, covers)) = n.in_flight.remove(&id) else { return };
         let result = n.disk.carry_out(&op, covers, &mut self.random);
+        if let Err(error) = &result
+            && self.plan.trace
+        {
+            println!("{:>12.6} node {node}: {op:?} fails: {error}", self.now.as_secs_f64());
+        }
+        if matches!(op, DiskOp::Write { offset, .. } if offset < 4096)
+            && let Ok(metadata) = n.metadata()
+            && metadata.resuid == 0
+            && (metadata.localcnt, metadata.remotecnt) != (0, 0)
+        {
+            self.fail(format!("C5: node {node} has counts, but no resuid yet"));
+        }
+        let Some(n) = self.nodes.get_mut(node) else { return };
         n.handle_disk(now, id, result);
         self.pump(node);
     }
@@ -422,7 +432,9 @@ impl World {
         }
         let refused = code == 78 && self.expect_split && !was_primary;
         if was_primary && code == 66 {
-            // The disk failed at the worst moment: the operator starts it again.
+            // The disk failed at the worst moment, and the log says that it could not be flushed: the operator
+            // starts it again.
+            self.memory.flush_failed();
             let role = self.nodes.get(node).map_or(Role::Init, |node| node.role);
             return self.schedule(Duration::from_secs(1), Happening::Back { node, role });
         }
@@ -627,13 +639,12 @@ impl World {
 
     fn broken(&mut self, conn: ConnId, to: usize) {
         let now = self.now;
-        if let Some(end) = self.conns.get_mut(&conn).and_then(|conn| conn.ends.get_mut(to)) {
-            if !end.open {
-                return;
-            }
-            end.open = false;
-        } else {
-            return;
+        let Some(ended) = self.conns.get_mut(&conn) else { return };
+        let (primary, side) = (ended.primary, ended.side);
+        let Some(end) = ended.ends.get_mut(to).filter(|end| end.open) else { return };
+        end.open = false;
+        if let Some(frame) = end.end() {
+            self.frame(conn, to, primary == to, side, frame);
         }
         let Some(n) = self.nodes.get_mut(to) else { return };
         if n.conns.contains(&Some(conn)) {
@@ -722,7 +733,9 @@ impl World {
                 self.close_end(id, to);
             }
             Ok(Hello::First(hello)) => {
-                let ext = hello.ext.intersection(Extensions::ALL);
+                // A plain pair is one of which the secondary knows nothing beyond the original.
+                let known = if self.plan.scene.is_plain() { Extensions::NONE } else { Extensions::ALL };
+                let ext = hello.ext.intersection(known);
                 if let Worker::Secondary(_) = n.worker {
                     n.waiting = Some((id, ext));
                     n.handle_stop(self.now);
@@ -798,11 +811,22 @@ impl World {
         }
     }
 
+    /// One flush.
+    pub(crate) fn flush_one(&mut self, node: usize) {
+        self.next_id += 1;
+        self.ask(node, RequestId(self.next_id), What::Flush, Op::Flush);
+    }
+
     fn ask(&mut self, node: usize, id: RequestId, what: What, op: Op) {
         let now = self.now;
         let Some(Node { worker: Worker::Primary(engine), .. }) = self.nodes.get_mut(node) else { return };
         self.requests.insert(id, Asked { invoked: now, what });
+        let (offset, length) = op.range();
         engine.handle_request(now, id, op);
+        let sector = SECTOR as u64;
+        self.trace(|| {
+            format!("client: request {} {what:?}, {} sectors from {}", id.0, length / sector, offset / sector)
+        });
         self.pump(node);
     }
 
@@ -892,6 +916,7 @@ impl World {
             (What::Read { .. }, Ok(None)) => self.fail("a read brought no data".into()),
             (What::Write | What::Delete, result) => self.memory.end(now, id.0, result.is_ok()),
             (What::Flush, Ok(_)) => self.memory.flushed(invoked),
+            (What::Flush, Err(_)) => self.memory.flush_failed(),
             (_, Err(_)) => {}
         }
     }

@@ -1,19 +1,34 @@
-//! Many short histories: whatever happens, both nodes end up the same and hold what was acknowledged.
+//! Whatever happens, both nodes end up the same and hold what was acknowledged.
+//!
+//! `HAST_SIM_SEED` and `HAST_SIM_COUNT` choose other histories than the first few hundred.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use hast_sim::{Plan, play};
 
 #[test]
 fn histories_keep_every_promise() {
-    let first: u64 = std::env::var("HAST_SIM_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
-    let count: u64 = std::env::var("HAST_SIM_COUNT").ok().and_then(|s| s.parse().ok()).unwrap_or(200);
-    let trace = std::env::var("HAST_SIM_TRACE").is_ok();
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let (first, count) = (number("HAST_SIM_SEED").unwrap_or(1), number("HAST_SIM_COUNT").unwrap_or(240));
     let mut failures = Vec::new();
     let mut happenings = 0;
     for seed in first..first + count {
-        match hast_sim::play(seed, trace) {
+        match play(Plan::of(seed)) {
             Ok(world) => happenings += world.happenings(),
             Err(error) => failures.push(error),
         }
     }
     assert!(failures.is_empty(), "{} of {count} failed:\n{}", failures.len(), failures.join("\n"));
     assert!(happenings > count * 1_000, "only {happenings} things happened");
+}
+
+/// Every history that ever found a fault, in the engine or in the simulator.
+#[test]
+fn histories_that_failed_once_pass() {
+    let plans = include_str!("../seeds/once-failing");
+    for line in plans.lines().filter(|line| !line.starts_with('#')) {
+        let plan: Plan = line.split('#').next().unwrap_or_default().parse().expect("a plan");
+        if let Err(error) = play(plan) {
+            panic!("{error}");
+        }
+    }
 }

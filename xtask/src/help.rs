@@ -23,6 +23,14 @@ cargo xtask torture [--minutes M] [--seed N] [--mode fullsync|memsync|async]
     to round. The seed decides what chance decides, as far as real processes
     allow. On a failure the directory with logs, disks and journal stays.
 
+cargo xtask sim [--seed N | --plan 'SCENE MODE N'] [--minutes M]
+    Two nodes of the shipping engine in a simulated world. With a seed, or a
+    plan as a failure names it, one history is told step by step; otherwise
+    fresh histories are played until one fails or M minutes (one) are over.
+
+cargo xtask sim --mutant RULE [--minutes M]
+    Breaks one rule of the engine and looks for a history that notices.
+
 cargo xtask help
     Shows this.
 ";

@@ -2,6 +2,7 @@
 
 mod demo;
 mod help;
+mod sim;
 mod test;
 mod torture;
 
@@ -26,6 +27,7 @@ fn run() -> Result<ExitCode, lexopt::Error> {
         Some(Value(command)) => match command.to_str() {
             Some("help") => Ok(help::show()),
             Some("demo") => demo::main(parser),
+            Some("sim") => sim::main(parser),
             Some("test") => test::main(parser),
             Some("torture") => torture::main(parser),
             _ => Err(format!("no command {command:?}").into()),

@@ -6,6 +6,7 @@
 
 use core::time::Duration;
 
+use hast_format::bitmap::Bitmap;
 use hast_net::errno::Errno;
 use hast_net::extensions::Extensions;
 use hast_net::message::Command;
@@ -30,12 +31,17 @@ pub(super) struct Flush {
     begun: u64,
     /// When the first answer came that no flush has covered.
     unflushed_since: Option<Duration>,
+    /// A flush of the map or the metadata failed: the system reports what it could not write only once, and it
+    /// may have been data. The next flush fails for it.
+    failed: Option<Errno>,
+    /// After a failure housekeeping waits until then.
+    not_before: Option<Duration>,
     /// The local disk has no cache to flush (M4).
     no_local_cache: bool,
     /// The peer's disk has none.
     no_peer_cache: bool,
     /// Clients whose flush is done but for a durable rise of localcnt, by this save (L9).
-    counting: Vec<(RequestId, u64)>,
+    counting: Vec<(RequestId, u64, DiskResult)>,
 }
 
 #[derive(Debug)]
@@ -45,6 +51,8 @@ struct Run {
     ticket: u64,
     local: Part,
     remote: Part,
+    /// Extents that the secondary alone had stored when it began.
+    lone: Bitmap,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +100,13 @@ impl Flush {
             || !self.counting.is_empty()
     }
 
+    /// The disk has failed a flush whose error nobody else will see.
+    pub(super) fn fail_next(&mut self, error: Errno) {
+        if error != Errno::EOPNOTSUPP {
+            self.failed = Some(error);
+        }
+    }
+
     pub(super) fn no_local_cache(&mut self) {
         self.no_local_cache = true;
     }
@@ -110,7 +125,9 @@ impl Primary {
     /// Begins a flush if one is wanted and none is under way.
     pub(super) fn kick_flush(&mut self) {
         let serving = matches!(self.phase, Phase::Serving | Phase::Draining(_));
-        let many = self.link.is_up() && self.map.unflushed() >= EXTENTS;
+        let many = self.link.is_up()
+            && self.map.unflushed() >= EXTENTS
+            && self.flush.not_before.is_none_or(|at| at <= self.now);
         let wanted = self.flush.asked > self.flush.begun || !self.flush.waiting.is_empty() || many;
         if !serving || !wanted || self.flush.running.is_some() {
             return;
@@ -118,6 +135,7 @@ impl Primary {
         self.flush.begun = self.flush.asked;
         self.flush.unflushed_since = None;
         self.map.flush_begins();
+        let lone = std::mem::replace(&mut self.sync.lone, Bitmap::new(self.sync.stale.len()));
         let local = if self.flush.no_local_cache {
             Part::Unsupported
         } else {
@@ -134,7 +152,7 @@ impl Primary {
             Part::Behind(self.link.last_seq())
         };
         let clients = std::mem::take(&mut self.flush.waiting);
-        self.flush.running = Some(Run { clients, ticket: self.flush.begun, local, remote });
+        self.flush.running = Some(Run { clients, ticket: self.flush.begun, local, remote, lone });
         self.advance_flush();
     }
 
@@ -151,7 +169,7 @@ impl Primary {
     }
 
     pub(super) fn locally_flushed(&mut self, result: DiskResult) {
-        let part = match result {
+        let part = match self.flush.failed.take().map_or(result, Err) {
             Ok(_) => Part::Done,
             Err(Errno::EOPNOTSUPP) => {
                 self.flush.no_local_cache = true;
@@ -160,6 +178,7 @@ impl Primary {
             Err(error) => {
                 log::error!("Local request failed ({error}): FLUSH.");
                 self.statistics.flush_errors += 1;
+                self.suspect_writes();
                 Part::Failed(error)
             }
         };
@@ -207,7 +226,12 @@ impl Primary {
         let Some(run) = self.flush.running.take_if(|run| run.local.is_over() && run.remote.is_over()) else {
             return;
         };
-        let Run { clients, ticket, local, remote } = run;
+        let Run { clients, ticket, local, remote, lone } = run;
+        let good = local.is_durable() && remote.is_durable();
+        self.flush.not_before = (!good).then(|| self.now + LATEST);
+        if !remote.is_durable() {
+            self.sync.lone.union(&lone);
+        }
         let mut counting = None;
         let mut excused = false;
         if matches!(remote, Part::Failed(_)) && keeps(Rule::L9) {
@@ -217,22 +241,26 @@ impl Primary {
             self.sync_failed();
             self.sync.unconfirmed = true;
             counting = Some(self.count()).filter(|save| !self.meta.is_durable(*save));
-        } else if matches!(local, Part::Failed(_)) && remote == Part::Done && keeps(Rule::L9) {
-            // L9: our disk may lose what the secondary has.
+        } else if matches!(local, Part::Failed(_)) && remote.is_durable() && keeps(Rule::L9) {
+            // L9: our disk may lose what the secondary has; and what this node alone was given, the secondary
+            // does not have either.
             let unflushed: Vec<u32> = self.map.not_durable();
-            let trusted = !unflushed.iter().any(|extent| self.is_behind(*extent));
+            excused = !self.map.to_synchronise().iter().any(|extent| self.is_behind(extent));
             self.map.flush_failed();
-            if trusted {
-                for extent in unflushed {
-                    counting = self.record_stale(extent..extent + 1).or(counting);
-                    self.map.mark_dirty(extent);
+            for extent in unflushed {
+                if self.is_behind(extent) {
+                    continue;
                 }
-                self.begin_session();
-                excused = counting.is_some();
-            } else {
-                self.flush.note_unflushed(self.now);
-                self.sync_failed();
+                match self.record_stale(extent..extent + 1) {
+                    Some(save) => {
+                        counting = Some(save);
+                        self.map.mark_dirty(extent);
+                    }
+                    None => excused = false,
+                }
             }
+            self.flush.note_unflushed(self.now);
+            self.begin_session();
         } else if (local.is_durable() || !keeps(Rule::L9)) && remote.is_durable() {
             self.map.flush_succeeded();
             self.copies_are_durable(ticket);
@@ -245,14 +273,18 @@ impl Primary {
         }
         let result = match (local, remote) {
             (Part::Failed(error), _) if !excused && keeps(Rule::L9) => Err(error),
-            (Part::Failed(_), Part::Done) => Ok(None),
+            (Part::Failed(_), Part::Done | Part::Unsupported) => Ok(None),
             (Part::Failed(error), _) => Err(error),
+            // What is on the secondary alone it was not asked to flush, or did not.
+            _ if !self.sync.lone.is_empty() && !remote.is_durable() => Err(Errno::EIO),
             (Part::Unsupported, Part::Done) | (Part::Done, _) => Ok(None),
             _ => Err(Errno::EOPNOTSUPP),
         };
         for id in clients {
             match counting {
-                Some(save) if result.is_ok() => self.flush.counting.push((id, save)),
+                Some(save) if !matches!(result, Err(error) if error != Errno::EOPNOTSUPP) => {
+                    self.flush.counting.push((id, save, result.clone()));
+                }
                 _ => self.complete(id, result.clone()),
             }
         }
@@ -261,10 +293,10 @@ impl Primary {
     /// What waited for localcnt to rise by `save` is complete, or has failed.
     pub(super) fn end_counting_flushes(&mut self, save: u64, result: DiskResult) {
         let (due, rest): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.flush.counting).into_iter().partition(|(_, wanted)| *wanted <= save);
+            std::mem::take(&mut self.flush.counting).into_iter().partition(|(_, wanted, _)| *wanted <= save);
         self.flush.counting = rest;
-        for (id, _) in due {
-            self.complete(id, result.clone());
+        for (id, _, outcome) in due {
+            self.complete(id, result.clone().and(outcome));
         }
     }
 

@@ -72,6 +72,10 @@ pub(super) struct Link {
     split: bool,
     /// An earlier first contact broke off before its map was durable (L19).
     owed: bool,
+    /// The save that made the resuid durable, or will.
+    resuid_save: u64,
+    /// localcnt as it stood in the second step: what the secondary decides by.
+    said: u64,
     /// The save that must be durable before the nodes count as connected.
     merge_save: u64,
     last_sent: Duration,
@@ -128,6 +132,8 @@ impl Link {
             peer_boot: [0; 16],
             split: false,
             owed: false,
+            resuid_save: 0,
+            said: 0,
             merge_save: 0,
             last_sent: now,
             last_received: now,
@@ -145,6 +151,11 @@ impl Link {
     /// Whether there is anything to lose.
     pub(super) fn is_connected(&self) -> bool {
         !matches!(self.stage, Stage::Down(_))
+    }
+
+    /// Whether the secondary's map is being made durable here.
+    pub(super) fn is_merging(&self) -> bool {
+        self.stage == Stage::Merging
     }
 
     pub(super) fn version(&self) -> u8 {
@@ -336,6 +347,7 @@ impl Primary {
         let virgin = self.metadata.resuid == 0;
         if virgin {
             self.metadata.resuid = self.random;
+            self.link.resuid_save = 0;
         }
         // L19: an original adopts the resuid at once, and what it has to be sent lives in its memory alone.
         // A fresh one cannot be told from one that we know: note it each time, and look at the answer.
@@ -344,7 +356,13 @@ impl Primary {
         if virgin || (note && !self.link.owed) {
             self.metadata.extension.full_sync_owed = note;
             let save = self.save_metadata();
+            self.link.resuid_save = save;
             self.enter(Stage::Preparing { save, virgin });
+        } else if !self.meta.is_durable(self.link.resuid_save) {
+            // Drawn in an attempt that broke off, and not on disk yet: nobody may adopt it before that.
+            let save = self.save_metadata();
+            self.link.resuid_save = save;
+            self.enter(Stage::Preparing { save, virgin: false });
         } else {
             self.second_hello(false);
         }
@@ -379,6 +397,7 @@ impl Primary {
             remotecnt: self.metadata.remotecnt,
             boot: self.link.has(Extensions::SYNC_MARKS).then_some(self.host.boot),
         };
+        self.link.said = self.metadata.localcnt;
         self.enter(Stage::AwaitingSecond);
         self.send(Side::In, Message::SecondHello(hello));
     }
@@ -426,6 +445,10 @@ impl Primary {
                 return Err(format!("The secondary's map has {} bytes, ours {least}", map.len()));
             }
         }
+        if syncsrc == SyncSource::Secondary && self.link.said != self.metadata.localcnt {
+            // A write was completed here alone since: the secondary decided by a count that is no more.
+            return Err("This node was written during the handshake".into());
+        }
         self.link.peer = Counts { local: localcnt, remote: remotecnt };
         if virgin && self.metadata.localcnt == 0 {
             self.metadata.localcnt = 1;
@@ -442,6 +465,12 @@ impl Primary {
         }
         if received.iter().any(|extent| !self.map.to_synchronise().contains(extent)) {
             self.sync.unconfirmed = true;
+        }
+        if syncsrc == SyncSource::Primary && self.sync.target {
+            // The copy that ours was being brought up to date from is gone: a mixture is no good copy.
+            return Err("The secondary does not have the newer data any more, and this node's copy is \
+                        inconsistent; `hastctl role -f primary` uses it all the same"
+                .into());
         }
         self.map.merge(&received);
         self.adopt_source(syncsrc);
@@ -465,13 +494,6 @@ impl Primary {
                 extension.mark.get_or_insert(Mark { since, by: self.link.name.clone() });
                 self.link.merge_save = self.save_metadata();
             }
-        } else if self.sync.target {
-            log::warn!("The secondary has nothing newer any more: this node's data is used as it is.");
-            self.sync.target = false;
-            self.sync.stale.clear();
-            self.metadata.extension.target = false;
-            self.metadata.extension.mark = None;
-            self.link.merge_save = self.save_metadata();
         }
     }
 
@@ -663,7 +685,7 @@ impl Primary {
                 _ => self.lose_link("The secondary did not answer during the handshake"),
             }
         }
-        if !self.link.is_up() {
+        if !matches!(self.link.stage, Stage::Up | Stage::Marking) {
             return;
         }
         if self.silence_deadline().is_some_and(|deadline| deadline <= self.now) {

@@ -60,6 +60,7 @@ pub struct Primary {
     random: u64,
     host: Host,
     forced: bool,
+    start_save: u64,
     now: Duration,
     phase: Phase,
     actions: VecDeque<Action>,
@@ -157,6 +158,7 @@ impl Primary {
             random: random.max(1),
             host,
             forced,
+            start_save: 0,
             now,
             phase: Phase::Starting,
             actions: VecDeque::new(),
@@ -207,6 +209,7 @@ impl Primary {
         self.now = now;
         self.link_timeout();
         self.parked_timeout();
+        self.map_timeout();
         self.flush_timeout();
         self.sync_timeout();
         if let Phase::Draining(drain) = self.phase
@@ -252,10 +255,9 @@ impl Primary {
             Phase::Draining(drain) => Some(drain.deadline),
             _ => None,
         };
-        [self.link_deadline(), self.parked_deadline(), self.flush_deadline(), self.sync_deadline(), drain]
-            .into_iter()
-            .flatten()
-            .min()
+        let others =
+            [self.parked_deadline(), self.map_deadline(), self.flush_deadline(), self.sync_deadline()];
+        [self.link_deadline(), drain].into_iter().chain(others).flatten().min()
     }
 
     /// What `hastctl status` and `list` show.
@@ -319,17 +321,19 @@ impl Primary {
                 return;
             }
         }
-        let save = if self.metadata.resuid == 0 || self.forced { self.save_metadata() } else { 0 };
-        self.begin_when_saved(save);
+        if self.metadata.resuid == 0 || self.forced {
+            self.start_save = self.save_metadata();
+        }
+        self.begin_when_saved();
     }
 
-    /// With `save` durable, the first attempt to connect begins. What was forced must be written down before
-    /// anything is built on it.
-    fn begin_when_saved(&mut self, save: u64) {
+    /// The first attempt to connect begins once the metadata says that this node is the primary, and what was
+    /// forced: nothing may be built on either before (L20).
+    fn begin_when_saved(&mut self) {
         if self.phase != Phase::Starting || self.ops.values().any(|purpose| *purpose == Purpose::StartFlush) {
             return; // told to stop meanwhile, or not so far yet
         }
-        if !self.forced || self.meta.is_durable(save.max(1)) {
+        if self.meta.is_durable(self.start_save) {
             self.phase = Phase::Connecting;
             self.connect();
         }
@@ -347,7 +351,9 @@ impl Primary {
 
     fn drain(&mut self, after: AfterDrain) {
         let deadline = self.now + self.settings.timeout;
-        let connected = self.link.is_up();
+        // A drain that begins during another one: what was to fail then still does.
+        let connected =
+            self.link.is_up() || matches!(self.phase, Phase::Draining(Drain { connected: true, .. }));
         self.phase = Phase::Draining(Drain { after, deadline, flushed: false, connected });
         if after == AfterDrain::Exit {
             for (id, _) in std::mem::take(&mut self.held) {

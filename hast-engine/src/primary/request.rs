@@ -30,6 +30,8 @@ pub(super) struct Request {
     received: bool,
     /// The connection that it went out on.
     epoch: u64,
+    /// A local flush failed meanwhile: the system may have dropped what it took.
+    suspect: bool,
 }
 
 impl Request {
@@ -139,6 +141,7 @@ impl Primary {
             remote: Half::NotAsked,
             received: false,
             epoch: 0,
+            suspect: false,
         };
         self.requests.insert(key, request);
         if self.ranges.insert(key, offset..offset.saturating_add(length), shared) {
@@ -172,12 +175,17 @@ impl Primary {
     /// Keeps `key` until the secondary is here, for `timeout` at most.
     fn park(&mut self, key: Key) {
         if matches!(self.phase, Phase::Draining(_)) {
+            self.set_stage(key, Stage::Queued);
             return self.not_issued(key, Errno::EIO);
         }
-        let until = self.now + self.settings.timeout;
-        if let Some(request) = self.requests.get_mut(&key) {
-            request.stage = Stage::Parked(until);
+        if self.link.is_up() {
+            return self.request_ready(key); // it is back already
         }
+        let until = match self.requests.get(&key).map(|request| request.stage) {
+            Some(Stage::Parked(until)) => until,
+            _ => self.now + self.settings.timeout,
+        };
+        self.set_stage(key, Stage::Parked(until));
     }
 
     /// Whether `key` makes no sense without the secondary: a read of what is out of date here, a write that
@@ -235,12 +243,19 @@ impl Primary {
     /// Sends a write or delete to disk and peer; its bits are durable (M1).
     pub(super) fn issue_write(&mut self, key: Key) {
         let repairing = matches!(self.requests.get(&key), Some(Request { stage: Stage::Repairing, .. }));
+        if !repairing && !self.link.is_up() && self.needs_secondary(key) {
+            // The secondary went away while the map was being written.
+            let Some(request) = self.requests.get(&key) else { return };
+            self.map.finish(request.extents(), Outcome::NotIssued);
+            return self.park(key);
+        }
         let up = self.link.is_up() && !repairing;
         let memsync = self.settings.replication == Replication::Memsync && self.link.version() >= 2;
         let Some(request) = self.requests.get_mut(&key) else { return };
         if !repairing {
             request.stage = Stage::Issued;
         }
+        request.suspect = false;
         request.epoch = self.link.epoch();
         request.local = Half::Awaited;
         request.remote = if up { Half::Awaited } else { Half::NotAsked };
@@ -413,7 +428,7 @@ impl Primary {
             for extent in extents.clone() {
                 self.sync.spoil(extent);
                 if !self.is_behind(extent) {
-                    self.sync.stale.insert(extent);
+                    self.note_stale(extent..extent + 1);
                 }
             }
             self.save_metadata();
@@ -436,8 +451,13 @@ impl Primary {
     fn advance_write(&mut self, key: Key) {
         let relies = self.needs_secondary(key);
         let Some(request) = self.requests.get(&key) else { return };
+        let heard = request.stage == (Stage::Completed { well: true });
         let behind = request.extents().any(|extent| self.is_behind(extent));
-        let (here, there) = (request.local == Half::Done, request.remote == Half::Done);
+        let here = request.local == Half::Done && !request.suspect;
+        // What the secondary stored before the connection broke it may have lost since: alone that counts for
+        // nothing.
+        let still = request.epoch == self.link.epoch() && self.link.is_up();
+        let there = request.remote == Half::Done && (here || still);
         let is_write = matches!(request.op, Op::Write { .. });
         let enough = is_write
             && (here || (!keeps(Rule::L16) && request.received))
@@ -469,6 +489,9 @@ impl Primary {
         }
         if answered {
             self.finish_write(key, there && !behind, relies);
+            if heard && here && !there && keeps(Rule::C1c) {
+                self.count(); // C1 (b), (c): somebody has heard of it already
+            }
         }
     }
 
@@ -484,7 +507,14 @@ impl Primary {
             .collect();
         if !here {
             // A delete leaves nothing to prefer: our copy will be made the other node's.
-            return if is_write && keeps(Rule::L3) { self.record_stale(request.extents()) } else { Some(0) };
+            if !is_write || !keeps(Rule::L3) {
+                return Some(0);
+            }
+            let extents = request.extents();
+            for extent in extents.clone() {
+                self.sync.lone.insert(extent);
+            }
+            return self.record_stale(extents);
         }
         // M3, C1 (a), (b)
         let rule = if failed { Rule::C1b } else { Rule::C1a };
@@ -501,22 +531,29 @@ impl Primary {
     /// L3: our copy of `extents` is out of date, the secondary's is not; gives the save that says so. `None`
     /// if the metadata has no room for it.
     pub(super) fn record_stale(&mut self, extents: Range<u32>) -> Option<u64> {
+        self.note_stale(extents).then(|| self.save_metadata())
+    }
+
+    /// Adds `extents` to those that are right on the secondary alone. There is room for so many runs; one more,
+    /// and the whole disk counts as stale, which is true as long as the secondary lacks nothing itself. False if
+    /// it does: then nothing was added.
+    fn note_stale(&mut self, extents: Range<u32>) -> bool {
         let new: Vec<u32> = extents.filter(|extent| self.sync.stale.insert(*extent)).collect();
-        if self.sync.stale_runs().len() > STALE_RUNS {
-            let all = 0..self.sync.stale.len();
-            if self.map.to_synchronise().iter().any(|extent| self.is_behind(extent)) {
-                for extent in new {
-                    self.sync.stale.remove(extent);
-                }
-                return None;
-            }
-            log::error!("The local disk fails too often: reads are served by the secondary alone.");
-            for extent in all {
-                self.sync.stale.insert(extent);
-                self.map.mark_dirty(extent);
-            }
+        if self.sync.target || self.sync.stale_runs().len() <= STALE_RUNS {
+            return true; // a target's whole map is stale, and its metadata says just that
         }
-        Some(self.save_metadata())
+        if self.map.to_synchronise().iter().any(|extent| self.is_behind(extent)) {
+            for extent in new {
+                self.sync.stale.remove(extent);
+            }
+            return false;
+        }
+        log::error!("The local disk fails too often: reads are served by the secondary alone.");
+        for extent in 0..self.sync.stale.len() {
+            self.sync.stale.insert(extent);
+            self.map.mark_dirty(extent);
+        }
+        true
     }
 
     fn set_stage(&mut self, key: Key, stage: Stage) {
@@ -536,7 +573,7 @@ impl Primary {
         for extent in extents.clone() {
             self.sync.spoil(extent);
             if !self.is_behind(extent) {
-                self.sync.stale.insert(extent);
+                self.note_stale(extent..extent + 1);
             }
         }
         self.map.finish(extents, Outcome::Unconfirmed);
@@ -557,10 +594,10 @@ impl Primary {
     /// `relied` that ours alone would not have been.
     fn finish_write(&mut self, key: Key, there: bool, relied: bool) {
         let Some(request) = self.requests.get(&key) else { return };
-        let here = request.local == Half::Done;
+        let here = request.local == Half::Done && !request.suspect;
         let stored_there = request.remote == Half::Done || self.forgets(request);
         // M3: what the secondary stored before the connection broke it may not have flushed.
-        let same_connection = request.epoch == self.link.epoch() || !keeps(Rule::M3);
+        let same_connection = request.epoch == self.link.epoch() || !keeps(Rule::M3) || !keeps(Rule::L1);
         let both = here && stored_there && same_connection;
         let confirmed = here && stored_there;
         let stage = request.stage;
@@ -572,25 +609,41 @@ impl Primary {
                 self.sync.spoil(extent);
             }
             if relied && !confirmed && !self.is_behind(extent) {
-                self.sync.stale.insert(extent);
+                self.note_stale(extent..extent + 1);
             } else if here && covered && self.sync.stale.remove(extent) {
                 self.save_metadata();
             }
         }
         if is_write && !here && there {
             self.sync.direct_reads_off = true;
+            if matches!(stage, Stage::Completed { .. }) && keeps(Rule::L3) {
+                // Somebody relies on it already: our disk took it, and may have dropped it with a failed flush.
+                for extent in extents.clone() {
+                    self.sync.lone.insert(extent);
+                }
+                self.record_stale(extents.clone());
+            }
         }
-        self.map.finish(extents, if both { Outcome::StoredOnBoth } else { Outcome::Unconfirmed });
-        self.sync.unconfirmed |= !confirmed;
+        // A delete that no disk can carry out has changed nothing.
+        let request = self.requests.get(&key);
+        let nothing = request.is_some_and(|request| {
+            !is_write
+                && request.local == Half::Failed(Errno::EOPNOTSUPP)
+                && matches!(request.remote, Half::Failed(Errno::EOPNOTSUPP) | Half::NotAsked)
+        });
+        let outcome = match (nothing, both) {
+            (true, _) => Outcome::NotIssued,
+            (false, true) => Outcome::StoredOnBoth,
+            (false, false) => Outcome::Unconfirmed,
+        };
+        self.map.finish(extents, outcome);
+        self.sync.unconfirmed |= outcome == Outcome::Unconfirmed && !confirmed;
         if !matches!(stage, Stage::Saving(_) | Stage::Marking | Stage::Telling) {
             self.requests.remove(&key);
         }
-        if stage == (Stage::Completed { well: true }) && here && !stored_there && keeps(Rule::C1c) {
-            self.count(); // C1 (b), (c): somebody has heard of it already
-        }
         if both {
             self.flush.note_unflushed(self.now);
-        } else if self.link.is_up() {
+        } else if self.link.is_up() && !nothing {
             self.begin_session();
         }
     }
@@ -629,8 +682,9 @@ impl Primary {
     /// What the metadata has to say about `key` is durable. If the secondary lacks it though it is connected,
     /// it has to know that first; should it go away meanwhile, it counts as any that is not there.
     fn end_written_down(&mut self, key: Key) {
-        let failed = matches!(self.requests.get(&key), Some(Request { remote: Half::Failed(_), .. }));
-        if failed && self.link.is_up() && self.link.has(Extensions::SYNC_MARKS) && keeps(Rule::L6) {
+        let lacks =
+            matches!(self.requests.get(&key), Some(Request { remote: Half::Failed(_) | Half::NotAsked, .. }));
+        if lacks && self.link.is_up() && self.link.has(Extensions::SYNC_MARKS) && keeps(Rule::L6) {
             self.set_stage(key, Stage::Marking);
         } else {
             self.end_write(key, Ok(None));
@@ -686,7 +740,14 @@ impl Primary {
         self.requests.remove(&key);
     }
 
-    /// The secondary is here: whoever waited for it goes on.
+    /// A local flush has failed: writes that are on their way may have been dropped with what it covered.
+    pub(super) fn suspect_writes(&mut self) {
+        for request in self.requests.values_mut() {
+            request.suspect |= matches!(request.stage, Stage::Issued | Stage::Completed { .. });
+        }
+    }
+
+    /// The secondary is here, or our metadata says less: whoever waited for that goes on.
     pub(super) fn unpark(&mut self) {
         for key in self.parked() {
             self.request_ready(key);

@@ -1,5 +1,6 @@
 //! Map and metadata writes: one of each at a time, and what waits for them to be durable.
 
+use core::time::Duration;
 use std::collections::VecDeque;
 
 use hast_format::bitmap::Bitmap;
@@ -9,8 +10,11 @@ use hast_net::errno::Errno;
 use super::{Phase, Primary, Purpose};
 use crate::ranges::Key;
 use crate::rule::{Rule, keeps};
-use crate::saving::{Next, Saving};
+use crate::saving::{Next, Part, Saving};
 use crate::types::{DiskOp, DiskResult};
+
+/// How long a failed map write waits if no request needs it.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// The map write under way, and the requests that wait for their bits (durability.md M1).
 #[derive(Debug)]
@@ -20,13 +24,15 @@ pub(super) struct MapIo {
     /// Sector runs not yet answered.
     outstanding: usize,
     failure: Option<Errno>,
+    /// After a failure: when to try again though nobody waits.
+    retry_at: Option<Duration>,
     /// Requests whose bits are not durable yet, in order of arrival.
     waiting: VecDeque<Key>,
 }
 
 impl MapIo {
     pub(super) fn new(flush: bool) -> MapIo {
-        MapIo { flush, outstanding: 0, failure: None, waiting: VecDeque::new() }
+        MapIo { flush, outstanding: 0, failure: None, retry_at: None, waiting: VecDeque::new() }
     }
 
     /// Applies a changed `metaflush`; a disk that has no flush keeps it off.
@@ -44,6 +50,8 @@ pub(super) struct MetaIo {
     writing: Option<(u64, Saving)>,
     durable: u64,
     failed: u64,
+    /// What a failed save may have left on disk in part.
+    unsure: Vec<Part>,
     /// The stale extents that the save under way names.
     saving_stale: Option<Bitmap>,
 }
@@ -66,10 +74,14 @@ impl Primary {
 
     /// Starts a map write if one is wanted and none is under way.
     pub(super) fn kick_map(&mut self) {
+        if self.map_io.retry_at.is_some() && self.map_io.waiting.is_empty() {
+            return; // nobody waits, and the disk has just failed
+        }
         let runs = self.map.begin_write();
         if runs.is_empty() {
             return;
         }
+        self.map_io.retry_at = None;
         self.statistics.activemap_updates += 1;
         self.map_io.outstanding = runs.len();
         self.map_io.failure = None;
@@ -77,6 +89,14 @@ impl Primary {
             let offset = self.layout.map_offset() + run.offset;
             self.disk(Purpose::Map, DiskOp::Write { offset, data: Buffer::from(run.bytes) });
         }
+    }
+
+    pub(super) fn map_timeout(&mut self) {
+        self.map_io.retry_at.take_if(|at| *at <= self.now);
+    }
+
+    pub(super) fn map_deadline(&self) -> Option<Duration> {
+        self.map_io.retry_at
     }
 
     pub(super) fn map_written(&mut self, result: DiskResult) {
@@ -89,7 +109,8 @@ impl Primary {
         if self.map_io.outstanding > 0 {
             return;
         }
-        if self.map_io.failure.is_none() && self.map_io.flush {
+        // The other node clears its map once ours has it: that one is flushed whatever metaflush says.
+        if self.map_io.failure.is_none() && (self.map_io.flush || self.link.is_merging()) {
             self.disk(Purpose::MapFlush, DiskOp::Flush);
         } else {
             self.map_durable();
@@ -109,6 +130,9 @@ impl Primary {
                 self.statistics.flush_errors += 1;
                 if keeps(Rule::L11) {
                     self.map_io.failure = Some(error);
+                    self.flush.fail_next(error);
+                    self.suspect_writes();
+                    self.suspect_writes();
                 }
             }
         }
@@ -120,6 +144,7 @@ impl Primary {
     fn map_durable(&mut self) {
         let failure = self.map_io.failure.take();
         self.map.end_write(failure.is_none());
+        self.map_io.retry_at = failure.map(|_| self.now + RETRY);
         for key in std::mem::take(&mut self.map_io.waiting) {
             let Some(request) = self.requests.get(&key) else { continue };
             if self.map.is_durable(request.extents()) {
@@ -147,7 +172,8 @@ impl Primary {
         let extension = &mut self.metadata.extension;
         extension.generation = extension.generation.saturating_add(1);
         extension.boot = self.host.boot;
-        extension.stale = self.sync.stale_runs();
+        // A target's whole map is stale; runs could not say it.
+        extension.stale = if self.sync.target { Vec::new() } else { self.sync.stale_runs() };
         self.sync.recorded.union(&self.sync.stale);
         let mut metadata = self.metadata.clone();
         if metadata.resuid == 0 && keeps(Rule::C5) {
@@ -155,7 +181,8 @@ impl Primary {
             metadata.localcnt = 0;
             metadata.remotecnt = 0;
         }
-        let (saving, next) = Saving::begin(&metadata, self.layout.sectorsize());
+        let unsure = std::mem::take(&mut self.meta.unsure);
+        let (saving, next) = Saving::begin(&metadata, unsure, self.layout.sectorsize());
         self.meta.writing = Some((self.meta.wanted, saving));
         self.meta.saving_stale = Some(self.sync.stale.clone());
         self.save_next(next);
@@ -177,9 +204,11 @@ impl Primary {
     }
 
     fn metadata_saved(&mut self, failure: Option<Errno>) {
-        let Some((save, _)) = self.meta.writing.take() else { return };
+        let Some((save, saving)) = self.meta.writing.take() else { return };
         if let Some(error) = failure {
             log::error!("Unable to write metadata: {error}.");
+            self.meta.unsure = saving.unsure();
+            self.flush.fail_next(error);
             self.meta.failed = save;
             self.metadata_failed(save);
         } else {
@@ -188,13 +217,16 @@ impl Primary {
                 self.sync.recorded = stale;
             }
             self.metadata_durable(save);
+            if !self.link.is_up() {
+                self.unpark();
+            }
         }
     }
 
     fn metadata_durable(&mut self, save: u64) {
         self.end_saving(save, Ok(None));
         self.end_counting_flushes(save, Ok(None));
-        self.begin_when_saved(save);
+        self.begin_when_saved();
         self.resuid_drawn(save);
         self.merged();
         self.equal_here(save);
@@ -221,7 +253,7 @@ impl Primary {
         if let Some(save) = self.counted {
             return save;
         }
-        let save = if self.metadata.resuid == 0 {
+        let save = if self.metadata.resuid == 0 && keeps(Rule::C5) {
             self.metadata.localcnt = 1;
             0
         } else if !keeps(Rule::L5) && self.metadata.localcnt != self.link.peer_counts().remote {

@@ -39,6 +39,8 @@ pub(super) struct Sync {
     /// Extents that are right on the secondary and wrong here; the other extents of the sync set are right
     /// here.
     pub(super) stale: Bitmap,
+    /// Extents that the secondary alone has stored, and no flush there has covered yet.
+    pub(super) lone: Bitmap,
     /// What the metadata on disk may call stale.
     pub(super) recorded: Bitmap,
     /// Neither map nor metadata can be written: nothing is complete without the secondary.
@@ -136,6 +138,7 @@ impl Sync {
         Sync {
             session: false,
             target,
+            lone: Bitmap::new(extents),
             recorded: stale.clone(),
             stale,
             unable_to_record: false,
@@ -446,6 +449,9 @@ impl Primary {
 
     fn end_block(&mut self, key: Key, result: Result<(), Errno>) {
         let Some(block) = self.sync.blocks.remove(&key) else { return };
+        if block.state == BlockState::Orphaned {
+            return self.release(key); // its copy ended with the session
+        }
         if result.is_err()
             && let Some(copy) = self.sync.copies.get_mut(&block.extent)
         {
@@ -473,6 +479,7 @@ impl Primary {
             self.sync.failed.insert(extent);
             self.sync_failed();
         } else if !copy.spoiled {
+            self.sync.lone.remove(extent);
             if self.sync.stale.remove(extent) {
                 self.save_metadata();
             }
@@ -538,8 +545,11 @@ impl Primary {
         if !matches!(self.sync.step, Step::Saving(wanted) if wanted <= save) {
             return;
         }
+        self.sync.target = false; // the disk says so
         if self.link.has(Extensions::SYNC_MARKS) {
             self.sync.step = Step::Telling;
+            // Whatever is missed from now on has to be said anew.
+            self.sync.marked = Marked::No;
             self.mark(Awaited::SyncDone, MarkKind::SyncDone { localcnt: self.metadata.localcnt });
         } else {
             self.equalised();
@@ -566,11 +576,11 @@ impl Primary {
     }
 
     fn equalised(&mut self) {
+        self.sync.unable_to_record = false;
         self.sync.unconfirmed = false;
         self.sync.marked = Marked::No;
         self.sync.step = Step::Copying;
         self.sync.session = false;
-        self.sync.target = false;
         if std::mem::take(&mut self.sync.announced) && self.sync.copied {
             let (bytes, time) = (self.sync.bytes, self.now.saturating_sub(self.sync.started));
             let rate = u128::from(bytes) * 1000 / time.as_millis().max(1);

@@ -35,7 +35,15 @@ impl Secondary {
                 self.actions.push_back(Action::Event(Event::SplitBrain));
                 self.end(EXIT_REFUSED);
             }
-            Decision::Accept { adopt: false, map, source } => self.answer(false, map, source),
+            Decision::Accept { adopt: false, map, source } => {
+                // In step, with nothing left in the map: what this node missed long ago has been made up for.
+                let (hello, counts) = (&self.hello, self.counts());
+                let in_step = (counts.local, counts.remote) == (hello.remotecnt, hello.localcnt);
+                if in_step && self.map.is_empty() && self.metadata.extension.mark.is_none() {
+                    self.metadata.extension.stale.clear();
+                }
+                self.answer(false, map, source);
+            }
             Decision::Accept { adopt: true, .. } if !keeps(Rule::L19) => self.adopt(),
             Decision::Accept { adopt: true, map: MapToSend::Full, .. } if self.was_primary => {
                 // Should this first contact break off, the full map must not look like writes of our own.

@@ -17,7 +17,8 @@ impl Secondary {
 
     pub(super) fn next_mark(&mut self) {
         let serving = matches!(self.phase, Phase::Answered | Phase::Serving);
-        if self.saving.is_some() || self.marking.is_some() || !serving {
+        let clearing = self.ops.values().any(|purpose| *purpose == Purpose::ClearMap);
+        if self.saving.is_some() || self.marking.is_some() || clearing || !serving {
             return;
         }
         let Some(Mark { seq, kind }) = self.marks.pop_front() else { return };
@@ -64,7 +65,10 @@ impl Secondary {
     pub(super) fn mark_map_flushed(&mut self, result: DiskResult) {
         match result {
             Ok(_) | Err(Errno::EOPNOTSUPP) => self.mark_map_saved(Ok(())),
-            Err(error) => self.mark_map_saved(Err(error)),
+            Err(error) => {
+                self.flush_failed = Some(error);
+                self.mark_map_saved(Err(error));
+            }
         }
     }
 
@@ -90,13 +94,5 @@ impl Secondary {
         }
         self.send(Side::In, Message::Reply(Reply { seq, received: false, error: result.err(), data: None }));
         self.next_mark();
-    }
-
-    /// The primary has what this node missed as a primary in its map: it is no secret any more.
-    pub(super) fn stale_was_sent(&mut self) {
-        if !self.metadata.extension.stale.is_empty() && self.saving.is_none() {
-            self.metadata.extension.stale.clear();
-            self.save(Save::Tidy);
-        }
     }
 }

@@ -29,7 +29,7 @@ use hast_net::message::{Mark, Message};
 
 use crate::ranges::{Key, RangeQueue};
 use crate::rule::{Rule, keeps};
-use crate::saving::{Next, Saving};
+use crate::saving::{Next, Part, Saving};
 use crate::types::{Action, DiskOp, DiskResult, Event, Host, OpId, Settings, Side};
 
 /// Silence of the primary that ends the connection: it sends keepalives every 10 s (spec/wire.md).
@@ -84,6 +84,11 @@ pub struct Secondary {
     peer: String,
     hello: SecondHello,
     saving: Option<(Save, Saving)>,
+    /// What a failed save may have left on disk in part.
+    unsure: Vec<Part>,
+    /// A flush of the map or the metadata failed: the system reports what it could not write only once, and it
+    /// may have been data. The primary's next flush fails for it.
+    flush_failed: Option<Errno>,
     /// The map is being written for this mark.
     marking: Option<u64>,
     /// Marks that wait for an earlier one to be written down.
@@ -130,8 +135,6 @@ enum Save {
     Adoption,
     /// The answer to this mark.
     Mark(u64),
-    /// Nobody waits for it.
-    Tidy,
 }
 
 /// Why a disk operation was asked for.
@@ -175,6 +178,8 @@ impl Secondary {
             peer: settings.peer,
             hello,
             saving: None,
+            unsure: Vec::new(),
+            flush_failed: None,
             marking: None,
             marks: VecDeque::new(),
             possibly_behind: false,
@@ -212,6 +217,9 @@ impl Secondary {
     /// A disk operation has ended.
     pub fn handle_disk(&mut self, now: Duration, id: OpId, result: DiskResult) {
         self.now = now;
+        if !self.wants_input() {
+            self.last_received = now; // nobody listened: silence begins now
+        }
         let Some(purpose) = self.ops.remove(&id) else { return };
         match purpose {
             Purpose::StartFlush => self.flushed_at_start(result),
@@ -225,6 +233,7 @@ impl Secondary {
                     log::error!("Unable to clear the activemap: {error}.");
                     self.statistics.write_errors += 1;
                 }
+                self.next_mark();
             }
             Purpose::OwnMap => self.own_map_written(result),
             Purpose::OwnMapFlush => self.own_map_flushed(result),
@@ -377,7 +386,8 @@ impl Secondary {
         let extension = &mut self.metadata.extension;
         extension.generation = extension.generation.saturating_add(1);
         extension.boot = self.host.boot;
-        let (saving, next) = Saving::begin(&self.metadata, self.layout.sectorsize());
+        let unsure = std::mem::take(&mut self.unsure);
+        let (saving, next) = Saving::begin(&self.metadata, unsure, self.layout.sectorsize());
         self.saving = Some((why, saving));
         self.save_next(next);
     }
@@ -395,11 +405,15 @@ impl Secondary {
             Next::Durable => Ok(()),
             Next::Failed(error) => Err(error),
         };
-        match self.saving.take() {
-            Some((Save::Role, _)) => self.role_saved(result),
-            Some((Save::Adoption, _)) => self.adopted(result),
-            Some((Save::Mark(seq), _)) => self.mark_saved(seq, result),
-            Some((Save::Tidy, _)) | None => self.next_mark(),
+        let Some((why, saving)) = self.saving.take() else { return };
+        if let Err(error) = result {
+            self.unsure = saving.unsure();
+            self.flush_failed.get_or_insert(error);
+        }
+        match why {
+            Save::Role => self.role_saved(result),
+            Save::Adoption => self.adopted(result),
+            Save::Mark(seq) => self.mark_saved(seq, result),
         }
     }
 

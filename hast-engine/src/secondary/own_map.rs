@@ -137,6 +137,7 @@ impl Secondary {
                 log::error!("Unable to flush the activemap: {error}.");
                 self.statistics.flush_errors += 1;
                 own.failure = Some(error);
+                self.flush_failed = Some(error);
             }
         }
         self.own_map_durable();
@@ -150,7 +151,9 @@ impl Secondary {
             let result = failure.map_or(result, Err);
             self.answered(key, result);
         }
-        self.kick_own_map();
+        if failure.is_none() {
+            self.kick_own_map();
+        }
     }
 
     /// Begins a housekeeping flush if one is due and none is under way.
@@ -176,6 +179,7 @@ impl Secondary {
                 log::error!("Unable to flush the provider: {error}.");
                 self.statistics.flush_errors += 1;
                 own.map.flush_failed();
+                self.flush_failed = Some(error);
                 own.unflushed_since.get_or_insert(self.now);
             }
         }

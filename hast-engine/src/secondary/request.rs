@@ -51,7 +51,6 @@ impl Secondary {
             return;
         }
         self.phase = Phase::Serving;
-        self.stale_was_sent();
         if self.own.is_some() {
             self.own_map_was_sent();
         } else if !self.map.is_empty() {
@@ -173,6 +172,7 @@ impl Secondary {
             self.bytes_in_flight = self.bytes_in_flight.saturating_sub(length);
         }
         let result = match (command, result) {
+            (Command::Flush, Ok(None)) => self.flush_failed.take().map_or(Ok(None), Err),
             (Command::Read, Ok(data)) if data.as_ref().map_or(0, |data| data.len() as u64) != length => {
                 Err(Errno::EIO)
             }

@@ -16,6 +16,9 @@ pub(super) const ALL: &[Step] = &[
     Step { name: "doctests", run: doctests },
     Step { name: "rustdoc", run: rustdoc },
     Step { name: "demo", run: demo },
+    Step { name: "simulator", run: simulator },
+    Step { name: "mutants", run: mutants },
+    Step { name: "no-mutants", run: no_mutants },
     Step { name: "torture", run: torture },
     Step { name: "deny", run: deny::check },
 ];
@@ -67,6 +70,29 @@ fn manuals(around: &Surroundings) -> Outcome {
     }
     pages.sort();
     pass(Command::new("mandoc").args(["-T", "lint", "-W", "warning"]).args(pages))
+}
+
+/// Three minutes of histories that nobody has seen; those that failed once are among the tests.
+fn simulator(_: &Surroundings) -> Outcome {
+    ourselves(&["sim", "--minutes", "3"])
+}
+
+/// Every rule of the engine is broken once, and noticed.
+fn mutants(around: &Surroundings) -> Outcome {
+    pass(&mut around.cargo("test --quiet --release -p hast-sim --features mutants --test mutants"))
+}
+
+/// What ships has no switch that breaks a rule.
+fn no_mutants(around: &Surroundings) -> Outcome {
+    let mut tree = around.cargo("tree --quiet -p hastd -p hastctl -e features,normal --prefix none");
+    match tree.output() {
+        Ok(output) if !output.status.success() => Outcome::Failed("cargo tree failed".to_string()),
+        Ok(output) if String::from_utf8_lossy(&output.stdout).contains("mutants") => {
+            Outcome::Failed("the programs are built with the feature `mutants`".to_string())
+        }
+        Ok(_) => Outcome::Passed,
+        Err(error) => Outcome::Failed(format!("cargo tree: {error}")),
+    }
 }
 
 fn demo(_: &Surroundings) -> Outcome {

@@ -1,0 +1,928 @@
+#![allow(
+    clippy::all,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    dead_code
+)]
+use hast_engine::*;
+use hast_format::{
+    extension::Extension,
+    layout::Layout,
+    metadata::{Metadata, Role},
+};
+use hast_net::message::*;
+use hast_net::{
+    Replication, buffer::Buffer, errno::Errno, extensions::Extensions, frame::Frame, handshake::*,
+};
+use std::time::Duration;
+
+struct H {
+    p: Primary,
+    t: Duration,
+    disk: Vec<u8>,
+    ops: Vec<(OpId, DiskOp)>,
+    sent: Vec<(Side, Message)>,
+    done: Vec<(RequestId, DiskResult)>,
+    other: Vec<Action>,
+    /// per op decide: None = leave pending
+    policy: Box<dyn FnMut(&DiskOp) -> Option<Result<(), Errno>>>,
+    busy: usize,
+}
+const ES: u32 = 4096;
+impl H {
+    fn new(extents: u64, keepdirty: u32, ext: Extension, bits: &[u32], resuid: u64, l: u64, r: u64) -> H {
+        H::new_with(extents, keepdirty, ext, bits, resuid, l, r, Box::new(|_| Some(Ok(()))))
+    }
+    fn new_with(
+        extents: u64,
+        keepdirty: u32,
+        ext: Extension,
+        bits: &[u32],
+        resuid: u64,
+        l: u64,
+        r: u64,
+        policy: Box<dyn FnMut(&DiskOp) -> Option<Result<(), Errno>>>,
+    ) -> H {
+        let size = 4096 + 512 + extents * u64::from(ES);
+        let layout = Layout::create(size, 512, ES).unwrap();
+        let metadata = Metadata {
+            resource: "t".into(),
+            datasize: layout.datasize(),
+            extentsize: ES,
+            keepdirty,
+            localoff: layout.localoff(),
+            resuid,
+            localcnt: l,
+            remotecnt: r,
+            prevrole: Role::Primary,
+            extension: ext,
+        };
+        let mut map = vec![0; layout.map_bytes() as usize];
+        for b in bits {
+            map[*b as usize / 8] |= 1 << (b % 8);
+        }
+        let mut disk = metadata.encode().to_vec();
+        disk.resize(size as usize + 4096, 0);
+        disk[4096..4096 + map.len()].copy_from_slice(&map);
+        let settings = Settings {
+            replication: Replication::Fullsync,
+            timeout: Duration::from_secs(20),
+            metaflush: true,
+            remote: true,
+            peer: "s".into(),
+        };
+        let p = Primary::new(
+            PrimaryStart {
+                settings,
+                metadata,
+                layout,
+                map,
+                random: 7,
+                host: Host { boot: [1; 16], wall: 0 },
+                forced: false,
+            },
+            Duration::ZERO,
+        );
+        let mut h = H {
+            p,
+            t: Duration::ZERO,
+            disk,
+            ops: vec![],
+            sent: vec![],
+            done: vec![],
+            other: vec![],
+            policy,
+            busy: 0,
+        };
+        h.pump();
+        h
+    }
+    fn pump(&mut self) {
+        let mut n = 0;
+        loop {
+            while let Some(a) = self.p.poll_action() {
+                match a {
+                    Action::Disk { id, op } => self.ops.push((id, op)),
+                    Action::Send { side, message, .. } => self.sent.push((side, message)),
+                    Action::Complete { id, result } => self.done.push((id, result)),
+                    a => self.other.push(a),
+                }
+            }
+            let mut i = 0;
+            let mut any = None;
+            while i < self.ops.len() {
+                if let Some(r) = (self.policy)(&self.ops[i].1) {
+                    any = Some((i, r));
+                    break;
+                }
+                i += 1;
+            }
+            let Some((i, r)) = any else { return };
+            let (id, op) = self.ops.remove(i);
+            let res = match (&op, r) {
+                (_, Err(e)) => Err(e),
+                (DiskOp::Read { offset, length }, _) => Ok(Some(Buffer::from(
+                    self.disk[*offset as usize..*offset as usize + *length as usize].to_vec(),
+                ))),
+                (DiskOp::Write { offset, data }, _) => {
+                    self.disk[*offset as usize..*offset as usize + data.len()].copy_from_slice(data);
+                    Ok(None)
+                }
+                _ => Ok(None),
+            };
+            n += 1;
+            if n > 2000 {
+                self.busy = n;
+                return;
+            }
+            self.p.handle_disk(self.t, id, res);
+        }
+    }
+    fn frame(&mut self, side: Side, m: Message) {
+        let (w, payload) = m.encode();
+        let f = Frame { version: 2, nv: w.as_bytes().to_vec(), payload };
+        self.p.handle_frame(self.t, side, f);
+        self.pump();
+    }
+    fn handshake_first(&mut self, ext: Extensions) {
+        self.p.handle_connected(self.t, Side::Out);
+        self.pump();
+        let w = FirstAnswer { version: 2, token: [9; 16], ext }.encode();
+        self.p.handle_frame(
+            self.t,
+            Side::Out,
+            Frame { version: 2, nv: w.as_bytes().to_vec(), payload: None },
+        );
+        self.pump();
+        self.p.handle_connected(self.t, Side::In);
+        self.pump();
+    }
+    fn answer(&mut self, l: u64, r: u64, src: SyncSource, map: Option<Vec<u8>>) {
+        let layout = Layout::create(self.disk.len() as u64 - 4096, 512, ES).unwrap();
+        let a = SecondAnswer {
+            datasize: layout.datasize(),
+            extentsize: ES,
+            localcnt: l,
+            remotecnt: r,
+            virgin: false,
+            syncsrc: src,
+            mapsize: map.as_ref().map_or(0, |m| m.len() as u32),
+            boot: Some([2; 16]),
+        };
+        self.frame(Side::Out, Message::SecondAnswer(a, map.map(Buffer::from)));
+    }
+    fn reply(&mut self, seq: u64, error: Option<Errno>, data: Option<Buffer>) {
+        self.frame(Side::In, Message::Reply(Reply { seq, received: false, error, data }));
+    }
+    /// answers everything sent with OK except what `f` handles
+    fn serve_all(&mut self, mut f: impl FnMut(&Message) -> Option<Option<Errno>>) {
+        loop {
+            let Some(at) = self
+                .sent
+                .iter()
+                .position(|(_, m)| matches!(m, Message::Request(_) | Message::Mark(_)) && f(m).is_some())
+            else {
+                return;
+            };
+            let (_, m) = self.sent.remove(at);
+            let e = f(&m).unwrap();
+            match m {
+                Message::Request(r) => {
+                    let d = (r.command == Command::Read && e.is_none())
+                        .then(|| Buffer::from(vec![0x55; r.length as usize]));
+                    self.reply(r.seq, e, d)
+                }
+                Message::Mark(k) => self.reply(k.seq, e, None),
+                _ => {}
+            }
+        }
+    }
+    fn tick(&mut self, s: u64) {
+        let end = self.t + Duration::from_secs(s);
+        for _ in 0..100000 {
+            match self.p.poll_timeout() {
+                Some(at) if at <= end => {
+                    self.t = self.t.max(at);
+                    self.p.handle_timeout(self.t);
+                    self.pump();
+                }
+                _ => break,
+            }
+        }
+        self.t = end;
+    }
+    fn req(&mut self, id: u64, op: Op) {
+        self.p.handle_request(self.t, RequestId(id), op);
+        self.pump();
+    }
+    fn w(&mut self, id: u64, extent: u64) {
+        self.req(id, Op::Write { offset: extent * u64::from(ES), data: Buffer::from(vec![id as u8; 512]) });
+    }
+    fn result(&self, id: u64) -> Option<DiskResult> {
+        self.done.iter().find(|(i, _)| i.0 == id).map(|(_, r)| r.clone())
+    }
+    fn in_step() -> H {
+        let mut h = H::new(24, 1, Extension::default(), &[], 5, 1, 1);
+        h.handshake_first(Extensions::ALL);
+        h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+        h.serve_all(|_| Some(None));
+        assert!(h.p.is_in_step());
+        h
+    }
+}
+const DATA: u64 = 4096 + 512;
+fn is_data(op: &DiskOp) -> bool {
+    matches!(op, DiskOp::Write { offset, .. } if *offset >= DATA)
+}
+
+#[test]
+fn f1_many_stale_runs_are_unreadable() {
+    let bits: Vec<u32> = (0..40).map(|i| i * 2).collect();
+    let mut h = H::new(100, 1, Extension::default(), &bits, 5, 1, 1);
+    h.handshake_first(Extensions::ALL);
+    h.answer(2, 1, SyncSource::Secondary, Some(vec![0; 512]));
+    let r = Metadata::read(&h.disk);
+    println!("{r:?}");
+    assert!(r.is_ok(), "metadata unreadable: {r:?}");
+}
+
+#[test]
+fn f2_write_during_handshake_is_overwritten() {
+    let mut h = H::new(24, 1, Extension::default(), &[], 5, 3, 5);
+    h.p.handle_connect_failed(h.t, Side::Out, "refused");
+    h.pump();
+    h.tick(2);
+    h.handshake_first(Extensions::ALL); // says localcnt 3
+    h.w(1, 4); // degraded write, counted and acknowledged
+    assert_eq!(h.result(1), Some(Ok(None)));
+    h.answer(6, 3, SyncSource::Secondary, Some(vec![0; 512]));
+    h.serve_all(|_| Some(None));
+    h.tick(3);
+    h.serve_all(|_| Some(None));
+    let at = (DATA + 4 * 4096) as usize;
+    println!(
+        "in step {} byte {:#x} meta {:?}",
+        h.p.is_in_step(),
+        h.disk[at],
+        Metadata::read(&h.disk).unwrap().metadata
+    );
+    assert_eq!(h.disk[at], 1, "the acknowledged write is gone");
+}
+
+#[test]
+fn f3_flush_ok_though_primary_only_extent_is_not_flushed() {
+    let mut h = H::in_step();
+    // write to extent 3 fails remotely: counted, marked, complete on this node alone
+    h.w(1, 3);
+    h.serve_all(|m| match m {
+        Message::Request(Request { command: Command::Write, .. }) => Some(Some(Errno::EIO)),
+        _ => None,
+    });
+    // the mark is answered; copying is not (peer slow)
+    h.serve_all(|m| matches!(m, Message::Mark(_)).then_some(None));
+    assert_eq!(h.result(1), Some(Ok(None)));
+    // the copy of extent 3 fails as well: it is tried again in 10 s
+    h.serve_all(|m| {
+        matches!(m, Message::Request(Request { offset, .. }) if *offset == 3 * 4096)
+            .then_some(Some(Errno::EIO))
+    });
+    h.w(2, 7);
+    h.serve_all(|m| {
+        matches!(m, Message::Request(Request { offset, .. }) if *offset == 7 * 4096).then_some(None)
+    });
+    assert_eq!(h.result(2), Some(Ok(None)));
+    // hold sync writes unanswered: flush waits Behind them, so answer with an error (still P-only)
+    let mut once = true;
+    h.policy = Box::new(move |op| {
+        Some(if matches!(op, DiskOp::Flush) && std::mem::take(&mut once) { Err(Errno::EIO) } else { Ok(()) })
+    });
+    h.req(3, Op::Flush);
+    println!("ops {:?} sent {:?}", h.ops, h.sent);
+    // peer: pending sync write answered with an error, then flush good
+    for seq in 1..40 {
+        if h.result(3).is_some() {
+            break;
+        }
+        let f: Vec<_> = h.sent.drain(..).collect();
+        let _ = (seq, &f);
+        for (_, m) in f {
+            match m {
+                Message::Request(r) if r.command == Command::Flush => h.reply(r.seq, None, None),
+                Message::Request(r) => h.reply(r.seq, Some(Errno::EIO), None),
+                Message::Mark(k) => h.reply(k.seq, None, None),
+                _ => {}
+            }
+        }
+    }
+    println!("result of the flush: {:?} to_sync {}", h.result(3), h.p.status().facts.to_synchronise_bytes);
+    assert!(
+        !matches!(h.result(3), Some(Ok(_))),
+        "flush reported good: extent 3 is on this disk alone and was not flushed"
+    );
+}
+
+#[test]
+fn f4_marked_survives_sync_done() {
+    // secondary restarted since (boot unknown), something to copy: it is marked, copied, then told
+    let mut h = H::new(24, 1, Extension::default(), &[2], 5, 1, 1);
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    // answer everything but SyncDone
+    h.serve_all(|m| {
+        if matches!(m, Message::Mark(Mark { kind: MarkKind::SyncDone { .. }, .. })) {
+            None
+        } else {
+            Some(None)
+        }
+    });
+    let done: Vec<_> = h.sent.iter().filter(|(_, m)| matches!(m, Message::Mark(_))).collect();
+    println!("waiting: {done:?}");
+    assert_eq!(done.len(), 1);
+    h.w(1, 5);
+    h.serve_all(|m| match m {
+        Message::Request(Request { command: Command::Write, .. }) => Some(Some(Errno::EIO)),
+        _ => None,
+    });
+    let marks: Vec<_> = h
+        .sent
+        .iter()
+        .filter(|(_, m)| matches!(m, Message::Mark(Mark { kind: MarkKind::SyncStart, .. })))
+        .collect();
+    println!("result {:?}, sync starts asked since {:?}", h.result(1), marks);
+    assert!(
+        h.result(1).is_none() || !marks.is_empty(),
+        "write complete, the secondary lacks it, and its mark goes with SyncDone"
+    );
+}
+
+#[test]
+fn f5_trim_without_discard_on_either_node() {
+    let mut h = H::in_step();
+    h.policy = Box::new(|op| {
+        Some(if matches!(op, DiskOp::Delete { .. }) { Err(Errno::EOPNOTSUPP) } else { Ok(()) })
+    });
+    h.req(1, Op::Delete { offset: 0, length: 24 * 4096 });
+    h.serve_all(|m| match m {
+        Message::Request(Request { command: Command::Delete, .. }) => Some(Some(Errno::EOPNOTSUPP)),
+        _ => None,
+    });
+    println!(
+        "{:?} to sync {} sent {:?}",
+        h.result(1),
+        h.p.status().facts.to_synchronise_bytes,
+        h.sent.iter().filter(|(_, m)| matches!(m, Message::Mark(_))).collect::<Vec<_>>()
+    );
+    assert_eq!(h.p.status().facts.to_synchronise_bytes, 0, "nothing was changed on either node");
+}
+
+#[test]
+fn f6_failing_map_writes_spin() {
+    let mut h = H::in_step();
+    h.policy = Box::new(|op| {
+        Some(if matches!(op, DiskOp::Write { offset, .. } if *offset >= 4096 && *offset < DATA) {
+            Err(Errno::EIO)
+        } else {
+            Ok(())
+        })
+    });
+    h.w(1, 5);
+    println!("result {:?} busy {}", h.result(1), h.busy);
+    assert_eq!(h.busy, 0, "map writes are repeated without end and without a pause");
+}
+
+#[test]
+fn f7_map_stage_when_the_link_breaks_under_a_target() {
+    let mut h = H::new(24, 1, Extension::default(), &[2], 5, 3, 5);
+    h.handshake_first(Extensions::ALL);
+    h.answer(6, 3, SyncSource::Secondary, Some(vec![0; 512]));
+    assert!(h.p.status().facts.target);
+    h.policy = Box::new(|op| {
+        if matches!(op, DiskOp::Write { offset, .. } if *offset >= 4096 && *offset < DATA) {
+            None
+        } else {
+            Some(Ok(()))
+        }
+    });
+    h.w(1, 9); // waits for the map
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.pump();
+    println!("{:?} at {:?}", h.result(1), h.t);
+    assert_eq!(h.result(1), None, "it has to wait for `timeout`");
+}
+
+#[test]
+fn f8_taken_back_after_the_link_is_up_again() {
+    let mut h = H::new(24, 1, Extension::default(), &[2], 5, 3, 5);
+    h.handshake_first(Extensions::ALL);
+    h.answer(6, 3, SyncSource::Secondary, Some(vec![0; 512]));
+    assert!(h.p.status().facts.target);
+    h.policy = Box::new(|op| if is_data(op) { None } else { Some(Ok(())) });
+    h.w(1, 9);
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    h.sent.clear();
+    h.tick(2);
+    h.handshake_first(Extensions::ALL);
+    h.answer(6, 3, SyncSource::Secondary, Some(vec![0; 512]));
+    h.serve_all(|m| Some(None).filter(|_| matches!(m, Message::Mark(_))));
+    assert!(h.p.status().complete);
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.pump();
+    h.serve_all(|_| Some(None));
+    for _ in 0..10 {
+        h.tick(1);
+        h.serve_all(|_| Some(None));
+    }
+    println!("{:?} in step {}", h.result(1), h.p.is_in_step());
+    assert!(
+        matches!(h.result(1), Some(Ok(_))),
+        "the secondary is here, and nobody asks it: {:?}",
+        h.result(1)
+    );
+}
+
+#[test]
+fn f9_recorded_parks_for_nothing() {
+    let mut h = H::new(
+        24,
+        1,
+        Extension {
+            generation: 1,
+            stale: vec![hast_format::extension::Run { first: 2, count: 1 }],
+            ..Extension::default()
+        },
+        &[2],
+        5,
+        1,
+        1,
+    );
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    h.policy = Box::new(|op| {
+        if matches!(op, DiskOp::Write { offset, .. } if *offset < 4096) { None } else { Some(Ok(())) }
+    });
+    h.serve_all(|_| Some(None)); // extent 2 is copied; the metadata that says so is being written
+    println!("stale {}", h.p.status().facts.stale_bytes);
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    h.w(1, 2);
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.pump();
+    h.tick(1);
+    println!("{:?} at {:?}", h.result(1), h.t);
+    assert!(h.result(1).is_some(), "the metadata is durable, and the write still waits for the secondary");
+}
+
+#[test]
+fn f11_local_flush_fails_peer_has_no_cache() {
+    let mut h = H::in_step();
+    h.w(1, 3);
+    h.serve_all(|_| Some(None));
+    // peer: no cache
+    h.req(2, Op::Flush);
+    h.serve_all(|m| match m {
+        Message::Request(r) if r.command == Command::Flush => Some(Some(Errno::EOPNOTSUPP)),
+        _ => Some(None),
+    });
+    h.w(3, 4);
+    h.serve_all(|_| Some(None));
+    let mut once = true;
+    h.policy = Box::new(move |op| {
+        Some(if matches!(op, DiskOp::Flush) && std::mem::take(&mut once) { Err(Errno::EIO) } else { Ok(()) })
+    });
+    h.req(4, Op::Flush);
+    h.serve_all(|_| Some(None));
+    h.tick(3);
+    h.serve_all(|_| Some(None));
+    println!(
+        "{:?} stale {} unsync {}",
+        h.result(4),
+        h.p.status().facts.stale_bytes,
+        h.p.status().facts.to_synchronise_bytes
+    );
+    // The extent was taken for stale, and copied back from the secondary.
+    let at = 4608 + 4 * 4096;
+    assert!(h.disk[at..at + 512].iter().all(|byte| *byte == 0x55), "the failed flush is forgotten");
+}
+
+#[test]
+fn f12_a_map_flush_eats_the_error() {
+    let mut h = H::in_step();
+    h.w(1, 3);
+    h.serve_all(|_| Some(None)); // stored on both, not flushed
+    // the next fsync, whoever asks for it, reports the failed write-back of extent 3, once
+    let mut once = true;
+    h.policy = Box::new(move |op| {
+        Some(if matches!(op, DiskOp::Flush) && std::mem::take(&mut once) { Err(Errno::EIO) } else { Ok(()) })
+    });
+    h.w(2, 9);
+    h.serve_all(|_| Some(None));
+    h.req(4, Op::Flush);
+    h.serve_all(|_| Some(None));
+    h.tick(3);
+    h.serve_all(|_| Some(None));
+    println!(
+        "{:?} {:?} stale {} sync {}",
+        h.result(2),
+        h.result(4),
+        h.p.status().facts.stale_bytes,
+        h.p.status().facts.to_synchronise_bytes
+    );
+    // The extent was taken for stale, and copied back from the secondary.
+    let at = 4608 + 3 * 4096;
+    assert!(h.disk[at..at + 512].iter().all(|byte| *byte == 0x55), "the failed flush is forgotten");
+}
+
+#[test]
+fn f13_resuid_zero_write_before_role_is_durable() {
+    let mut h = H::new_with(
+        24,
+        1,
+        Extension::default(),
+        &[],
+        0,
+        0,
+        0,
+        Box::new(|op| {
+            if matches!(op, DiskOp::Write { offset, .. } if *offset < 4096) { None } else { Some(Ok(())) }
+        }),
+    );
+    h.p.handle_connect_failed(h.t, Side::Out, "refused");
+    h.pump();
+    h.w(1, 2);
+    println!("{:?} pending {:?}", h.result(1), h.ops.len());
+    assert!(
+        h.result(1).is_none(),
+        "complete, and the disk does not say yet that this node was primary (L20, C5)"
+    );
+}
+
+#[test]
+fn f15_a_fresh_secondary_makes_half_synced_data_right() {
+    let mut h = H::new(24, 1, Extension::default(), &[2, 3], 5, 3, 5);
+    h.handshake_first(Extensions::ALL);
+    h.answer(6, 3, SyncSource::Secondary, Some(vec![0; 512]));
+    assert!(h.p.status().facts.target);
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    h.sent.clear();
+    h.tick(2);
+    h.handshake_first(Extensions::ALL);
+    h.answer(0, 0, SyncSource::Primary, Some(vec![0xff; 512]));
+    h.serve_all(|_| Some(None));
+    h.tick(3);
+    h.serve_all(|_| Some(None));
+    println!("in step {} {:?}", h.p.is_in_step(), h.p.status().facts);
+    assert!(!h.p.is_in_step(), "stale data was taken for right, and nobody forced it");
+}
+
+#[test]
+fn f16_an_orphan_ends_in_the_next_session() {
+    let mut h = H::new(24, 1, Extension::default(), &[2], 5, 1, 1);
+    h.policy = Box::new(|op| if matches!(op, DiskOp::Read { .. }) { None } else { Some(Ok(())) });
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    h.serve_all(|m| matches!(m, Message::Mark(_)).then_some(None));
+    assert_eq!(h.ops.len(), 1); // the copy's local read hangs
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    h.sent.clear();
+    h.tick(2);
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    h.serve_all(|m| matches!(m, Message::Mark(_)).then_some(None));
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.pump();
+    h.serve_all(|_| Some(None));
+    h.tick(3);
+    h.serve_all(|_| Some(None));
+    println!("in step {} to sync {}", h.p.is_in_step(), h.p.status().facts.to_synchronise_bytes);
+    assert!(h.p.is_in_step(), "the old block's end was counted against the new copy");
+}
+
+#[test]
+fn f19_crash_in_the_save_after_a_failed_one() {
+    // list part fails half-way (torn), then power is lost while the next save writes the area
+    let mut h = H::in_step();
+    h.policy = Box::new(|op| {
+        Some(if matches!(op, DiskOp::Write { offset: 0, .. }) { Err(Errno::EIO) } else { Ok(()) })
+    });
+    h.w(1, 3);
+    h.serve_all(|m| match m {
+        Message::Request(r) if r.command == Command::Write => Some(Some(Errno::EIO)),
+        Message::Mark(_) => Some(None),
+        _ => None,
+    });
+    println!("{:?}", h.result(1));
+    for b in &mut h.disk[1536..2048] {
+        *b = 0xa5;
+    } // the failed write got half-way through the copy
+    assert!(Metadata::read(&h.disk).is_ok());
+    let before = h.disk.clone();
+    let log = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+    let l2 = log.clone();
+    h.policy = Box::new(move |op| {
+        if let DiskOp::Write { offset, data } = op {
+            l2.borrow_mut().push((*offset, data.len()));
+        }
+        Some(Ok(()))
+    });
+    h.w(2, 4);
+    h.serve_all(|m| match m {
+        Message::Request(r) if r.command == Command::Write => Some(Some(Errno::EIO)),
+        Message::Mark(_) => Some(None),
+        _ => None,
+    });
+    let first = log.borrow().iter().find(|(o, _)| *o < 4096).copied();
+    println!("the first metadata write after the failed one: {first:?}");
+    let mut torn = before;
+    for b in &mut torn[3072..3600] {
+        *b = 0x5a;
+    }
+    println!("after a tear there: {:?}", Metadata::read(&torn).map(|r| r.state));
+    assert_eq!(first.map(|f| f.0), Some(0), "the damaged part has to be repeated first");
+}
+
+#[test]
+fn f14_flush_storm_with_many_extents() {
+    let mut h = H::new(600, 1, Extension::default(), &[], 5, 1, 1);
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    h.serve_all(|_| Some(None));
+    assert!(h.p.is_in_step());
+    h.policy = Box::new(|op| Some(if matches!(op, DiskOp::Flush) { Ok(()) } else { Ok(()) }));
+    let n = std::rc::Rc::new(std::cell::Cell::new(0));
+    let m = n.clone();
+    for e in 0..255 {
+        h.w(e + 1, e);
+    }
+    h.serve_all(|m| matches!(m, Message::Request(r) if r.command == Command::Write).then_some(None));
+    h.policy = Box::new(move |op| {
+        Some(if matches!(op, DiskOp::Flush) {
+            m.set(m.get() + 1);
+            Err(Errno::EIO)
+        } else {
+            Ok(())
+        })
+    });
+    for e in 255..300 {
+        h.w(e + 1, e);
+    }
+    for _ in 0..200 {
+        h.serve_all(|m| {
+            Some(match m {
+                Message::Request(r) if r.command == Command::Flush => Some(Errno::EIO).filter(|_| false),
+                _ => None,
+            })
+        });
+    }
+    println!("local flushes {} at {:?}", n.get(), h.t);
+}
+
+// ---- secondary ----
+struct S {
+    s: Secondary,
+    t: Duration,
+    disk: Vec<u8>,
+    ops: Vec<(OpId, DiskOp)>,
+    sent: Vec<Message>,
+    log: Vec<(u64, usize)>,
+    snaps: Vec<Vec<u8>>,
+}
+impl S {
+    fn new(ext: Extension, bits: &[u32]) -> S {
+        let size = 4096 + 512 + 24 * u64::from(ES);
+        let layout = Layout::create(size, 512, ES).unwrap();
+        let metadata = Metadata {
+            resource: "t".into(),
+            datasize: layout.datasize(),
+            extentsize: ES,
+            keepdirty: 1,
+            localoff: layout.localoff(),
+            resuid: 5,
+            localcnt: 1,
+            remotecnt: 1,
+            prevrole: Role::Primary,
+            extension: ext,
+        };
+        let mut map = vec![0; layout.map_bytes() as usize];
+        for b in bits {
+            map[*b as usize / 8] |= 1 << (b % 8);
+        }
+        let mut disk = metadata.encode().to_vec();
+        disk.resize(size as usize, 0);
+        disk[4096..4096 + map.len()].copy_from_slice(&map);
+        let settings = Settings {
+            replication: Replication::Fullsync,
+            timeout: Duration::from_secs(20),
+            metaflush: true,
+            remote: true,
+            peer: "s".into(),
+        };
+        let hello = SecondHello {
+            resource: "t".into(),
+            token: [9; 16],
+            virgin: false,
+            resuid: 5,
+            localcnt: 1,
+            remotecnt: 1,
+            boot: Some([3; 16]),
+        };
+        let s = Secondary::new(
+            SecondaryStart {
+                settings,
+                metadata,
+                layout,
+                map,
+                version: 2,
+                ext: Extensions::ALL,
+                host: Host { boot: [1; 16], wall: 0 },
+                hello,
+            },
+            Duration::ZERO,
+        );
+        S { s, t: Duration::ZERO, disk, ops: vec![], sent: vec![], log: vec![], snaps: vec![] }
+    }
+    fn poll(&mut self) {
+        while let Some(a) = self.s.poll_action() {
+            match a {
+                Action::Disk { id, op } => self.ops.push((id, op)),
+                Action::Send { message, .. } => self.sent.push(message),
+                _ => {}
+            }
+        }
+    }
+    fn step(&mut self, at: usize) {
+        let (id, op) = self.ops.remove(at);
+        let res = match &op {
+            DiskOp::Read { offset, length } => Ok(Some(Buffer::from(
+                self.disk[*offset as usize..*offset as usize + *length as usize].to_vec(),
+            ))),
+            DiskOp::Write { offset, data } => {
+                self.log.push((*offset, data.len()));
+                self.disk[*offset as usize..*offset as usize + data.len()].copy_from_slice(data);
+                self.snaps.push(self.disk.clone());
+                Ok(None)
+            }
+            _ => Ok(None),
+        };
+        self.s.handle_disk(self.t, id, res);
+        self.poll();
+    }
+    fn run(&mut self) {
+        self.poll();
+        while !self.ops.is_empty() {
+            self.step(0);
+        }
+    }
+    fn frame(&mut self, m: Message) {
+        let (w, payload) = m.encode();
+        self.s.handle_frame(self.t, Frame { version: 2, nv: w.as_bytes().to_vec(), payload });
+        self.poll();
+    }
+}
+#[test]
+fn f17_stale_is_forgotten_before_the_mark_is_there() {
+    let ext = Extension {
+        generation: 1,
+        stale: vec![hast_format::extension::Run { first: 2, count: 1 }],
+        ..Extension::default()
+    };
+    let mut s = S::new(ext, &[2]);
+    s.run();
+    s.snaps.clear();
+    s.frame(Message::Mark(Mark { seq: 1, kind: MarkKind::SyncStart }));
+    s.run();
+    for (i, d) in s.snaps.iter().enumerate() {
+        let r = Metadata::read(d).unwrap();
+        println!(
+            "after write {i}: mark {} stale {:?} map {:?}",
+            r.metadata.extension.mark.is_some(),
+            r.metadata.extension.stale,
+            d[4096]
+        );
+        assert!(
+            r.metadata.extension.mark.is_some() || !r.metadata.extension.stale.is_empty(),
+            "a crash here: nothing says that extent 2 is wrong on this node"
+        );
+    }
+}
+#[test]
+fn f18_clear_map_and_mark_map_side_by_side() {
+    let mut s = S::new(Extension::default(), &[2]);
+    s.run();
+    s.frame(Message::Request(Request {
+        command: Command::Write,
+        seq: 1,
+        offset: 5 * 4096,
+        length: 512,
+        memsync: false,
+        data: Some(Buffer::from(vec![1; 512])),
+    }));
+    println!(
+        "{:?}",
+        s.ops
+            .iter()
+            .map(|o| match &o.1 {
+                DiskOp::Write { offset, data } => (*offset, data.len()),
+                _ => (0, 0),
+            })
+            .collect::<Vec<_>>()
+    );
+    s.step(1); // the data; the clearing of the map is slow
+    s.frame(Message::Mark(Mark { seq: 2, kind: MarkKind::Stale { offset: 5 * 4096, length: 512 } }));
+    println!("{:?}", s.ops);
+    while s.ops.len() > 1 {
+        let last = s.ops.len() - 1;
+        s.step(last);
+    }
+    s.run();
+    println!("answered {:?}, map on disk {:?}", s.sent.last(), s.disk[4096]);
+    assert_eq!(s.disk[4096], 1 << 5, "the bit that the primary was promised is not on disk");
+}
+#[test]
+fn f21_acknowledged_after_the_only_holder_is_gone() {
+    // simulator seed 100555, unmodified
+    let mut h = H::in_step();
+    h.policy = Box::new(|op| if is_data(op) { None } else { Some(Ok(())) });
+    h.w(1, 3);
+    h.serve_all(|_| Some(None)); // stored there, not flushed; our disk is slow
+    h.p.handle_lost(h.t, "gone");
+    h.pump(); // the secondary loses power
+    h.policy = Box::new(|op| Some(if is_data(op) { Err(Errno::EIO) } else { Ok(()) }));
+    h.pump(); // and our disk fails
+    println!("{:?}", h.result(1));
+    assert!(!matches!(h.result(1), Some(Ok(_))), "acknowledged, and nobody here knows of a node that has it");
+}
+#[test]
+fn f22_flush_alone_with_unflushed_stale_extents() {
+    let mut h = H::in_step();
+    let mut once = true;
+    h.policy = Box::new(move |op| {
+        Some(if is_data(op) && std::mem::take(&mut once) { Err(Errno::EIO) } else { Ok(()) })
+    });
+    h.w(1, 3);
+    h.serve_all(|m| match m {
+        Message::Request(r) if r.command == Command::Write => Some(None),
+        _ => None,
+    });
+    assert_eq!(h.result(1), Some(Ok(None)));
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    h.req(2, Op::Flush);
+    println!("{:?} stale {}", h.result(2), h.p.status().facts.stale_bytes);
+    assert!(
+        !matches!(h.result(2), Some(Ok(_))),
+        "the write lies in the secondary's cache alone, and the flush is good"
+    );
+}
+#[test]
+fn f23_reload_with_a_shorter_timeout_while_marking() {
+    let mut h = H::new(24, 1, Extension::default(), &[2], 5, 1, 1);
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    h.p.handle_reload(
+        h.t,
+        Settings {
+            replication: Replication::Fullsync,
+            timeout: Duration::from_secs(5),
+            metaflush: true,
+            remote: true,
+            peer: "s".into(),
+        },
+        false,
+    );
+    h.pump();
+    h.t = Duration::from_secs(6);
+    h.p.handle_timeout(h.t);
+    h.pump();
+    println!("now {:?}, next {:?}", h.t, h.p.poll_timeout());
+    assert!(h.p.poll_timeout().unwrap() > h.t, "spins");
+}
+#[test]
+fn f24_secondary_recovers_from_a_slow_disk_and_is_dropped() {
+    let mut s = S::new(Extension::default(), &[]);
+    s.run();
+    for i in 0..512u64 {
+        s.frame(Message::Request(Request {
+            command: Command::Write,
+            seq: i + 1,
+            offset: (i % 24) * 4096,
+            length: 512,
+            memsync: false,
+            data: Some(Buffer::from(vec![1; 512])),
+        }));
+    }
+    assert!(!s.s.wants_input());
+    s.t = Duration::from_secs(25); // the disk stood still; frames wait in the socket
+    s.step(0);
+    println!("wants {} timeout {:?}", s.s.wants_input(), s.s.poll_timeout());
+    s.s.handle_timeout(s.t);
+    s.poll(); // as hastd's check_clock does, before anything is read
+    assert!(s.s.status().complete, "dropped for silence that was its own");
+}

@@ -1,0 +1,113 @@
+//! The simulator's command line; `cargo xtask sim` calls it.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use hast_engine::rule::Rule;
+use hast_sim::Plan;
+
+const USAGE: &str = "\
+usage: hast-sim play PLAN           one history, told step by step
+       hast-sim search SECONDS      fresh histories until one fails
+       hast-sim mutant RULE SECONDS histories that notice when RULE is broken
+A plan is a seed, or a scene, a mode and a seed: Storm async 14";
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let outcome = match words.split_first().map(|(verb, rest)| (verb.as_str(), rest)) {
+        Some(("play", plan)) => plan.join(" ").parse().map(replay),
+        Some(("search", [seconds])) => number(seconds).map(search),
+        Some(("mutant", [rule, seconds])) => {
+            parse(rule).and_then(|rule| number(seconds).map(|seconds| hunt(rule, seconds)))
+        }
+        _ => Err(USAGE.to_owned()),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(64)
+        }
+    }
+}
+
+/// One history, with everything that happens.
+fn replay(plan: Plan) -> bool {
+    match hast_sim::play(Plan { trace: true, ..plan }) {
+        Ok(world) => {
+            println!("{plan}: kept every promise; {} things happened", world.happenings());
+            true
+        }
+        Err(error) => {
+            println!("{error}");
+            false
+        }
+    }
+}
+
+/// Fresh histories until one fails or the time is over.
+fn search(seconds: u64) -> bool {
+    let begin = Instant::now();
+    let first = fresh();
+    let mut happenings = 0;
+    for seed in first.. {
+        if begin.elapsed() >= Duration::from_secs(seconds) {
+            let count = seed - first;
+            println!("{count} histories from seed {first} kept every promise; {happenings} things happened");
+            return true;
+        }
+        match hast_sim::play(Plan::of(seed)) {
+            Ok(world) => happenings += world.happenings(),
+            Err(error) => {
+                println!("{error}\nto see it again: cargo xtask sim --seed {seed}");
+                return false;
+            }
+        }
+    }
+    true
+}
+
+/// How many histories are looked for: the engine changes, and chance with it.
+const WANTED: usize = 3;
+
+/// Histories in which breaking `rule` shows: true if one was found.
+fn hunt(rule: Rule, seconds: u64) -> bool {
+    if !hast_sim::break_rule(Some(rule)) {
+        eprintln!("this build has no mutants: cargo xtask sim --mutant {rule:?}");
+        return false;
+    }
+    let begin = Instant::now();
+    let mut found = 0;
+    for seed in 1.. {
+        if begin.elapsed() >= Duration::from_secs(seconds) {
+            println!("# {rule:?}: noticed in {found} of {seed} histories");
+            return found > 0;
+        }
+        let plan = Plan::of(seed);
+        if let Some(how) = hast_sim::notices(plan) {
+            println!("{rule:?} {plan}\t# {}", how.replace('\n', " "));
+            found += 1;
+            if found == WANTED {
+                return true;
+            }
+        }
+    }
+    false
+}
+
+fn number(word: &str) -> Result<u64, String> {
+    word.parse().map_err(|error| format!("{word}: {error}"))
+}
+
+fn parse(name: &str) -> Result<Rule, String> {
+    let found = Rule::ALL.into_iter().find(|rule| format!("{rule:?}") == name);
+    found.ok_or_else(|| format!("no rule is called {name}; there are {:?}", Rule::ALL))
+}
+
+/// A seed that nobody has played yet, most likely.
+fn fresh() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs() * 1_000_000)
+}

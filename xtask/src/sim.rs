@@ -1,0 +1,35 @@
+//! `cargo xtask sim`: the simulator, built for speed, and its mutants.
+
+use std::process::{Command, ExitCode};
+
+use lexopt::Arg::Long;
+use lexopt::ValueExt;
+
+/// How long a search lasts unless told otherwise, in minutes.
+const MINUTES: f64 = 1.0;
+
+pub(crate) fn main(mut parser: lexopt::Parser) -> Result<ExitCode, lexopt::Error> {
+    let (mut plan, mut mutant, mut minutes) = (None, None, None);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("seed" | "plan") => plan = Some(parser.value()?.string()?),
+            Long("mutant") => mutant = Some(parser.value()?.string()?),
+            Long("minutes") => minutes = Some(parser.value()?.parse::<f64>()?),
+            other => return Err(other.unexpected()),
+        }
+    }
+    let seconds = (minutes.unwrap_or(MINUTES) * 60.0).clamp(1.0, 86_400.0).round().to_string();
+    let words: Vec<&str> = match (&plan, &mutant) {
+        (Some(plan), None) => vec!["play", plan],
+        (None, Some(rule)) => vec!["mutant", rule, &seconds],
+        (None, None) => vec!["search", &seconds],
+        (Some(_), Some(_)) => return Err("--seed and --mutant do not go together".into()),
+    };
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(["run", "--quiet", "--release", "-p", "hast-sim"]);
+    if mutant.is_some() {
+        command.args(["--features", "mutants"]);
+    }
+    let status = command.arg("--").args(words).status().map_err(|error| format!("cargo: {error}"))?;
+    Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+}
