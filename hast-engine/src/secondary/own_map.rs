@@ -148,8 +148,11 @@ impl Secondary {
         let failure = own.failure.take();
         own.map.end_write(failure.is_none());
         for (key, result) in std::mem::take(&mut own.unanswered) {
-            let result = failure.map_or(result, Err);
-            self.answered(key, result);
+            match failure {
+                Some(error) => self.answered(key, Err(error)),
+                // M5: the write that has ended need not be the one that holds these bits.
+                None => self.stored(key, result),
+            }
         }
         if failure.is_none() {
             self.kick_own_map();
