@@ -800,8 +800,12 @@ impl Primary {
         })
     }
 
-    /// M1: whatever was given to disk or peer has its bits on disk.
+    /// M1: whatever was given to disk or peer has its bits on disk. (After a failed map write it still has,
+    /// being in what was there before and in what was written, but the map does not count on it.)
     pub(super) fn check_requests(&self) {
+        if self.map_io.doubtful {
+            return;
+        }
         for request in self.requests.values() {
             let writing = !matches!(request.op, Op::Read { .. });
             let guarded = keeps(Rule::M1) && keeps(Rule::L4);

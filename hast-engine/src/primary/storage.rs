@@ -26,13 +26,23 @@ pub(super) struct MapIo {
     failure: Option<Errno>,
     /// After a failure: when to try again though nobody waits.
     retry_at: Option<Duration>,
+    /// The last map write failed: bits that were durable still are whatever got to the disk, but nothing new
+    /// relies on that.
+    pub(super) doubtful: bool,
     /// Requests whose bits are not durable yet, in order of arrival.
     waiting: VecDeque<Key>,
 }
 
 impl MapIo {
     pub(super) fn new(flush: bool) -> MapIo {
-        MapIo { flush, outstanding: 0, failure: None, retry_at: None, waiting: VecDeque::new() }
+        MapIo {
+            flush,
+            outstanding: 0,
+            failure: None,
+            retry_at: None,
+            doubtful: false,
+            waiting: VecDeque::new(),
+        }
     }
 
     /// Applies a changed `metaflush`; a disk that has no flush keeps it off.
@@ -145,6 +155,7 @@ impl Primary {
         let failure = self.map_io.failure.take();
         self.map.end_write(failure.is_none());
         self.map_io.retry_at = failure.map(|_| self.now + RETRY);
+        self.map_io.doubtful = failure.is_some();
         for key in std::mem::take(&mut self.map_io.waiting) {
             let Some(request) = self.requests.get(&key) else { continue };
             if self.map.is_durable(request.extents()) {
