@@ -168,6 +168,22 @@ impl Memory {
         }
     }
 
+    /// From now on each sector holds one of these writes, and nothing is known of how it came to that.
+    pub fn rebase(&mut self, now: Duration, sectors: impl Iterator<Item = Vec<WriteId>>) {
+        self.open.clear();
+        let known = |write| Candidate {
+            holds: write,
+            write,
+            anything: false,
+            invoked: now,
+            ended: Some(now),
+            acknowledged: true,
+            superseded: None,
+            haunting: false,
+        };
+        self.sectors = sectors.map(|writes| writes.into_iter().map(known).collect()).collect();
+    }
+
     /// Whether `bytes` is something that sector `at` may hold, for a read that began at `invoked`.
     ///
     /// # Errors

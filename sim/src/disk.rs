@@ -148,6 +148,27 @@ impl Disk {
         }
     }
 
+    /// The disk had nothing else to do for a while: its cache is on the medium.
+    pub fn settle(&mut self) {
+        self.write_through(0, &[]);
+    }
+
+    /// The first eight bytes of whatever the sector at byte `at` may hold after a loss of power.
+    #[must_use]
+    pub fn may_hold(&self, at: usize) -> Vec<u64> {
+        let id = |bytes: &[u8]| bytes.first_chunk::<8>().map_or(0, |id| u64::from_le_bytes(*id));
+        let whole =
+            [&self.current, &self.durable].into_iter().filter_map(|all| all.get(at..at + SECTOR)).map(id);
+        let cached = self.cache.iter().filter(|(_, cached, _)| *cached == at).map(|(_, _, bytes)| id(bytes));
+        whole.chain(cached).collect()
+    }
+
+    /// The byte offsets of sectors that a write numbered up to `write` has left in the cache.
+    #[must_use]
+    pub fn cached(&self, write: u64) -> Vec<usize> {
+        self.cache.iter().filter(|(number, _, _)| *number <= write).map(|(_, at, _)| *at).collect()
+    }
+
     fn write(&mut self, offset: u64, data: &[u8], sectors: usize) {
         self.writes += 1;
         let start = usize::try_from(offset).unwrap_or(usize::MAX);

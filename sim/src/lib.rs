@@ -9,13 +9,16 @@
 
 pub mod client;
 pub mod disk;
+mod mixed;
 mod network;
 mod node;
 mod operator;
+mod original;
 pub mod random;
 mod scenes;
 mod world;
 
+pub use mixed::play_mixed;
 pub use scenes::Scene;
 pub use world::{Plan, World};
 
@@ -31,7 +34,17 @@ impl Plan {
         let pick = |n: u64, count: usize| usize::try_from(n % (count as u64).max(1)).unwrap_or(0);
         let mode = MODES.get(pick(seed, MODES.len())).copied().unwrap_or_default();
         let scene = Scene::ALL.get(pick(seed / 3, Scene::ALL.len())).copied().unwrap_or(Scene::Storm);
-        Plan { seed, scene, mode, rounds: 3, trace: false }
+        Plan { seed, scene, mode, rounds: 3, trace: false, originals: scene.originals() }
+    }
+}
+
+impl Plan {
+    /// The plan of a mixed pair that belongs to a seed.
+    #[must_use]
+    pub fn mixed(seed: u64) -> Plan {
+        let ours_first = (seed / 3).is_multiple_of(2);
+        let scene = if ours_first { Scene::MixedOurPrimary } else { Scene::MixedOurSecondary };
+        Plan { scene, originals: scene.originals(), ..Plan::of(seed) }
     }
 }
 
@@ -52,10 +65,11 @@ impl FromStr for Plan {
         match words.as_slice() {
             [number] => Ok(Plan::of(seed(number)?)),
             [scene, mode, number] => {
-                let found = Scene::ALL.into_iter().find(|known| format!("{known:?}") == *scene);
+                let found =
+                    Scene::ALL.into_iter().chain(Scene::MIXED).find(|known| format!("{known:?}") == *scene);
                 let scene = found.ok_or_else(|| format!("no scene is called {scene}"))?;
                 let mode = Replication::parse(mode).ok_or_else(|| format!("no mode is called {mode}"))?;
-                Ok(Plan { scene, mode, ..Plan::of(seed(number)?) })
+                Ok(Plan { scene, mode, originals: scene.originals(), ..Plan::of(seed(number)?) })
             }
             _ => Err(format!("neither a seed nor a scene, a mode and a seed: {text}")),
         }

@@ -3,16 +3,22 @@
 use core::time::Duration;
 use std::collections::BTreeMap;
 
-use hast_engine::{Action, DiskOp, Host, OpId, Primary, PrimaryStart, Secondary, SecondaryStart, Settings};
+use hast_engine::{
+    Action, DiskOp, Host, Op, OpId, Primary, PrimaryStart, RequestId, Secondary, SecondaryStart, Settings,
+    Side,
+};
+use hast_format::bitmap::Bitmap;
 use hast_format::extension::Extension;
 use hast_format::layout::Layout;
 use hast_format::metadata::{Metadata, Role};
 use hast_net::Replication;
 use hast_net::extensions::Extensions;
+use hast_net::frame::Frame;
 use hast_net::handshake::SecondHello;
 
 use crate::disk::Disk;
 use crate::network::ConnId;
+use crate::original;
 
 /// The data area has so many extents ...
 const EXTENTS: usize = 24;
@@ -25,11 +31,15 @@ pub(crate) enum Worker {
     None,
     Primary(Box<Primary>),
     Secondary(Box<Secondary>),
+    OriginalPrimary(Box<original::Primary>),
+    OriginalSecondary(Box<original::Secondary>),
 }
 
 /// One machine.
 pub(crate) struct Node {
     pub(crate) disk: Disk,
+    /// It runs the original.
+    pub(crate) original: bool,
     keepdirty: u32,
     roomy: bool,
     /// What the operator wants it to be.
@@ -64,6 +74,7 @@ impl Node {
         let contents = Node::blank(keepdirty, roomy)?;
         Ok(Node {
             disk: Disk::new(contents),
+            original: false,
             keepdirty,
             roomy,
             role: Role::Init,
@@ -141,6 +152,12 @@ impl Node {
         self.disk.contents().get(start..start + length).unwrap_or_default().to_vec()
     }
 
+    /// The map as it lies on the disk.
+    pub(crate) fn on_disk_map(&self) -> Option<Bitmap> {
+        let layout = self.layout().ok()?;
+        Some(Bitmap::from_bytes(u32::try_from(layout.nextents()).ok()?, &self.map(&layout)))
+    }
+
     /// The bytes that clients see.
     pub(crate) fn data(&self) -> Result<&[u8], String> {
         let layout = self.layout()?;
@@ -161,6 +178,9 @@ impl Node {
 
     /// A metadata block that is damaged is made whole before anything else is written, as hast-provider does.
     fn recover(&mut self) -> Result<(), String> {
+        if self.original {
+            return Ok(());
+        }
         let reading = Metadata::read(self.disk.contents()).map_err(|error| format!("metadata: {error}"))?;
         if !reading.state.is_sound() {
             for (offset, data) in reading.metadata.writes(512) {
@@ -191,7 +211,11 @@ impl Node {
         self.direct_reads = false;
         self.incarnation += 1;
         self.timer = None;
-        self.worker = Worker::Primary(Box::new(Primary::new(start, now)));
+        self.worker = if self.original {
+            Worker::OriginalPrimary(Box::new(original::Primary::new(start, now)))
+        } else {
+            Worker::Primary(Box::new(Primary::new(start, now)))
+        };
         Ok(())
     }
 
@@ -217,7 +241,12 @@ impl Node {
         self.direct_reads = false;
         self.incarnation += 1;
         self.timer = None;
-        self.worker = Worker::Secondary(Box::new(Secondary::new(start, now)));
+        self.worker = if self.original {
+            let SecondaryStart { metadata, layout, hello, .. } = start;
+            Worker::OriginalSecondary(Box::new(original::Secondary::new(metadata, layout, hello, now)))
+        } else {
+            Worker::Secondary(Box::new(Secondary::new(start, now)))
+        };
         Ok(())
     }
 
@@ -226,6 +255,8 @@ impl Node {
             Worker::None => None,
             Worker::Primary(engine) => engine.poll_action(),
             Worker::Secondary(engine) => engine.poll_action(),
+            Worker::OriginalPrimary(engine) => engine.poll_action(),
+            Worker::OriginalSecondary(engine) => engine.poll_action(),
         }
     }
 
@@ -234,6 +265,8 @@ impl Node {
             Worker::None => None,
             Worker::Primary(engine) => engine.poll_timeout(),
             Worker::Secondary(engine) => engine.poll_timeout(),
+            Worker::OriginalPrimary(engine) => engine.poll_timeout(),
+            Worker::OriginalSecondary(engine) => engine.poll_timeout(),
         }
     }
 
@@ -242,6 +275,8 @@ impl Node {
             Worker::None => {}
             Worker::Primary(engine) => engine.handle_timeout(now),
             Worker::Secondary(engine) => engine.handle_timeout(now),
+            Worker::OriginalPrimary(engine) => engine.handle_timeout(now),
+            Worker::OriginalSecondary(engine) => engine.handle_timeout(now),
         }
     }
 
@@ -250,6 +285,8 @@ impl Node {
             Worker::None => {}
             Worker::Primary(engine) => engine.handle_disk(now, id, result),
             Worker::Secondary(engine) => engine.handle_disk(now, id, result),
+            Worker::OriginalPrimary(engine) => engine.handle_disk(now, id, result),
+            Worker::OriginalSecondary(engine) => engine.handle_disk(id, result),
         }
     }
 
@@ -258,6 +295,8 @@ impl Node {
             Worker::None => {}
             Worker::Primary(engine) => engine.handle_lost(now, reason),
             Worker::Secondary(engine) => engine.handle_lost(now, reason),
+            Worker::OriginalPrimary(engine) => engine.handle_lost(now),
+            Worker::OriginalSecondary(engine) => engine.handle_lost(),
         }
     }
 
@@ -266,21 +305,81 @@ impl Node {
             Worker::None => {}
             Worker::Primary(engine) => engine.handle_stop(now),
             Worker::Secondary(engine) => engine.handle_stop(now),
+            Worker::OriginalPrimary(engine) => engine.handle_stop(),
+            Worker::OriginalSecondary(engine) => engine.handle_stop(),
         }
+    }
+
+    /// A connection that the primary asked for is there.
+    pub(crate) fn handle_connected(&mut self, now: Duration, side: Side) {
+        match &mut self.worker {
+            Worker::Primary(engine) => engine.handle_connected(now, side),
+            Worker::OriginalPrimary(engine) => engine.handle_connected(now, side),
+            _ => {}
+        }
+    }
+
+    /// A connection that the primary asked for cannot be made.
+    pub(crate) fn handle_connect_failed(&mut self, now: Duration, side: Side, reason: &str) {
+        match &mut self.worker {
+            Worker::Primary(engine) => engine.handle_connect_failed(now, side, reason),
+            Worker::OriginalPrimary(engine) => engine.handle_connect_failed(now),
+            _ => {}
+        }
+    }
+
+    /// A frame has come for the worker, not for the supervisor.
+    pub(crate) fn handle_frame(&mut self, now: Duration, side: Side, frame: Frame) {
+        match (&mut self.worker, side) {
+            (Worker::Primary(engine), _) => engine.handle_frame(now, side, frame),
+            (Worker::OriginalPrimary(engine), _) => engine.handle_frame(now, side, frame),
+            (Worker::Secondary(engine), Side::Out) => engine.handle_frame(now, frame),
+            (Worker::OriginalSecondary(engine), Side::Out) => engine.handle_frame(now, frame),
+            _ => {}
+        }
+    }
+
+    /// A request of the device.
+    pub(crate) fn handle_request(&mut self, now: Duration, id: RequestId, op: Op) {
+        match &mut self.worker {
+            Worker::Primary(engine) => engine.handle_request(now, id, op),
+            Worker::OriginalPrimary(engine) => engine.handle_request(now, id, op),
+            _ => {}
+        }
+    }
+
+    pub(crate) fn is_primary(&self) -> bool {
+        matches!(self.worker, Worker::Primary(_) | Worker::OriginalPrimary(_))
+    }
+
+    pub(crate) fn is_secondary(&self) -> bool {
+        matches!(self.worker, Worker::Secondary(_) | Worker::OriginalSecondary(_))
     }
 
     /// A primary that is connected.
     pub(crate) fn is_connected(&self) -> bool {
-        matches!(&self.worker, Worker::Primary(engine) if engine.status().complete)
+        match &self.worker {
+            Worker::Primary(engine) => engine.status().complete,
+            Worker::OriginalPrimary(engine) => engine.is_connected(),
+            _ => false,
+        }
     }
 
     /// Whether nothing is dirty: no write is in flight to either node.
     pub(crate) fn is_clean(&self) -> bool {
-        matches!(&self.worker, Worker::Primary(engine) if engine.status().dirty == 0)
+        match &self.worker {
+            Worker::Primary(engine) => engine.status().dirty == 0,
+            Worker::OriginalPrimary(engine) => engine.is_clean(),
+            _ => false,
+        }
     }
 
     /// A primary that is connected, with nothing left to synchronise and equal counts.
     pub(crate) fn is_in_step(&self) -> bool {
-        matches!(&self.worker, Worker::Primary(engine) if engine.is_in_step())
+        match &self.worker {
+            Worker::Primary(engine) => engine.is_in_step(),
+            Worker::OriginalPrimary(engine) => engine.is_in_step(),
+            _ => false,
+        }
     }
 }

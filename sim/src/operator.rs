@@ -6,7 +6,7 @@ use hast_format::metadata::Role;
 use hast_net::Replication;
 
 use crate::disk::Faults;
-use crate::node::{Node, Worker};
+use crate::node::Node;
 use crate::world::{Happening, World};
 
 impl World {
@@ -43,8 +43,8 @@ impl World {
                 let power = self.random.one_in(2);
                 self.kill_for_a_while(serving, power);
             }
-            8 | 9 if settled => self.switch_over(),
-            10 if settled => self.fail_over(),
+            8 | 9 if settled && !self.stays() => self.switch_over(),
+            10 if settled && !self.stays() => self.fail_over(),
             11 => self.disturb_disk(),
             _ => {}
         }
@@ -53,7 +53,7 @@ impl World {
     /// No node is being restarted, and no role is being changed.
     fn is_settled(&self) -> bool {
         self.nodes.iter().all(|node| node.running && node.next_role.is_none())
-            && self.nodes.get(self.serving).is_some_and(|node| matches!(node.worker, Worker::Primary(_)))
+            && self.nodes.get(self.serving).is_some_and(Node::is_primary)
     }
 
     fn kill_for_a_while(&mut self, node: usize, power: bool) {
@@ -94,7 +94,7 @@ impl World {
     /// in the end, it stays what it is.
     pub(crate) fn promote(&mut self, node: usize, before: u64) {
         let old = 1 - node;
-        if matches!(self.nodes.get(old).map(|node| &node.worker), Some(Worker::Primary(_))) {
+        if self.nodes.get(old).is_some_and(Node::is_primary) {
             self.schedule(Duration::from_millis(5), Happening::Promote { node, before });
         } else if self.localcnt(old) == before {
             self.set_role(node, Role::Primary);

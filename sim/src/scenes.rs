@@ -44,6 +44,10 @@ pub enum Scene {
     Planned,
     /// An outdated primary is written while it shakes hands with the newer copy.
     WrittenInHandshake,
+    /// Storms over a pair of which node 1 runs the original, node 0, ours, being the primary first.
+    MixedOurPrimary,
+    /// Storms over a pair of which node 0, the primary first, runs the original.
+    MixedOurSecondary,
 }
 
 impl Scene {
@@ -72,6 +76,15 @@ impl Scene {
         Scene::WrittenInHandshake,
     ];
 
+    /// The scenes with a model of the original; they are not among [`Scene::ALL`].
+    pub const MIXED: [Scene; 2] = [Scene::MixedOurPrimary, Scene::MixedOurSecondary];
+
+    /// Which nodes run the original.
+    #[must_use]
+    pub fn originals(self) -> [bool; 2] {
+        [self == Scene::MixedOurSecondary, self == Scene::MixedOurPrimary]
+    }
+
     /// Whether the nodes know nothing of each other beyond the original.
     pub(crate) fn is_plain(self) -> bool {
         matches!(self, Scene::PeerFails | Scene::JustInStep)
@@ -94,6 +107,7 @@ impl World {
             Scene::JustInStep => self.just_in_step(),
             Scene::Planned => self.planned(),
             Scene::WrittenInHandshake => self.written_in_handshake(),
+            Scene::MixedOurPrimary | Scene::MixedOurSecondary => self.mixed_storms(),
         }
     }
 
@@ -108,7 +122,7 @@ impl World {
         Ok(())
     }
 
-    fn pair(&mut self) -> Result<(), String> {
+    pub(crate) fn pair(&mut self) -> Result<(), String> {
         self.set_role(1, Role::Secondary);
         self.set_role(0, Role::Primary);
         self.write_some(0, 40, true)?;
@@ -116,7 +130,7 @@ impl World {
     }
 
     /// Node `down` is gone, and node `up` serves alone.
-    fn take_over(&mut self, down: usize, up: usize) -> Result<(), String> {
+    pub(crate) fn take_over(&mut self, down: usize, up: usize) -> Result<(), String> {
         self.serving = up;
         self.kill(down, false);
         self.set_running(down, false);
@@ -224,7 +238,7 @@ impl World {
         self.quiet()
     }
 
-    fn written_alone(&mut self) -> Result<(), String> {
+    pub(crate) fn written_alone(&mut self) -> Result<(), String> {
         self.expect_split = true;
         self.set_role(0, Role::Primary);
         self.write_some(0, 10, false)?;
@@ -405,18 +419,18 @@ impl World {
         self.quiet()
     }
 
-    fn until(&mut self, what: &str, done: impl Fn(&World) -> bool) -> Result<(), String> {
+    pub(crate) fn until(&mut self, what: &str, done: impl Fn(&World) -> bool) -> Result<(), String> {
         let end = self.now + LIMIT;
         if self.advance_until(end, done)? { Ok(()) } else { Err(format!("not within {LIMIT:?}: {what}")) }
     }
 
-    fn pass(&mut self, time: Duration) -> Result<(), String> {
+    pub(crate) fn pass(&mut self, time: Duration) -> Result<(), String> {
         let end = self.now + time;
         self.advance_until(end, |_| false).map(|_| ())
     }
 
     /// Ends the role of `node` and waits until its worker has ended.
-    fn stop_role(&mut self, node: usize) -> Result<(), String> {
+    pub(crate) fn stop_role(&mut self, node: usize) -> Result<(), String> {
         self.set_role(node, Role::Init);
         self.until("a worker ends", |world| {
             matches!(world.nodes.get(node).map(|node| &node.worker), Some(Worker::None))
@@ -425,17 +439,15 @@ impl World {
 
     /// Writes to whatever role primary `node` has, and waits for the answers. Only what is `tracked` is
     /// expected to be there in the end.
-    fn write_some(&mut self, node: usize, count: usize, tracked: bool) -> Result<(), String> {
-        self.until("a primary is there", |world| {
-            matches!(world.nodes.get(node).map(|node| &node.worker), Some(Worker::Primary(_)))
-        })?;
+    pub(crate) fn write_some(&mut self, node: usize, count: usize, tracked: bool) -> Result<(), String> {
+        self.until("a primary is there", |world| world.nodes.get(node).is_some_and(Node::is_primary))?;
         for _ in 0..count {
             self.write_one(node, tracked);
         }
         self.until("writes are answered", World::nothing_is_open)
     }
 
-    fn read_everything(&mut self, node: usize) -> Result<(), String> {
+    pub(crate) fn read_everything(&mut self, node: usize) -> Result<(), String> {
         self.read_all(node);
         self.until("reads are answered", World::nothing_is_open)
     }

@@ -14,6 +14,7 @@ use hast_net::payload::{Checksum, Compression, Stages};
 
 use crate::client::Memory;
 use crate::disk::{Faults, SECTOR};
+use crate::mixed::Mixed;
 use crate::network::{Conn, ConnId};
 use crate::node::{Node, Worker};
 use crate::random::Random;
@@ -37,6 +38,8 @@ pub struct Plan {
     pub rounds: u32,
     /// Say what happens.
     pub trace: bool,
+    /// Which nodes run the original instead of ours.
+    pub originals: [bool; 2],
 }
 
 /// Everything there is.
@@ -60,7 +63,9 @@ pub struct World {
     /// completed write is missing: a disk, a link and a node have failed at once, and nobody can tell.
     asked_to_count: bool,
     /// Which happened: the history ends here.
-    excused: bool,
+    pub(crate) excused: bool,
+    /// What is known of a pair of which one node runs the original.
+    pub(crate) mixed: Option<Mixed>,
     /// The nodes have been written apart on purpose.
     pub(crate) expect_split: bool,
     pub(crate) memory: Memory,
@@ -139,9 +144,14 @@ impl World {
         let mut random = Random::new(plan.seed);
         let keepdirty = u32::try_from(random.below(6)).unwrap_or(0) + 1;
         let roomy = plan.scene == Scene::Roomy;
-        let no_cache = plan.scene == Scene::Storm && random.one_in(8);
+        let mixed = plan.originals.contains(&true);
+        let no_cache = (plan.scene == Scene::Storm || mixed) && random.one_in(8);
+        // The original cannot do with one (spec/on-disk.md).
+        let keepdirty = if mixed { keepdirty.max(2) } else { keepdirty };
+        let mut originals = plan.originals.into_iter();
         let mut node = || {
             let mut node = Node::created(keepdirty, roomy)?;
+            node.original = originals.next().unwrap_or(false);
             node.disk.no_cache = no_cache && random.one_in(2);
             Ok::<Node, String>(node)
         };
@@ -162,6 +172,7 @@ impl World {
             storm: false,
             asked_to_count: false,
             excused: false,
+            mixed: mixed.then(Mixed::default),
             expect_split: false,
             memory,
             requests: BTreeMap::new(),
@@ -252,12 +263,15 @@ impl World {
         let secondary = 1 - self.serving;
         self.requests.is_empty()
             && self.nodes.get(self.serving).is_some_and(|node| node.is_in_step() && node.is_clean())
-            && matches!(self.nodes.get(secondary).map(|node| &node.worker), Some(Worker::Secondary(_)))
+            && self.nodes.get(secondary).is_some_and(Node::is_secondary)
             && self.nodes.iter().all(|node| node.in_flight.is_empty())
     }
 
     /// Both data areas are the same, and hold what the client may expect.
     fn compare(&mut self) -> Result<(), String> {
+        if self.mixed.is_some() {
+            return self.compare_mixed();
+        }
         let [a, b] = &self.nodes;
         let (a, b) = (a.data()?, b.data()?);
         for (at, (x, y)) in a.chunks(SECTOR).zip(b.chunks(SECTOR)).enumerate() {
@@ -347,6 +361,9 @@ impl World {
         {
             self.fail(format!("C5: node {node} has counts, but no resuid yet"));
         }
+        if let (DiskOp::Write { offset, data }, Err(_)) = (&op, &result) {
+            self.mixed_write_failed(node, *offset, data);
+        }
         let Some(n) = self.nodes.get_mut(node) else { return };
         n.handle_disk(now, id, result);
         self.pump(node);
@@ -370,6 +387,8 @@ impl World {
                     self.schedule(after, Happening::Connected { node, incarnation, side });
                 }
                 Action::Send { side, version, message } => {
+                    self.mixed_sends(node, &message);
+                    let Some(n) = self.nodes.get_mut(node) else { return };
                     self.asked_to_count |=
                         matches!(&message, Message::Mark(Mark { kind: MarkKind::Stale { .. }, .. }));
                     if self.plan.trace {
@@ -393,7 +412,10 @@ impl World {
                 Action::Event(event) => {
                     self.trace(|| format!("node {node}: event {}", event.as_str()));
                     *self.events.entry(event.as_str()).or_insert(0) += 1;
-                    if event == Event::SplitBrain && self.asked_to_count {
+                    self.mixed_event(node, event);
+                    if event == Event::SplitBrain && self.excused {
+                        self.fail("a split-brain that the original has caused".into());
+                    } else if event == Event::SplitBrain && self.asked_to_count {
                         self.excused = true;
                         self.fail("a split-brain that nobody can tell from a real one".into());
                     } else if event == Event::SplitBrain && !self.expect_split {
@@ -417,7 +439,8 @@ impl World {
     /// The worker of `node` has ended by itself.
     fn exited(&mut self, node: usize, code: i32) {
         self.trace(|| format!("node {node}: worker exits {code}"));
-        let was_primary = matches!(self.nodes.get(node).map(|n| &n.worker), Some(Worker::Primary(_)));
+        let was_primary = self.nodes.get(node).is_some_and(Node::is_primary);
+        self.mixed_exit(node);
         self.end_worker(node);
         if was_primary {
             self.abandon_requests();
@@ -457,19 +480,12 @@ impl World {
     pub(crate) fn kill(&mut self, node: usize, power: bool) {
         self.trace(|| format!("node {node}: killed{}", if power { ", power lost" } else { "" }));
         let Some(n) = self.nodes.get_mut(node) else { return };
-        let was_primary = matches!(n.worker, Worker::Primary(_));
-        for (op, covers) in std::mem::take(&mut n.in_flight).into_values() {
-            if power || self.random.one_in(2) {
-                n.disk.abandon(&op, &mut self.random);
-            } else if !matches!(op, DiskOp::Flush) {
-                let _ = n.disk.carry_out(&op, covers, &mut self.random);
-            }
-        }
+        let was_primary = n.is_primary();
+        self.abandon_disk(node, power);
         if power {
-            let torn = n.layout().map_or(4096, |layout| usize::try_from(layout.localoff()).unwrap_or(0));
-            n.disk.lose_power(torn, &mut self.random);
-            n.boot += 1;
+            self.lose_power(node);
         }
+        let Some(n) = self.nodes.get_mut(node) else { return };
         n.pending = None;
         n.waiting = None;
         n.next_role = None;
@@ -486,6 +502,29 @@ impl World {
         if power && node != self.serving && alone {
             self.memory.unflushed_may_be_lost();
         }
+    }
+
+    /// The process is gone: what its disk was doing gets done, in part, or not.
+    pub(crate) fn abandon_disk(&mut self, node: usize, power: bool) {
+        let Some(n) = self.nodes.get_mut(node) else { return };
+        for (op, covers) in std::mem::take(&mut n.in_flight).into_values() {
+            if power || self.random.one_in(2) {
+                n.disk.abandon(&op, &mut self.random);
+            } else if !matches!(op, DiskOp::Flush) {
+                let _ = n.disk.carry_out(&op, covers, &mut self.random);
+            }
+        }
+    }
+
+    fn lose_power(&mut self, node: usize) {
+        let fragile = self.fragile(node);
+        let Some(n) = self.nodes.get_mut(node) else { return };
+        // L8: a torn sector of metadata ends an original; that is no history of ours.
+        let torn = if n.original { Ok(0) } else { n.layout().map(|layout| layout.localoff()) };
+        let torn = torn.map_or(4096, |torn| usize::try_from(torn).unwrap_or(0));
+        n.disk.lose_power(torn, &mut self.random);
+        n.boot += 1;
+        self.mixed_power_lost(node, fragile);
     }
 
     /// The client will hear nothing more of what it asked.
@@ -506,11 +545,11 @@ impl World {
             n.handle_stop(now);
             return self.pump(node);
         }
-        if role == Role::Primary
-            && n.running
-            && let Err(error) = n.start_primary(now, mode, resuid, false)
-        {
-            return self.fail(error);
+        if role == Role::Primary && n.running {
+            if let Err(error) = n.start_primary(now, mode, resuid, false) {
+                return self.fail(error);
+            }
+            self.mixed_promoted(node);
         }
         self.trace(|| format!("node {node}: {role}"));
         self.pump(node);
@@ -533,6 +572,7 @@ impl World {
     /// `hastctl create` on a node that is in role init; what was in its data area stays there.
     pub(crate) fn recreate(&mut self, node: usize) -> Result<(), String> {
         self.trace(|| format!("node {node}: created anew"));
+        self.mixed_recreated();
         self.nodes.get_mut(node).ok_or("no such node")?.recreate()
     }
 
@@ -670,7 +710,9 @@ impl World {
         if n.incarnation != incarnation {
             return;
         }
-        let Worker::Primary(engine) = &mut n.worker else { return };
+        if !n.is_primary() {
+            return;
+        }
         if reachable {
             self.number += 1;
             let id = self.number;
@@ -678,9 +720,11 @@ impl World {
                 *slot = Some(id);
             }
             self.conns.insert(id, Conn::new(node, side));
-            engine.handle_connected(now, side);
+            if let Some(n) = self.nodes.get_mut(node) {
+                n.handle_connected(now, side);
+            }
         } else {
-            engine.handle_connect_failed(now, side, "connection refused");
+            n.handle_connect_failed(now, side, "connection refused");
         }
         self.pump(node);
     }
@@ -704,15 +748,17 @@ impl World {
 
     fn frame(&mut self, id: ConnId, to: usize, is_primary: bool, side: Side, frame: Frame) {
         let now = self.now;
-        let Some(n) = self.nodes.get_mut(to) else { return };
+        let Some(n) = self.nodes.get(to) else { return };
         let known = n.conns.contains(&Some(id));
-        match &mut n.worker {
-            Worker::Primary(engine) if is_primary && known => engine.handle_frame(now, side, frame),
-            Worker::Secondary(engine) if !is_primary && known && side == Side::Out => {
-                engine.handle_frame(now, frame);
-            }
-            _ if !is_primary && !known => return self.hello(id, to, &frame),
-            _ => return,
+        if !is_primary && !known {
+            return self.hello(id, to, &frame);
+        }
+        if !known || (is_primary != n.is_primary()) {
+            return;
+        }
+        self.mixed_receives(to, &frame);
+        if let Some(n) = self.nodes.get_mut(to) {
+            n.handle_frame(now, side, frame);
         }
         self.pump(to);
     }
@@ -734,9 +780,10 @@ impl World {
             }
             Ok(Hello::First(hello)) => {
                 // A plain pair is one of which the secondary knows nothing beyond the original.
-                let known = if self.plan.scene.is_plain() { Extensions::NONE } else { Extensions::ALL };
+                let plain = n.original || self.plan.scene.is_plain();
+                let known = if plain { Extensions::NONE } else { Extensions::ALL };
                 let ext = hello.ext.intersection(known);
-                if let Worker::Secondary(_) = n.worker {
+                if n.is_secondary() {
                     n.waiting = Some((id, ext));
                     n.handle_stop(self.now);
                     self.pump(to);
@@ -750,6 +797,7 @@ impl World {
                         return self.fail(error);
                     }
                     n.conns = [Some(out), Some(id)];
+                    self.mixed_introduced(to);
                     self.pump(to);
                 }
                 _ => {
@@ -819,10 +867,10 @@ impl World {
 
     fn ask(&mut self, node: usize, id: RequestId, what: What, op: Op) {
         let now = self.now;
-        let Some(Node { worker: Worker::Primary(engine), .. }) = self.nodes.get_mut(node) else { return };
+        let Some(n) = self.nodes.get_mut(node).filter(|node| node.is_primary()) else { return };
         self.requests.insert(id, Asked { invoked: now, what });
         let (offset, length) = op.range();
-        engine.handle_request(now, id, op);
+        n.handle_request(now, id, op);
         let sector = SECTOR as u64;
         self.trace(|| {
             format!("client: request {} {what:?}, {} sectors from {}", id.0, length / sector, offset / sector)
@@ -830,7 +878,7 @@ impl World {
         self.pump(node);
     }
 
-    fn sectors(&self) -> usize {
+    pub(crate) fn sectors(&self) -> usize {
         self.nodes.first().and_then(|node| node.data().ok()).map_or(0, <[u8]>::len) / SECTOR
     }
 
@@ -864,11 +912,8 @@ impl World {
         if self.random.one_in(4) {
             self.read_directly(first, count);
         }
-        let Some(Node { worker: Worker::Primary(engine), next_role: None, .. }) = self.nodes.get_mut(serving)
-        else {
-            return;
-        };
-        if self.requests.len() >= OPEN {
+        let idle = |node: &Node| !node.is_primary() || node.next_role.is_some();
+        if self.nodes.get(serving).is_none_or(idle) || self.requests.len() >= OPEN {
             return;
         }
         self.next_id += 1;
@@ -891,7 +936,9 @@ impl World {
             }
         };
         self.requests.insert(id, Asked { invoked: now, what });
-        engine.handle_request(now, id, op);
+        if let Some(node) = self.nodes.get_mut(serving) {
+            node.handle_request(now, id, op);
+        }
         self.trace(|| format!("client: request {} {what:?}, {count} sectors from {first}", id.0));
         self.pump(serving);
     }
@@ -906,6 +953,9 @@ impl World {
             (What::Read { first, count }, Ok(Some(data))) => {
                 if data.len() != count * SECTOR {
                     self.fail(format!("a read of {count} sectors brought {} bytes", data.len()));
+                }
+                if self.nodes.get(node).is_some_and(|node| node.original) {
+                    return; // what an original serves nobody answers for
                 }
                 for (index, bytes) in data.chunks(SECTOR).enumerate() {
                     if let Err(error) = self.memory.check(first + index, bytes, invoked) {
