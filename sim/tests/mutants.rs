@@ -12,14 +12,12 @@ use hast_sim::{Plan, break_rule, notices, play};
 #[test]
 fn every_broken_rule_is_noticed() {
     let seeds = include_str!("../seeds/mutants");
-    let plans: BTreeMap<String, Plan> = seeds
-        .lines()
-        .filter(|line| !line.starts_with('#'))
-        .map(|line| {
-            line.split('#').next().unwrap_or_default().trim().split_once(' ').expect("a rule and a plan")
-        })
-        .map(|(rule, plan)| (rule.to_owned(), plan.parse().expect("a plan")))
-        .collect();
+    let mut plans: BTreeMap<String, Vec<Plan>> = BTreeMap::new();
+    for line in seeds.lines().filter(|line| !line.starts_with('#')) {
+        let line = line.split('#').next().unwrap_or_default().trim();
+        let (rule, plan) = line.split_once(' ').expect("a rule and a plan");
+        plans.entry(rule.to_owned()).or_default().push(plan.parse().expect("a plan"));
+    }
     let mut survivors = Vec::new();
     for rule in Rule::ALL {
         let name = format!("{rule:?}");
