@@ -2,7 +2,8 @@
 //!
 //! | file | owns |
 //! |---|---|
-//! | `request` | a device request from its arrival to its completion, in every mode |
+//! | `request` | a device request from its arrival to its answers; reads to the end |
+//! | `request::write` | writes and deletes from their answers to their completion, in every mode |
 //! | `storage` | map writes (grouped) and metadata writes: what must be durable before what |
 //! | `flush` | flushes of clients and of the map's housekeeping, one at a time, shared |
 //! | `link` | connecting, the handshake, keepalives, silence, loss |

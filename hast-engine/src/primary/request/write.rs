@@ -1,0 +1,312 @@
+//! A write or delete from its last answer to its completion: who has stored it, what has to be written down
+//! before anybody hears of it, and what the map learns.
+
+use core::ops::Range;
+
+use hast_format::activemap::Outcome;
+use hast_format::extension::STALE_RUNS;
+use hast_net::Replication;
+use hast_net::errno::Errno;
+use hast_net::extensions::Extensions;
+use hast_net::message::MarkKind;
+
+use super::{Half, Request, Stage};
+use crate::primary::Primary;
+use crate::primary::link::Awaited;
+use crate::ranges::Key;
+use crate::rule::{Rule, keeps};
+use crate::types::{DiskResult, Op};
+
+impl Primary {
+    pub(super) fn advance_write(&mut self, key: Key) {
+        let relies = self.needs_secondary(key);
+        let Some(request) = self.requests.get(&key) else { return };
+        let heard = request.stage == (Stage::Completed { well: true });
+        let behind = request.extents().any(|extent| self.is_behind(extent));
+        let here = request.local == Half::Done && !request.suspect;
+        // What the secondary stored before the connection broke it may have lost since: alone that counts for
+        // nothing.
+        let still = request.epoch == self.link.epoch() && self.link.is_up();
+        let there = request.remote == Half::Done && (here || still);
+        let is_write = matches!(request.op, Op::Write { .. });
+        let enough = is_write
+            && (here || (!keeps(Rule::L16) && request.received))
+            && !relies
+            && match self.settings.replication {
+                Replication::Fullsync => false,
+                Replication::Memsync => request.received,
+                Replication::Async => true,
+            };
+        let answered = request.is_answered();
+        let error = request.local.error().or(request.remote.error()).unwrap_or(Errno::EIO);
+        if request.stage == Stage::Issued && (answered || enough) {
+            if answered && relies && request.remote == Half::Lost {
+                return self.take_back(key);
+            }
+            let good = (here && (there || !relies)) || (there && !behind);
+            let good = good || (enough && !keeps(Rule::L16));
+            if !good || (answered && here && !there && self.is_cut_off()) {
+                self.end_write(key, Err(error));
+            } else if !answered || (here && there) {
+                self.end_write(key, Ok(None));
+            } else {
+                match self.write_down(key, here) {
+                    Some(save) if self.meta.is_durable(save) => self.end_written_down(key),
+                    Some(save) => self.set_stage(key, Stage::Saving(save)),
+                    None => self.end_write(key, Err(error)),
+                }
+            }
+        }
+        if answered {
+            self.finish_write(key, there && !behind, relies);
+            if heard && here && !there && keeps(Rule::C1c) {
+                self.count(); // C1 (b), (c): somebody has heard of it already
+            }
+        }
+    }
+
+    /// One node alone has stored `key`: what has to be in the metadata before anybody hears of it. `None` if
+    /// there is no room for it.
+    pub(super) fn write_down(&mut self, key: Key, here: bool) -> Option<u64> {
+        let request = self.requests.get(&key)?;
+        let is_write = matches!(request.op, Op::Write { .. });
+        let failed = matches!(request.remote, Half::Failed(_));
+        let fresh: Vec<u32> = request
+            .extents()
+            .filter(|extent| self.sync.stale.contains(*extent) && self.covers(&request.op, *extent))
+            .collect();
+        if !here {
+            // A delete leaves nothing to prefer: our copy will be made the other node's.
+            if !is_write || !keeps(Rule::L3) {
+                return Some(0);
+            }
+            let extents = request.extents();
+            for extent in extents.clone() {
+                self.sync.lone.insert(extent);
+            }
+            return self.record_stale(extents);
+        }
+        // M3, C1 (a), (b)
+        let rule = if failed { Rule::C1b } else { Rule::C1a };
+        let save = if keeps(rule) { self.count() } else { 0 };
+        if fresh.is_empty() {
+            return Some(save);
+        }
+        for extent in fresh {
+            self.sync.stale.remove(extent);
+        }
+        Some(self.save_metadata())
+    }
+
+    /// L3: our copy of `extents` is out of date, the secondary's is not; gives the save that says so. `None`
+    /// if the metadata has no room for it.
+    pub(in crate::primary) fn record_stale(&mut self, extents: Range<u32>) -> Option<u64> {
+        self.note_stale(extents).then(|| self.save_metadata())
+    }
+
+    /// Adds `extents` to those that are right on the secondary alone. There is room for so many runs; one more,
+    /// and the whole disk counts as stale, which is true as long as the secondary lacks nothing itself. False if
+    /// it does: then nothing was added.
+    pub(super) fn note_stale(&mut self, extents: Range<u32>) -> bool {
+        let new: Vec<u32> = extents.filter(|extent| self.sync.stale.insert(*extent)).collect();
+        if self.sync.target || self.sync.stale_runs().len() <= STALE_RUNS {
+            return true; // a target's whole map is stale, and its metadata says just that
+        }
+        if self.map.to_synchronise().iter().any(|extent| self.is_behind(extent)) {
+            for extent in new {
+                self.sync.stale.remove(extent);
+            }
+            return false;
+        }
+        log::error!("The local disk fails too often: reads are served by the secondary alone.");
+        for extent in 0..self.sync.stale.len() {
+            self.sync.stale.insert(extent);
+            self.map.mark_dirty(extent);
+        }
+        true
+    }
+
+    pub(super) fn set_stage(&mut self, key: Key, stage: Stage) {
+        if let Some(request) = self.requests.get_mut(&key) {
+            request.stage = stage;
+        }
+    }
+
+    /// The connection broke while the only node that could make sense of `key` had it: it starts again once
+    /// the secondary is back.
+    pub(super) fn take_back(&mut self, key: Key) {
+        let Some(request) = self.requests.get_mut(&key) else { return };
+        request.local = Half::NotAsked;
+        request.remote = Half::NotAsked;
+        request.received = false;
+        let extents = request.extents();
+        for extent in extents.clone() {
+            self.sync.spoil(extent);
+            if !self.is_behind(extent) {
+                self.note_stale(extent..extent + 1);
+            }
+        }
+        self.map.finish(extents, Outcome::Unconfirmed);
+        self.park(key);
+    }
+
+    /// Tells the device, and lets others at the bytes.
+    pub(super) fn end_write(&mut self, key: Key, result: DiskResult) {
+        if let Some(request) = self.requests.get_mut(&key) {
+            request.stage = Stage::Completed { well: result.is_ok() };
+            let id = request.id;
+            self.complete(id, result);
+            self.release(key);
+        }
+    }
+
+    /// Both halves are known: the map learns how it ended. `there` says that the secondary's copy is right,
+    /// `relied` that ours alone would not have been.
+    pub(super) fn finish_write(&mut self, key: Key, there: bool, relied: bool) {
+        let Some(request) = self.requests.get(&key) else { return };
+        let here = request.local == Half::Done && !request.suspect;
+        let stored_there = request.remote == Half::Done || self.forgets(request);
+        // M3: what the secondary stored before the connection broke it may not have flushed.
+        let same_connection = request.epoch == self.link.epoch() || !keeps(Rule::M3) || !keeps(Rule::L1);
+        let both = here && stored_there && same_connection;
+        let confirmed = here && stored_there;
+        let stage = request.stage;
+        let extents = request.extents();
+        let is_write = matches!(request.op, Op::Write { .. });
+        for extent in extents.clone() {
+            let covered = self.requests.get(&key).is_some_and(|request| self.covers(&request.op, extent));
+            if !both {
+                self.sync.spoil(extent);
+            }
+            if relied && !confirmed && !self.is_behind(extent) {
+                self.note_stale(extent..extent + 1);
+            } else if here && covered && self.sync.stale.remove(extent) {
+                self.save_metadata();
+            }
+        }
+        if is_write && !here && there {
+            self.sync.direct_reads_off = true;
+            if matches!(stage, Stage::Completed { .. }) && keeps(Rule::L3) {
+                // Somebody relies on it already: our disk took it, and may have dropped it with a failed flush.
+                for extent in extents.clone() {
+                    self.sync.lone.insert(extent);
+                }
+                self.record_stale(extents.clone());
+            }
+        }
+        // A delete that no disk can carry out has changed nothing.
+        let request = self.requests.get(&key);
+        let nothing = request.is_some_and(|request| {
+            !is_write
+                && request.local == Half::Failed(Errno::EOPNOTSUPP)
+                && matches!(request.remote, Half::Failed(Errno::EOPNOTSUPP) | Half::NotAsked)
+        });
+        let outcome = match (nothing, both) {
+            (true, _) => Outcome::NotIssued,
+            (false, true) => Outcome::StoredOnBoth,
+            (false, false) => Outcome::Unconfirmed,
+        };
+        self.map.finish(extents, outcome);
+        self.sync.unconfirmed |= outcome == Outcome::Unconfirmed && !confirmed;
+        if !matches!(stage, Stage::Saving(_) | Stage::Marking | Stage::Telling) {
+            self.requests.remove(&key);
+        }
+        if both {
+            self.flush.note_unflushed(self.now);
+        } else if self.link.is_up() && !nothing {
+            self.begin_session();
+        }
+    }
+
+    /// Whether a mutant takes for stored what the secondary never confirmed.
+    pub(super) fn forgets(&self, request: &Request) -> bool {
+        let lost = request.remote == Half::Lost && !keeps(Rule::L1);
+        let failed = matches!(request.remote, Half::Failed(_)) && !keeps(Rule::L2);
+        let delete = matches!(request.op, Op::Delete { .. }) && !keeps(Rule::L4);
+        lost || failed || delete
+    }
+
+    /// What waited for the metadata to be saved with `save` is complete, or must not be relied on.
+    pub(in crate::primary) fn end_saving(&mut self, save: u64, result: DiskResult) {
+        let waiting: Vec<Key> = self
+            .requests
+            .iter()
+            .filter(|(_, request)| matches!(request.stage, Stage::Saving(wanted) if wanted <= save))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in waiting {
+            if result.is_err() && self.tell(key) {
+                continue;
+            }
+            if result.is_ok() {
+                self.end_written_down(key);
+            } else {
+                self.end_write(key, result.clone());
+            }
+            if !matches!(self.requests.get(&key), Some(Request { stage: Stage::Marking, .. })) {
+                self.requests.remove(&key);
+            }
+        }
+    }
+
+    /// What the metadata has to say about `key` is durable. If the secondary lacks it though it is connected,
+    /// it has to know that first; should it go away meanwhile, it counts as any that is not there.
+    pub(super) fn end_written_down(&mut self, key: Key) {
+        let lacks =
+            matches!(self.requests.get(&key), Some(Request { remote: Half::Failed(_) | Half::NotAsked, .. }));
+        if lacks && self.link.is_up() && self.link.has(Extensions::SYNC_MARKS) && keeps(Rule::L6) {
+            self.set_stage(key, Stage::Marking);
+        } else {
+            self.end_write(key, Ok(None));
+        }
+    }
+
+    /// Asks the secondary to mark itself if a write waits for that.
+    pub(in crate::primary) fn kick_marking(&mut self) {
+        let waits = self.requests.values().any(|request| request.stage == Stage::Marking);
+        if waits && self.secondary_is_marked() {
+            self.end_marking();
+        }
+    }
+
+    /// The secondary has marked itself, or is gone.
+    pub(in crate::primary) fn end_marking(&mut self) {
+        let waiting: Vec<Key> = self
+            .requests
+            .iter()
+            .filter(|(_, request)| request.stage == Stage::Marking)
+            .map(|(key, _)| *key)
+            .collect();
+        for key in waiting {
+            self.end_write(key, Ok(None));
+            self.requests.remove(&key);
+        }
+    }
+
+    /// Our disk cannot record that the secondary alone has `key`: let the secondary do it.
+    pub(super) fn tell(&mut self, key: Key) -> bool {
+        let Some(request) = self.requests.get(&key) else { return false };
+        let (offset, length) = request.op.range();
+        let possible = request.local != Half::Done
+            && request.remote == Half::Done
+            && self.link.is_up()
+            && self.link.has(Extensions::SYNC_MARKS);
+        if possible {
+            self.mark(Awaited::Told(key), MarkKind::Stale { offset, length });
+            self.set_stage(key, Stage::Telling);
+        }
+        possible
+    }
+
+    /// The secondary remembers what our disk could not, or cannot.
+    pub(in crate::primary) fn told(&mut self, key: Key, result: Result<(), Errno>) {
+        if result.is_ok() {
+            log::error!("The local disk cannot be written: nothing is complete without the secondary.");
+            self.sync.unable_to_record = true;
+            // We know why the secondary counted: it does not make everything else here out of date.
+            self.metadata.remotecnt = self.link.peer_counted();
+        }
+        self.end_write(key, result.map(|()| None));
+        self.requests.remove(&key);
+    }
+}

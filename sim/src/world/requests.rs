@@ -1,0 +1,147 @@
+//! The client's requests: asking, and judging the answers.
+
+use super::*;
+
+impl World {
+    pub(crate) fn nothing_is_open(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    /// One write of up to four sectors anywhere.
+    pub(crate) fn write_one(&mut self, node: usize, tracked: bool) {
+        let first = usize::try_from(self.random.below(self.sectors() as u64)).unwrap_or(0);
+        let count = usize::try_from(self.random.below(4)).unwrap_or(0).min(self.sectors() - first - 1) + 1;
+        self.next_id += 1;
+        let id = RequestId(self.next_id);
+        if tracked {
+            self.memory.begin(self.now, id.0, false, first, count);
+        }
+        let data = Buffer::from(Memory::contents(id.0).repeat(count));
+        self.ask(node, id, What::Write, Op::Write { offset: (first * SECTOR) as u64, data });
+    }
+
+    /// Reads every sector, through the engine.
+    pub(crate) fn read_all(&mut self, node: usize) {
+        for first in (0..self.sectors()).step_by(8) {
+            let count = (self.sectors() - first).min(8);
+            self.next_id += 1;
+            let op = Op::Read {
+                offset: (first * SECTOR) as u64,
+                length: u32::try_from(count * SECTOR).unwrap_or(0),
+            };
+            self.ask(node, RequestId(self.next_id), What::Read { first, count }, op);
+        }
+    }
+
+    /// One flush.
+    pub(crate) fn flush_one(&mut self, node: usize) {
+        self.next_id += 1;
+        self.ask(node, RequestId(self.next_id), What::Flush, Op::Flush);
+    }
+
+    pub(super) fn ask(&mut self, node: usize, id: RequestId, what: What, op: Op) {
+        let now = self.now;
+        let Some(n) = self.nodes.get_mut(node).filter(|node| node.is_primary()) else { return };
+        self.requests.insert(id, Asked { invoked: now, what });
+        let (offset, length) = op.range();
+        n.handle_request(now, id, op);
+        let sector = SECTOR as u64;
+        self.trace(|| {
+            format!("client: request {} {what:?}, {} sectors from {}", id.0, length / sector, offset / sector)
+        });
+        self.pump(node);
+    }
+
+    pub(crate) fn sectors(&self) -> usize {
+        self.nodes.first().and_then(|node| node.data().ok()).map_or(0, <[u8]>::len) / SECTOR
+    }
+
+    /// Where the kernel may read without asking, it reads what lies on the disk.
+    pub(super) fn read_directly(&mut self, first: usize, count: usize) {
+        let now = self.now;
+        let Some(node) = self.nodes.get(self.serving).filter(|node| node.direct_reads) else { return };
+        let Ok(data) = node.data() else { return };
+        let found = (first..first + count).find_map(|at| {
+            let bytes = data.get(at * SECTOR..(at + 1) * SECTOR)?;
+            self.memory.check(at, bytes, now).err()
+        });
+        if let Some(error) = found {
+            self.fail(format!("read directly: {error}"));
+        }
+    }
+
+    pub(super) fn client(&mut self) {
+        if !self.storm {
+            return;
+        }
+        let pause = if self.random.one_in(20) { 2_000_000 } else { 20_000 };
+        let after = Duration::from_micros(self.random.below(pause));
+        self.schedule(after, Happening::Client);
+        let (now, serving) = (self.now, self.serving);
+        let sectors = self.sectors();
+        let kind = self.random.below(20);
+        let first = usize::try_from(self.random.below(sectors as u64)).unwrap_or(0);
+        let most = if self.random.one_in(10) { 24 } else { 4 };
+        let count = usize::try_from(self.random.below(most)).unwrap_or(0).min(sectors - first - 1) + 1;
+        if self.random.one_in(4) {
+            self.read_directly(first, count);
+        }
+        let idle = |node: &Node| !node.is_primary() || node.next_role.is_some();
+        if self.nodes.get(serving).is_none_or(idle) || self.requests.len() >= OPEN {
+            return;
+        }
+        self.next_id += 1;
+        let id = RequestId(self.next_id);
+        let (offset, length) = ((first * SECTOR) as u64, (count * SECTOR) as u64);
+        let (what, op) = match kind {
+            0..=9 => {
+                self.memory.begin(now, id.0, false, first, count);
+                let data = Buffer::from(Memory::contents(id.0).repeat(count));
+                (What::Write, Op::Write { offset, data })
+            }
+            10 => {
+                self.memory.begin(now, id.0, true, first, count);
+                (What::Delete, Op::Delete { offset, length })
+            }
+            11 => (What::Flush, Op::Flush),
+            _ => {
+                let length = u32::try_from(length).unwrap_or(0);
+                (What::Read { first, count }, Op::Read { offset, length })
+            }
+        };
+        self.requests.insert(id, Asked { invoked: now, what });
+        if let Some(node) = self.nodes.get_mut(serving) {
+            node.handle_request(now, id, op);
+        }
+        self.trace(|| format!("client: request {} {what:?}, {count} sectors from {first}", id.0));
+        self.pump(serving);
+    }
+
+    pub(super) fn completed(&mut self, node: usize, id: RequestId, result: DiskResult) {
+        let now = self.now;
+        let Some(Asked { invoked, what }) = self.requests.remove(&id) else {
+            return self.fail(format!("node {node} completes request {} which is not open", id.0));
+        };
+        self.trace(|| format!("client: request {} ends: {:?}", id.0, result.as_ref().err()));
+        match (what, result) {
+            (What::Read { first, count }, Ok(Some(data))) => {
+                if data.len() != count * SECTOR {
+                    self.fail(format!("a read of {count} sectors brought {} bytes", data.len()));
+                }
+                if self.nodes.get(node).is_some_and(|node| node.original) {
+                    return; // what an original serves nobody answers for
+                }
+                for (index, bytes) in data.chunks(SECTOR).enumerate() {
+                    if let Err(error) = self.memory.check(first + index, bytes, invoked) {
+                        return self.fail(format!("read by request {}: {error}", id.0));
+                    }
+                }
+            }
+            (What::Read { .. }, Ok(None)) => self.fail("a read brought no data".into()),
+            (What::Write | What::Delete, result) => self.memory.end(now, id.0, result.is_ok()),
+            (What::Flush, Ok(_)) => self.memory.flushed(invoked),
+            (What::Flush, Err(_)) => self.memory.flush_failed(),
+            (_, Err(_)) => {}
+        }
+    }
+}
