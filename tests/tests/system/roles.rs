@@ -124,6 +124,37 @@ fn an_out_of_date_primary_reads_from_the_secondary() -> Outcome {
     pair.finish()
 }
 
+/// The same with more gaps between what it has missed than its metadata has room to name: it must still be
+/// able to read that metadata after its worker has died in the middle.
+#[test]
+fn an_out_of_date_primary_that_missed_scattered_extents_restarts() -> Outcome {
+    let mut pair = Pair::up(Setup::default())?;
+    let mut on_a = Volume::fresh(&pair.a, "disk0")?;
+    on_a.scribble(1, 0, 8 << 20)?;
+    on_a.flush()?;
+    pair.a.kill()?;
+    pair.b.role("primary", "disk0")?;
+    let mut on_b = on_a.moved_to(&pair.b, "disk0")?;
+    for n in 0..60 {
+        on_b.scribble(100 + n, usize::try_from(2 * n)? * (64 << 10), 4096)?;
+    }
+    on_b.flush()?;
+    drop(on_a);
+
+    pair.b.role("secondary", "disk0")?;
+    pair.a.start()?;
+    pair.a.role("primary", "disk0")?;
+    pair.a.wait_status("disk0", "complete")?;
+    nix::sys::signal::kill(pair.a.wait_worker("disk0")?, nix::sys::signal::Signal::SIGKILL)?;
+    pair.a.wait_in_step("disk0")?;
+    let on_a = on_b.moved_to(&pair.a, "disk0")?;
+    on_a.verify()?;
+    on_a.flush()?;
+    on_a.verify_provider(&pair.a, "disk0")?;
+    on_a.verify_provider(&pair.b, "disk0")?;
+    pair.finish()
+}
+
 /// A primary without a secondary works alone, and the secondary gets all of it later.
 #[test]
 fn a_primary_alone_first() -> Outcome {
