@@ -20,8 +20,13 @@ impl World {
         let settled = self.is_settled();
         match self.random.below(12) {
             0 | 1 => {
-                self.trace(|| "the connections break".into());
-                self.cut();
+                if self.random.one_in(3) {
+                    self.trace(|| "one of the connections breaks".into());
+                    self.cut_one();
+                } else {
+                    self.trace(|| "the connections break".into());
+                    self.cut();
+                }
             }
             2 => {
                 let length = Duration::from_millis(self.random.below(15_000));
@@ -33,7 +38,13 @@ impl World {
             3 => {
                 let length = Duration::from_millis(self.random.below(30_000));
                 self.trace(|| format!("the network stalls for {length:?}"));
-                self.stalled_until = self.now + length;
+                let until = self.now + length;
+                // Both ways, or what goes to one node alone.
+                self.stalled_until = match self.random.below(4) {
+                    0 => [until, self.now],
+                    1 => [self.now, until],
+                    _ => [until; 2],
+                };
             }
             4 | 5 if settled => {
                 let power = self.random.one_in(2);
@@ -138,7 +149,7 @@ impl World {
     /// The storm is over: everything works again.
     pub(crate) fn calm(&mut self) {
         self.network = true;
-        self.stalled_until = self.now;
+        self.stalled_until = [self.now; 2];
         for node in &mut self.nodes {
             node.disk.faults = Faults::default();
         }

@@ -56,8 +56,8 @@ pub struct World {
     conns: BTreeMap<ConnId, Conn>,
     /// New connections can be made.
     pub(crate) network: bool,
-    /// Nothing arrives before then.
-    pub(crate) stalled_until: Duration,
+    /// Nothing arrives at that node before then.
+    pub(crate) stalled_until: [Duration; 2],
     /// The node that the operator wants to serve.
     pub(crate) serving: usize,
     pub(crate) storm: bool,
@@ -170,7 +170,7 @@ impl World {
             nodes,
             conns: BTreeMap::new(),
             network: true,
-            stalled_until: Duration::ZERO,
+            stalled_until: [Duration::ZERO; 2],
             serving: 0,
             storm: false,
             asked_to_count: false,

@@ -39,6 +39,14 @@ impl Request {
         self.extents.clone()
     }
 
+    /// Whether the device has its answer, and the secondary has yet to store some of `extents`.
+    fn is_owed(&self, extents: &Range<u32>) -> bool {
+        self.stage == (Stage::Completed { well: true })
+            && self.remote == Half::Awaited
+            && self.extents.start < extents.end
+            && extents.start < self.extents.end
+    }
+
     fn is_answered(&self) -> bool {
         self.local.is_answered() && self.remote.is_answered()
     }

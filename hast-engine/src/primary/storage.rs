@@ -4,6 +4,7 @@ use core::time::Duration;
 use std::collections::VecDeque;
 
 use hast_format::bitmap::Bitmap;
+use hast_format::extension::{Run, STALE_RUNS};
 use hast_net::buffer::Buffer;
 use hast_net::errno::Errno;
 
@@ -180,12 +181,20 @@ impl Primary {
         if self.meta.writing.is_some() || self.meta.wanted <= self.meta.durable.max(self.meta.failed) {
             return;
         }
+        let Some(stale) = self.stale_runs_to_save() else {
+            log::error!("What the local disk misses is too scattered to be written down.");
+            self.meta.failed = self.meta.wanted;
+            return self.metadata_failed(self.meta.failed);
+        };
+        let mut named = self.sync.stale.clone();
+        for extent in stale.iter().flat_map(|run| run.extents()) {
+            named.insert(extent);
+        }
+        self.sync.recorded.union(&named);
         let extension = &mut self.metadata.extension;
         extension.generation = extension.generation.saturating_add(1);
         extension.boot = self.host.boot;
-        // A target's whole map is stale; runs could not say it.
-        extension.stale = if self.sync.target { Vec::new() } else { self.sync.stale_runs() };
-        self.sync.recorded.union(&self.sync.stale);
+        extension.stale = stale;
         let mut metadata = self.metadata.clone();
         if metadata.resuid == 0 && keeps(Rule::C5) {
             // C5: before the first handshake the map alone records writes.
@@ -195,8 +204,30 @@ impl Primary {
         let unsure = std::mem::take(&mut self.meta.unsure);
         let (saving, next) = Saving::begin(&metadata, unsure, self.layout.sectorsize());
         self.meta.writing = Some((self.meta.wanted, saving));
-        self.meta.saving_stale = Some(self.sync.stale.clone());
+        self.meta.saving_stale = Some(named);
         self.save_next(next);
+    }
+
+    /// The stale extents as the metadata names them, in as many runs as it has room for. Neighbouring runs are
+    /// joined over a gap whose extents the secondary has as well: too many are named then, never too few.
+    /// `None` if that is not possible.
+    fn stale_runs_to_save(&self) -> Option<Vec<Run>> {
+        if self.sync.target {
+            return Some(Vec::new()); // its whole map is stale; runs could not say it
+        }
+        let mut runs = self.sync.stale_runs();
+        while runs.len() > STALE_RUNS {
+            let gaps = runs.windows(2).enumerate().filter_map(|(at, pair)| match pair {
+                [left, right] => Some((at, left.extents().end..right.first)),
+                _ => None,
+            });
+            let joinable = gaps.filter(|(_, gap)| !gap.clone().any(|extent| self.is_behind(extent)));
+            let (at, gap) = joinable.min_by_key(|(_, gap)| gap.len())?;
+            let next = runs.remove(at + 1);
+            let run = runs.get_mut(at)?;
+            run.count = run.count.saturating_add(u32::try_from(gap.len()).ok()?).saturating_add(next.count);
+        }
+        Some(runs)
     }
 
     pub(super) fn metadata_advanced(&mut self, result: DiskResult) {

@@ -16,8 +16,8 @@ impl World {
 
     pub(super) fn transmit(&mut self, conn: ConnId, from: usize, bytes: Vec<u8>) {
         let after = self.latency(3_000);
-        let at = (self.now + after).max(self.stalled_until);
         let to = 1 - from;
+        let at = (self.now + after).max(self.stalled(to));
         let Some(conn_state) = self.conns.get_mut(&conn).filter(|conn| !conn.cut) else { return };
         let Some(end) = conn_state.ends.get_mut(to) else { return };
         end.last_arrival = end.last_arrival.max(at);
@@ -39,8 +39,8 @@ impl World {
         }
         // The other end hears of it after what is on its way.
         let after = self.latency(3_000);
-        let at = (self.now + after).max(self.stalled_until);
         let to = 1 - node;
+        let at = (self.now + after).max(self.stalled(to));
         let last = self.conns.get(&conn).and_then(|conn| conn.ends.get(to)).map(|end| end.last_arrival);
         let at = at.max(last.unwrap_or_default());
         self.schedule(at.saturating_sub(self.now), Happening::Broken { conn, to });
@@ -48,7 +48,22 @@ impl World {
 
     /// Every connection breaks, each end noticing in its own time and after any part of what was on its way.
     pub(crate) fn cut(&mut self) {
+        self.cut_these(self.conns.keys().copied().collect());
+    }
+
+    /// One connection breaks; the other does not know.
+    pub(crate) fn cut_one(&mut self) {
         let ids: Vec<ConnId> = self.conns.keys().copied().collect();
+        let one = self.random.pick(&ids);
+        self.cut_these(one.into_iter().collect());
+    }
+
+    /// Nothing that is sent to `node` arrives before then.
+    fn stalled(&self, node: usize) -> Duration {
+        self.stalled_until.get(node).copied().unwrap_or_default()
+    }
+
+    fn cut_these(&mut self, ids: Vec<ConnId>) {
         for id in ids {
             if let Some(conn) = self.conns.get_mut(&id) {
                 conn.cut = true;

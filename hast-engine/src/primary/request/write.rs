@@ -106,13 +106,17 @@ impl Primary {
 
     /// Adds `extents` to those that are right on the secondary alone. There is room for so many runs; one more,
     /// and the whole disk counts as stale, which is true as long as the secondary lacks nothing itself. False if
-    /// it does: then nothing was added.
+    /// it does, or has yet to store what somebody relies on already (async, memsync): then nothing was added.
     pub(super) fn note_stale(&mut self, extents: Range<u32>) -> bool {
+        if self.requests.values().any(|request| request.is_owed(&extents)) {
+            return false;
+        }
         let new: Vec<u32> = extents.filter(|extent| self.sync.stale.insert(*extent)).collect();
         if self.sync.target || self.sync.stale_runs().len() <= STALE_RUNS {
             return true; // a target's whole map is stale, and its metadata says just that
         }
-        if self.map.to_synchronise().iter().any(|extent| self.is_behind(extent)) {
+        let owed = self.requests.values().any(|request| request.is_owed(&(0..u32::MAX)));
+        if owed || self.map.to_synchronise().iter().any(|extent| self.is_behind(extent)) {
             for extent in new {
                 self.sync.stale.remove(extent);
             }
