@@ -132,13 +132,15 @@ impl Sync {
         for extent in left.stale.iter().flat_map(|run| run.extents()) {
             stale.insert(extent);
         }
+        // Nobody remembers whether the other node has flushed what it alone had stored.
+        let lone = stale.clone();
         if target {
             stale.union(&dirty);
         }
         Sync {
             session: false,
             target,
-            lone: Bitmap::new(extents),
+            lone,
             recorded: stale.clone(),
             stale,
             unable_to_record: false,
