@@ -251,23 +251,7 @@ impl World {
     /// the secondary is back: it does not serve what is old (L18).
     fn mixed_out_of_date(&mut self) -> Result<(), String> {
         self.honest_pair()?;
-        self.take_over(0, 1)?;
-        self.stop_role(1)?;
-        self.serving = 0;
-        self.back(0, Role::Primary);
-        self.set_role(1, Role::Secondary);
-        self.until("the primary knows that it is out of date", |world| {
-            world.events_of("syncstart") > 0 && world.nodes.first().is_some_and(Node::is_connected)
-        })?;
-        let after = Duration::from_micros(self.random.below(3_000));
-        self.pass(after)?;
-        self.network = false;
-        self.cut();
-        let power = self.random.one_in(2);
-        self.kill(0, power);
-        self.back(0, Role::Primary);
-        self.read_everything(0)?;
-        self.network = true;
+        self.older_copy_restarts()?;
         self.quiet()?;
         self.identical()
     }

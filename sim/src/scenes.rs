@@ -187,12 +187,7 @@ impl World {
 
     fn half_synced(&mut self) -> Result<(), String> {
         self.pair()?;
-        self.network = false;
-        self.cut();
-        self.until("both nodes notice", |world| {
-            matches!(world.nodes.get(1).map(|node| &node.worker), Some(Worker::None))
-                && !world.nodes.first().is_some_and(Node::is_connected)
-        })?;
+        self.part()?;
         self.write_some(0, 60, true)?;
         self.network = true;
         // As soon as something has reached the secondary, but not everything.
@@ -253,6 +248,13 @@ impl World {
 
     fn out_of_date(&mut self) -> Result<(), String> {
         self.pair()?;
+        self.older_copy_restarts()?;
+        self.quiet()
+    }
+
+    /// Node 1 was written alone; node 0 is made primary, learns that it is out of date, and restarts before the
+    /// secondary is back.
+    pub(crate) fn older_copy_restarts(&mut self) -> Result<(), String> {
         self.take_over(0, 1)?;
         self.stop_role(1)?;
         // The older copy serves now, and learns from the secondary that it is older.
@@ -272,7 +274,17 @@ impl World {
         // Reads of what is out of date wait, or fail; they do not bring old data.
         self.read_everything(0)?;
         self.network = true;
-        self.quiet()
+        Ok(())
+    }
+
+    /// The network goes away, and both nodes have noticed.
+    fn part(&mut self) -> Result<(), String> {
+        self.network = false;
+        self.cut();
+        self.until("both nodes notice", |world| {
+            matches!(world.nodes.get(1).map(|node| &node.worker), Some(Worker::None))
+                && !world.nodes.first().is_some_and(Node::is_connected)
+        })
     }
 
     fn bad_sector(&mut self) -> Result<(), String> {
@@ -345,12 +357,7 @@ impl World {
 
     fn just_in_step(&mut self) -> Result<(), String> {
         self.pair()?;
-        self.network = false;
-        self.cut();
-        self.until("both nodes notice", |world| {
-            matches!(world.nodes.get(1).map(|node| &node.worker), Some(Worker::None))
-                && !world.nodes.first().is_some_and(Node::is_connected)
-        })?;
+        self.part()?;
         self.write_some(0, 20, true)?;
         self.flush_one(0);
         self.until("the flush is answered", World::nothing_is_open)?;
