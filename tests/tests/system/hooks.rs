@@ -1,6 +1,6 @@
 //! The `exec` program gets every event with its arguments, on the node that the event concerns.
 
-use hast_tests::{LONG, Node, Outcome, Pair, SHORT, Setup, wait_for, wait_until};
+use hast_tests::{LONG, Node, Outcome, Pair, SHORT, Setup, wait_until};
 
 use crate::volume::Volume;
 
@@ -47,9 +47,8 @@ fn every_event_in_order() -> Outcome {
     pair.a.role("secondary", "disk0")?;
     expect(&pair.a, &mut a, &["role disk0 primary secondary"])?;
     pair.b.role("init", "disk0")?;
-    wait_for("the role hook on b", SHORT, || {
-        let lines = pair.b.hook_lines();
-        Ok((lines.last().map(String::as_str) == Some("role disk0 secondary init")).then_some(()))
+    wait_until("the role hook on b", SHORT, || {
+        Ok(pair.b.hook_lines().iter().any(|line| line == "role disk0 secondary init"))
     })?;
     // Setting the role it has is no change.
     pair.a.role("secondary", "disk0")?;
