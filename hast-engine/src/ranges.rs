@@ -1,6 +1,7 @@
 //! Who may touch which bytes now: overlapping requests in the order they came, everything else at once.
 
 use core::ops::Range;
+use std::collections::BTreeMap;
 
 /// A waiting or running piece of work; numbered by its owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -8,18 +9,28 @@ pub struct Key(pub u64);
 
 /// Range locks, first come first served. Readers of the same bytes share; writers exclude. A request waits
 /// only for earlier ones that overlap it, so nothing starves and nothing unrelated waits (defects.md S1).
+///
+/// Inserting and releasing cost a few look-ups and one step for each entry that overlaps, however many others
+/// there are.
 #[derive(Clone, Debug, Default)]
 pub struct RangeQueue {
-    /// In order of arrival.
-    entries: Vec<Entry>,
+    entries: BTreeMap<Key, Entry>,
+    /// The entries by length and place: whoever overlaps a range begins in it, or at most the longest length
+    /// of its class before it.
+    classes: BTreeMap<u32, BTreeMap<Place, Key>>,
+    arrivals: u64,
 }
+
+/// The first byte of a range, and when it came.
+type Place = (u64, u64);
 
 #[derive(Clone, Debug)]
 struct Entry {
-    key: Key,
     range: Range<u64>,
     shared: bool,
-    blockers: u32,
+    arrival: u64,
+    /// Earlier entries that overlap, unless both only read.
+    blockers: usize,
 }
 
 impl Entry {
@@ -27,6 +38,15 @@ impl Entry {
         self.range.start < other.range.end
             && other.range.start < self.range.end
             && !(self.shared && other.shared)
+    }
+
+    fn place(&self) -> Place {
+        (self.range.start, self.arrival)
+    }
+
+    /// Entries of class `n` are shorter than 2^n bytes, and no shorter than half of that.
+    fn class(&self) -> u32 {
+        u64::BITS - self.range.end.saturating_sub(self.range.start).leading_zeros()
     }
 }
 
@@ -37,27 +57,49 @@ impl RangeQueue {
         RangeQueue::default()
     }
 
-    /// Queues `key` for `range`, shared or alone; true if it may run at once.
+    /// Queues `key`, which is in the queue only once, for `range`, shared or alone; true if it may run at once.
     pub fn insert(&mut self, key: Key, range: Range<u64>, shared: bool) -> bool {
-        let mut entry = Entry { key, range, shared, blockers: 0 };
-        let blockers = self.entries.iter().filter(|earlier| earlier.conflicts(&entry)).count();
-        entry.blockers = u32::try_from(blockers).unwrap_or(u32::MAX);
-        self.entries.push(entry);
-        blockers == 0
+        self.arrivals = self.arrivals.saturating_add(1);
+        let mut entry = Entry { range, shared, arrival: self.arrivals, blockers: 0 };
+        entry.blockers = self.conflicting(&entry).count();
+        let free = entry.blockers == 0;
+        self.classes.entry(entry.class()).or_default().insert(entry.place(), key);
+        self.entries.insert(key, entry);
+        free
     }
 
-    /// `key` has ended, or does not want to run any more; appends those that may run now to `ready`.
+    /// `key` has ended, or does not want to run any more; appends those that may run now to `ready`, in the
+    /// order they came.
     pub fn release(&mut self, key: Key, ready: &mut Vec<Key>) {
-        let Some(index) = self.entries.iter().position(|entry| entry.key == key) else { return };
-        let gone = self.entries.remove(index);
-        for later in self.entries.iter_mut().skip(index) {
-            if gone.conflicts(later) {
-                later.blockers = later.blockers.saturating_sub(1);
-                if later.blockers == 0 {
-                    ready.push(later.key);
-                }
+        let Some(gone) = self.entries.remove(&key) else { return };
+        if let Some(class) = self.classes.get_mut(&gone.class()) {
+            class.remove(&gone.place());
+            if class.is_empty() {
+                self.classes.remove(&gone.class());
             }
         }
+        let mut later: Vec<(u64, Key)> =
+            self.conflicting(&gone).filter(|(arrival, _)| *arrival > gone.arrival).collect();
+        later.sort_unstable();
+        for (_, key) in later {
+            let Some(entry) = self.entries.get_mut(&key) else { continue };
+            entry.blockers = entry.blockers.saturating_sub(1);
+            if entry.blockers == 0 {
+                ready.push(key);
+            }
+        }
+    }
+
+    /// When those came that conflict with `entry`, and their keys.
+    fn conflicting<'a>(&'a self, entry: &'a Entry) -> impl Iterator<Item = (u64, Key)> + 'a {
+        self.classes.iter().flat_map(move |(class, entries)| {
+            let longest = 1_u64.checked_shl(*class).map_or(u64::MAX, |end| end - 1);
+            let first = entry.range.start.saturating_sub(longest);
+            entries
+                .range((first, 0)..(entry.range.end, 0))
+                .filter(|(_, key)| self.entries.get(key).is_some_and(|other| other.conflicts(entry)))
+                .map(|((_, arrival), key)| (*arrival, *key))
+        })
     }
 
     /// How many are waiting or running.
