@@ -7,6 +7,8 @@
 //! Rules for whoever drives it:
 //!
 //! - After every event, carry out actions until [`Primary::poll_action`] gives none.
+//! - Requests of the device and frames of a primary are handed over only while they are wanted
+//!   ([`Primary::wants_requests`], [`Secondary::wants_input`]): what an engine holds is bounded by that.
 //! - Disk operations may run side by side and end in any order; the engine holds back what must wait. A
 //!   [`DiskOp::Flush`] covers every operation whose end was reported before the flush was asked for.
 //! - Messages of one [`Side`] are sent in order. After [`Action::Close`], or once `handle_lost` was

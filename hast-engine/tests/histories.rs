@@ -65,13 +65,7 @@ impl H {
         let mut disk = metadata.encode().to_vec();
         disk.resize(size as usize + 4096, 0);
         disk[4096..4096 + map.len()].copy_from_slice(&map);
-        let settings = Settings {
-            replication: Replication::Fullsync,
-            timeout: Duration::from_secs(20),
-            metaflush: true,
-            remote: true,
-            peer: "s".into(),
-        };
+        let settings = H::settings();
         let p = Primary::new(
             PrimaryStart {
                 settings,
@@ -97,6 +91,15 @@ impl H {
         };
         h.pump();
         h
+    }
+    fn settings() -> Settings {
+        Settings {
+            replication: Replication::Fullsync,
+            timeout: Duration::from_secs(20),
+            metaflush: true,
+            remote: true,
+            peer: "s".into(),
+        }
     }
     fn pump(&mut self) {
         let mut n = 0;
@@ -641,6 +644,49 @@ fn flush_storm_with_many_extents() {
     assert!(n.get() <= 60, "{} flushes of a disk that cannot, without a moment between them", n.get());
 }
 
+/// Mode async: the device has its answer long before the secondary's, and asks on.
+#[test]
+fn what_a_secondary_has_not_answered_is_bounded() {
+    for length in [512, 131_072] {
+        let mut h = H::new(1000, 1, Extension::default(), &[], 5, 1, 1);
+        h.handshake_first(Extensions::ALL);
+        h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+        h.serve_all(|_| Some(None));
+        let settings = Settings { replication: Replication::Async, ..H::settings() };
+        h.p.handle_reload(h.t, settings, false);
+        let mut asked = 0;
+        while h.p.wants_requests() && asked < 20_000 {
+            asked += 1;
+            let offset = asked * 512 * 7 % (800 * u64::from(ES));
+            h.req(asked, Op::Write { offset, data: Buffer::from(vec![1; length]) });
+        }
+        assert!(h.done.len() as u64 == asked, "the device waits for none of them");
+        let most = 4096.min((32 << 20) / length as u64);
+        assert_eq!(asked, most, "of {length} bytes");
+        let seq = |m: &Message| if let Message::Request(r) = m { r.seq } else { 0 };
+        let first = h.sent.iter().map(|(_, m)| seq(m)).filter(|seq| *seq > 0).min().unwrap();
+        h.serve_all(|m| (seq(m) == first).then_some(None));
+        assert!(h.p.wants_requests(), "there is room again");
+    }
+}
+
+/// An original takes in 256 requests, those of a synchronisation among them: more would stop its connection.
+#[test]
+fn an_original_is_asked_for_no_more_than_it_takes_in() {
+    let mut h = H::new(100, 1, Extension::default(), &[1, 2], 5, 1, 1);
+    h.handshake_first(Extensions::NONE);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    let settings = Settings { replication: Replication::Async, ..H::settings() };
+    h.p.handle_reload(h.t, settings, false);
+    let mut asked = 0;
+    while h.p.wants_requests() && asked < 20_000 {
+        asked += 1;
+        h.w(asked, 3 + asked % 90);
+    }
+    let sent = h.sent.iter().filter(|(_, m)| matches!(m, Message::Request(_))).count();
+    assert!((200..=256).contains(&sent), "{sent} requests at once");
+}
+
 // ---- secondary ----
 struct S {
     s: Secondary,
@@ -736,6 +782,11 @@ impl S {
         while !self.ops.is_empty() {
             self.step(0);
         }
+    }
+    fn write(&mut self, seq: u64, extent: u64) {
+        let (offset, length, data) = (extent * u64::from(ES), 512, Some(Buffer::from(vec![1; 512])));
+        let command = Command::Write;
+        self.frame(Message::Request(Request { command, seq, offset, length, memsync: false, data }));
     }
     fn frame(&mut self, m: Message) {
         let (w, payload) = m.encode();
@@ -850,15 +901,10 @@ fn reload_with_a_shorter_timeout_while_marking() {
 fn secondary_recovers_from_a_slow_disk_and_is_dropped() {
     let mut s = S::new(Extension::default(), &[]);
     s.run();
-    for i in 0..512u64 {
-        s.frame(Message::Request(Request {
-            command: Command::Write,
-            seq: i + 1,
-            offset: (i % 24) * 4096,
-            length: 512,
-            memsync: false,
-            data: Some(Buffer::from(vec![1; 512])),
-        }));
+    for seq in 1..20_000 {
+        if s.s.wants_input() {
+            s.write(seq, seq % 24);
+        }
     }
     assert!(!s.s.wants_input());
     s.t = Duration::from_secs(25); // the disk stood still; frames wait in the socket
@@ -866,4 +912,24 @@ fn secondary_recovers_from_a_slow_disk_and_is_dropped() {
     s.s.handle_timeout(s.t);
     s.poll(); // as hastd's check_clock does, before anything is read
     assert!(s.s.status().complete, "dropped for silence that was its own");
+}
+
+/// Marks are written down one after the other; a primary that goes on sending them is not listened to without
+/// end.
+#[test]
+fn marks_that_wait_are_bounded() {
+    let mut s = S::new(Extension::default(), &[]);
+    s.run();
+    let mut sent = 0;
+    while s.s.wants_input() && sent < 20_000 {
+        sent += 1;
+        s.frame(Message::Mark(Mark { seq: sent, kind: MarkKind::SyncStart }));
+    }
+    assert!(sent < 10_000, "{sent} marks, and none of them on disk");
+    while !s.ops.is_empty() {
+        s.step(0);
+        s.snaps.clear();
+    }
+    assert!(s.s.wants_input());
+    assert_eq!(s.sent.iter().filter(|m| matches!(m, Message::Reply(_))).count() as u64, sent);
 }

@@ -109,6 +109,12 @@ impl Bitmap {
         }
     }
 
+    /// Whether every set bit is set in `other` too, which has no fewer bits.
+    #[must_use]
+    pub fn is_subset(&self, other: &Bitmap) -> bool {
+        self.words.iter().zip(&other.words).all(|(ours, theirs)| ours & !theirs == 0)
+    }
+
     /// The first set bit at or after `from`.
     #[must_use]
     pub fn next_from(&self, from: u32) -> Option<u32> {
@@ -181,6 +187,9 @@ mod tests {
             }
             prop_assert_eq!(map.iter().collect::<Vec<_>>(), model.iter().copied().collect::<Vec<_>>());
             prop_assert_eq!(map.count() as usize, model.len());
+            let full = Bitmap::full(bits);
+            prop_assert!(map.is_subset(&full) && map.is_subset(&map));
+            prop_assert_eq!(full.is_subset(&map), map.count() == bits);
             let bytes = map.bytes(0..(bits.div_ceil(64) * 8) as usize);
             prop_assert_eq!(Bitmap::from_bytes(bits, &bytes), map);
         }

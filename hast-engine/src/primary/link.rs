@@ -2,7 +2,7 @@
 //! keepalives, silence and loss.
 
 use core::time::Duration;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hast_format::bitmap::Bitmap;
 use hast_format::extension::{Extension, Mark};
@@ -84,6 +84,8 @@ pub(super) struct Link {
     /// Which connection this is.
     epoch: u64,
     outstanding: BTreeMap<u64, Outstanding>,
+    /// The writes and deletes among them.
+    writes: BTreeSet<u64>,
 }
 
 #[derive(Debug)]
@@ -140,6 +142,7 @@ impl Link {
             last_seq: 0,
             epoch: 0,
             outstanding: BTreeMap::new(),
+            writes: BTreeSet::new(),
         }
     }
 
@@ -185,9 +188,7 @@ impl Link {
 
     /// Whether a write or delete numbered up to `seq` has not been answered.
     pub(super) fn awaits_writes_up_to(&self, seq: u64) -> bool {
-        self.outstanding
-            .range(..=seq)
-            .any(|(_, request)| matches!(request.command, Some(Command::Write | Command::Delete)))
+        self.writes.first().is_some_and(|first| *first <= seq)
     }
 
     /// Whether both nodes know this extension.
@@ -566,6 +567,7 @@ impl Primary {
             }
         }
         let Some(Outstanding { why, .. }) = self.link.outstanding.remove(&seq) else { return Ok(()) };
+        self.link.writes.remove(&seq);
         let outcome = error.map_or(Ok(()), Err);
         match why {
             Awaited::Request(key) => self.remote_answered(key, outcome.map(|()| data)),
@@ -595,6 +597,9 @@ impl Primary {
     ) {
         self.link.last_seq += 1;
         let seq = self.link.last_seq;
+        if matches!(command, Command::Write | Command::Delete) {
+            self.link.writes.insert(seq);
+        }
         let since = self.now;
         self.link.outstanding.insert(seq, Outstanding { why, command: Some(command), length, since });
         self.send(Side::Out, Message::Request(Request { command, seq, offset, length, memsync, data }));
@@ -628,6 +633,7 @@ impl Primary {
                 self.map.peer_lost();
             }
         }
+        self.link.writes.clear();
         for (_, Outstanding { why, .. }) in std::mem::take(&mut self.link.outstanding) {
             match why {
                 Awaited::Request(key) => self.remote_lost(key),
@@ -703,7 +709,7 @@ impl Primary {
 
     /// When a secondary that owes an answer has been silent for too long.
     fn silence_deadline(&self) -> Option<Duration> {
-        let oldest = self.link.outstanding.values().map(|request| request.since).min()?;
+        let oldest = self.link.outstanding.values().next()?.since;
         Some(oldest.max(self.link.last_received) + self.settings.timeout)
     }
 }

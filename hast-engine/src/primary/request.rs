@@ -1,5 +1,6 @@
 //! A device request from its arrival to its completion.
 
+mod waiting;
 mod write;
 
 use core::ops::Range;
@@ -10,6 +11,8 @@ use hast_net::Replication;
 use hast_net::buffer::Buffer;
 use hast_net::errno::Errno;
 use hast_net::message::Command;
+
+pub(super) use waiting::Waiting;
 
 use super::link::Awaited;
 use super::{AfterDrain, Drain, Phase, Primary, Purpose, exactly};
@@ -49,6 +52,14 @@ impl Request {
 
     fn is_answered(&self) -> bool {
         self.local.is_answered() && self.remote.is_answered()
+    }
+
+    /// Bytes of memory that it may hold.
+    fn weight(&self) -> u64 {
+        match self.op {
+            Op::Read { .. } | Op::Write { .. } => self.op.range().1,
+            Op::Delete { .. } | Op::Flush => 0,
+        }
     }
 }
 
@@ -151,6 +162,7 @@ impl Primary {
             epoch: 0,
             suspect: false,
         };
+        self.bytes = self.bytes.saturating_add(request.weight());
         self.requests.insert(key, request);
         if self.ranges.insert(key, offset..offset.saturating_add(length), shared) {
             self.request_ready(key);
@@ -235,9 +247,9 @@ impl Primary {
             );
             return self.end_read(key, Err(Errno::EIO));
         }
+        self.set_stage(key, Stage::Issued);
         let Some(request) = self.requests.get_mut(&key) else { return };
         let Op::Read { offset, length } = request.op else { return };
-        request.stage = Stage::Issued;
         if remote {
             request.remote = Half::Awaited;
             self.ask(Awaited::Request(key), Command::Read, offset, u64::from(length), false, None);
@@ -260,13 +272,14 @@ impl Primary {
         let up = self.link.is_up() && !repairing;
         let memsync = self.settings.replication == Replication::Memsync && self.link.version() >= 2;
         let Some(request) = self.requests.get_mut(&key) else { return };
-        if !repairing {
-            request.stage = Stage::Issued;
-        }
         request.suspect = false;
         request.epoch = self.link.epoch();
         request.local = Half::Awaited;
         request.remote = if up { Half::Awaited } else { Half::NotAsked };
+        if !repairing {
+            self.set_stage(key, Stage::Issued);
+        }
+        let Some(request) = self.requests.get(&key) else { return };
         let localoff = self.layout.localoff();
         let (op, command, data) = match &request.op {
             Op::Write { offset, data } => {
@@ -288,7 +301,7 @@ impl Primary {
 
     /// `key` was given to nobody and never will be.
     pub(super) fn not_issued(&mut self, key: Key, error: Errno) {
-        let Some(request) = self.requests.remove(&key) else { return };
+        let Some(request) = self.take_out(key) else { return };
         if matches!(request.stage, Stage::Map | Stage::Repairing) {
             self.map.finish(request.extents(), Outcome::NotIssued);
         }
@@ -413,8 +426,8 @@ impl Primary {
         let Op::Read { offset, .. } = request.op else { return };
         let id = request.id;
         let extents = request.extents();
-        request.stage = Stage::Repairing;
         request.op = Op::Write { offset, data: data.clone() };
+        self.set_stage(key, Stage::Repairing);
         self.complete(id, Ok(Some(data)));
         self.map.start(extents.clone());
         if self.map.is_durable(extents) {
@@ -426,7 +439,7 @@ impl Primary {
 
     /// The bytes were written back, or could not be.
     fn repaired(&mut self, key: Key) {
-        let Some(request) = self.requests.remove(&key) else { return };
+        let Some(request) = self.take_out(key) else { return };
         let extents = request.extents();
         let well = request.local == Half::Done && request.epoch == self.link.epoch();
         if request.local == Half::Done {
@@ -450,7 +463,7 @@ impl Primary {
     }
 
     fn end_read(&mut self, key: Key, result: DiskResult) {
-        if let Some(request) = self.requests.remove(&key) {
+        if let Some(request) = self.take_out(key) {
             self.complete(request.id, result);
             self.release(key);
         }
@@ -471,26 +484,16 @@ impl Primary {
     }
 
     pub(super) fn parked_timeout(&mut self) {
-        let now = self.now;
-        for key in self.parked() {
-            if matches!(self.requests.get(&key), Some(Request { stage: Stage::Parked(until), .. }) if *until <= now)
-            {
-                log::error!(
-                    "The secondary has the only good copy of a requested range and is not connected."
-                );
-                self.not_issued(key, Errno::EIO);
-            }
+        while let Some(&(until, key)) = self.waiting.parked.first()
+            && until <= self.now
+        {
+            log::error!("The secondary has the only good copy of a requested range and is not connected.");
+            self.not_issued(key, Errno::EIO);
         }
     }
 
     pub(super) fn parked_deadline(&self) -> Option<Duration> {
-        self.requests
-            .values()
-            .filter_map(|request| match request.stage {
-                Stage::Parked(until) => Some(until),
-                _ => None,
-            })
-            .min()
+        self.waiting.parked.first().map(|(until, _)| *until)
     }
 
     pub(super) fn fail_parked(&mut self) {
@@ -500,25 +503,36 @@ impl Primary {
     }
 
     fn parked(&self) -> Vec<Key> {
-        self.requests
-            .iter()
-            .filter(|(_, request)| matches!(request.stage, Stage::Parked(_)))
-            .map(|(key, _)| *key)
-            .collect()
+        self.waiting.parked.iter().map(|(_, key)| *key).collect()
     }
 
     /// Writes that only one node was given, and that have not ended.
     pub(super) fn unconfirmed_in_flight(&self) -> bool {
-        self.requests.values().any(|request| {
-            !matches!(request.op, Op::Read { .. })
-                && (matches!(request.stage, Stage::Saving(_) | Stage::Marking | Stage::Telling)
-                    || (request.stage == Stage::Issued && request.remote == Half::NotAsked))
-        })
+        self.waiting.has_unconfirmed()
     }
 
-    /// M1: whatever was given to disk or peer has its bits on disk. (After a failed map write it still has,
+    fn set_stage(&mut self, key: Key, stage: Stage) {
+        if let Some(request) = self.requests.get_mut(&key) {
+            self.waiting.leave(key, request.stage);
+            request.stage = stage;
+            self.waiting.enter(key, request);
+        }
+    }
+
+    /// `key` is over.
+    fn take_out(&mut self, key: Key) -> Option<Request> {
+        let request = self.requests.remove(&key)?;
+        self.waiting.leave(key, request.stage);
+        self.bytes = self.bytes.saturating_sub(request.weight());
+        Some(request)
+    }
+
+    /// What is looked for by stage is found there. M1: whatever was given to disk or peer has its bits on disk. (After a failed map write it still has,
     /// being in what was there before and in what was written, but the map does not count on it.)
     pub(super) fn check_requests(&self) {
+        for (key, request) in &self.requests {
+            debug_assert!(self.waiting.agrees(*key, request), "{request:?}");
+        }
         if self.map_io.doubtful {
             return;
         }

@@ -24,7 +24,7 @@ use crate::rule::{Rule, keeps};
 use crate::types::{DiskOp, DiskResult, Event, MAX_REQUEST};
 
 /// Blocks being copied at a time: enough to fill a long link, few enough to leave users room.
-const WINDOW: usize = 32;
+pub(super) const WINDOW: usize = 32;
 /// How long to wait before an extent that could not be copied is tried again.
 const RETRY: Duration = Duration::from_secs(10);
 
@@ -293,7 +293,7 @@ impl Primary {
         self.link.has(Extensions::SYNC_MARKS)
             && self.sync.marked != Marked::Yes
             && (self.sync.unconfirmed || self.link.peer_has_restarted(&self.metadata.extension))
-            && self.map.to_synchronise().iter().any(|extent| self.is_behind(extent))
+            && !self.map.to_synchronise().is_subset(&self.sync.stale)
             && keeps(Rule::L6)
     }
 

@@ -17,8 +17,7 @@ impl Secondary {
 
     pub(super) fn next_mark(&mut self) {
         let serving = matches!(self.phase, Phase::Answered | Phase::Serving);
-        let clearing = self.ops.values().any(|purpose| *purpose == Purpose::ClearMap);
-        if self.saving.is_some() || self.marking.is_some() || clearing || !serving {
+        if self.saving.is_some() || self.marking.is_some() || self.clearing || !serving {
             return;
         }
         let Some(Mark { seq, kind }) = self.marks.pop_front() else { return };

@@ -14,7 +14,7 @@ mod own_map;
 mod request;
 
 use core::time::Duration;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use hast_format::activemap::Activemap;
 use hast_format::bitmap::Bitmap;
@@ -34,8 +34,9 @@ use crate::types::{Action, DiskOp, DiskResult, Event, Host, OpId, Settings, Side
 
 /// Silence of the primary that ends the connection: it sends keepalives every 10 s (spec/wire.md).
 const SILENCE: Duration = Duration::from_secs(20);
-/// Requests under way at once; more are left unread.
-const REQUESTS: usize = 512;
+/// Requests and marks under way at once; more are left unread. A primary of ours has fewer, so that a disk
+/// that is slow does not look like a link that is dead.
+const REQUESTS: usize = 8192;
 /// Bytes of requests under way at once; more are left unread.
 const BYTES: u64 = 64 << 20;
 /// How long to wait for the disk at the end, at most.
@@ -89,6 +90,8 @@ pub struct Secondary {
     /// A flush of the map or the metadata failed: the system reports what it could not write only once, and it
     /// may have been data. The primary's next flush fails for it.
     flush_failed: Option<Errno>,
+    /// The map is being cleared.
+    clearing: bool,
     /// The map is being written for this mark.
     marking: Option<u64>,
     /// Marks that wait for an earlier one to be written down.
@@ -103,6 +106,10 @@ pub struct Secondary {
     next_key: u64,
     ranges: RangeQueue,
     requests: BTreeMap<Key, request::Request>,
+    /// The writes and deletes among them.
+    writes: BTreeSet<Key>,
+    /// Flushes that wait for writes before them, the oldest first.
+    flushes: VecDeque<Key>,
     /// Kept under an original (M5).
     own: Option<own_map::OwnMap>,
     bytes_in_flight: u64,
@@ -180,6 +187,7 @@ impl Secondary {
             saving: None,
             unsure: Vec::new(),
             flush_failed: None,
+            clearing: false,
             marking: None,
             marks: VecDeque::new(),
             possibly_behind: false,
@@ -191,6 +199,8 @@ impl Secondary {
             next_key: 0,
             ranges: RangeQueue::new(),
             requests: BTreeMap::new(),
+            writes: BTreeSet::new(),
+            flushes: VecDeque::new(),
             own,
             bytes_in_flight: 0,
             unflushed: false,
@@ -229,6 +239,7 @@ impl Secondary {
             Purpose::MarkMap => self.mark_map_written(result),
             Purpose::MarkMapFlush => self.mark_map_flushed(result),
             Purpose::ClearMap => {
+                self.clearing = false;
                 if let Err(error) = result {
                     log::error!("Unable to clear the activemap: {error}.");
                     self.statistics.write_errors += 1;
@@ -305,7 +316,7 @@ impl Secondary {
     /// Whether another frame may be read: what is under way is bounded.
     #[must_use]
     pub fn wants_input(&self) -> bool {
-        self.requests.len() < REQUESTS && self.bytes_in_flight < BYTES
+        self.requests.len().saturating_add(self.marks.len()) < REQUESTS && self.bytes_in_flight < BYTES
     }
 
     /// What `hastctl status` and `list` show.

@@ -21,8 +21,6 @@ pub(super) struct Request {
     offset: u64,
     length: u64,
     data: Option<Buffer>,
-    /// With the disk, not waiting for its range or for writes before it.
-    running: bool,
 }
 
 impl Secondary {
@@ -55,6 +53,7 @@ impl Secondary {
             self.own_map_was_sent();
         } else if !self.map.is_empty() {
             self.map.clear();
+            self.clearing = true;
             let data = Buffer::from(vec![0; self.map_length()]);
             self.disk(Purpose::ClearMap, DiskOp::Write { offset: self.layout.map_offset(), data });
         }
@@ -77,11 +76,13 @@ impl Secondary {
         self.next_key += 1;
         let key = Key(self.next_key);
         self.bytes_in_flight += if command == Command::Delete { 0 } else { length };
-        self.requests.insert(key, Request { command, seq, offset, length, data, running: false });
+        self.requests.insert(key, Request { command, seq, offset, length, data });
         if matches!(command, Command::Write | Command::Delete) {
+            self.writes.insert(key);
             self.remember(offset, length);
         }
         if command == Command::Flush {
+            self.flushes.push_back(key);
             self.start_flushes();
         } else if self.ranges.insert(key, offset..offset.saturating_add(length), command == Command::Read) {
             self.start(key);
@@ -118,7 +119,6 @@ impl Secondary {
     /// Nothing earlier overlaps `key`.
     fn start(&mut self, key: Key) {
         let Some(request) = self.requests.get_mut(&key) else { return };
-        request.running = true;
         let offset = self.layout.localoff() + request.offset;
         let op = match (request.command, request.data.take()) {
             (Command::Write, Some(data)) => DiskOp::Write { offset, data },
@@ -136,20 +136,11 @@ impl Secondary {
     /// A flush covers every write received before it, answered or not: a reference primary may have told its
     /// device about them already (memsync).
     fn start_flushes(&mut self) {
-        let first_write = self
-            .requests
-            .iter()
-            .find(|(_, request)| matches!(request.command, Command::Write | Command::Delete))
-            .map(|(key, _)| *key);
-        let due: Vec<Key> = self
-            .requests
-            .iter()
-            .take_while(|(key, _)| first_write.is_none_or(|write| **key < write))
-            .filter(|(_, request)| request.command == Command::Flush && !request.running)
-            .map(|(key, _)| *key)
-            .collect();
-        for key in due {
-            self.start(key);
+        while let Some(&flush) = self.flushes.front()
+            && self.writes.first().is_none_or(|write| flush < *write)
+        {
+            self.flushes.pop_front();
+            self.start(flush);
         }
     }
 
@@ -167,6 +158,7 @@ impl Secondary {
 
     pub(super) fn answered(&mut self, key: Key, result: DiskResult) {
         let Some(request) = self.requests.remove(&key) else { return };
+        self.writes.remove(&key);
         let Request { command, seq, length, offset, .. } = request;
         if command != Command::Delete {
             self.bytes_in_flight = self.bytes_in_flight.saturating_sub(length);

@@ -19,8 +19,9 @@ use super::discard;
 
 /// Threads, and so operations that the system sees at once.
 const THREADS: usize = 4;
-/// Waiting and running operations from which on no more work is taken in from outside.
-const BUSY_OPERATIONS: usize = 1024;
+/// Waiting and running operations from which on no more work is taken in from outside: more than a primary of
+/// ours asks for at once, so that a slow disk does not stop the connection.
+const BUSY_OPERATIONS: usize = 8192;
 /// Bytes in waiting and running writes from which on no more work is taken in from outside.
 const BUSY_BYTES: usize = 64 << 20;
 

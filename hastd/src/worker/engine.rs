@@ -93,6 +93,14 @@ impl Engine {
         }
     }
 
+    /// Whether the device may hand over another request.
+    pub(super) fn wants_requests(&self) -> bool {
+        match self {
+            Engine::Primary(primary) => primary.wants_requests(),
+            Engine::Secondary(_) => false,
+        }
+    }
+
     /// Whether another frame may be taken from the first connection.
     pub(super) fn wants_input(&self) -> bool {
         match self {

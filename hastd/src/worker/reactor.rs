@@ -33,7 +33,7 @@ const IN: usize = 3;
 const LISTENER: usize = 4;
 const FIRST_CLIENT: usize = 16;
 
-/// Device requests that the engine has at once.
+/// Device requests that the engine has not answered.
 const MAX_REQUESTS: usize = 256;
 /// Buffers full of input taken from one connection before everything else has its turn.
 const READS: usize = 32;
@@ -243,7 +243,7 @@ impl Reactor {
 
     /// Hands clients' requests to the engine, as many as it may have.
     fn admit(&mut self) {
-        while self.phase == Phase::Running && !self.link.is_busy() {
+        while self.phase == Phase::Running && !self.link.is_busy() && self.engine.wants_requests() {
             let Some(nbd) = &mut self.nbd else { return };
             if nbd.in_flight() >= MAX_REQUESTS {
                 return;

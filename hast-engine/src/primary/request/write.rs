@@ -130,12 +130,6 @@ impl Primary {
         true
     }
 
-    pub(super) fn set_stage(&mut self, key: Key, stage: Stage) {
-        if let Some(request) = self.requests.get_mut(&key) {
-            request.stage = stage;
-        }
-    }
-
     /// The connection broke while the only node that could make sense of `key` had it: it starts again once
     /// the secondary is back.
     pub(super) fn take_back(&mut self, key: Key) {
@@ -156,9 +150,8 @@ impl Primary {
 
     /// Tells the device, and lets others at the bytes.
     pub(super) fn end_write(&mut self, key: Key, result: DiskResult) {
-        if let Some(request) = self.requests.get_mut(&key) {
-            request.stage = Stage::Completed { well: result.is_ok() };
-            let id = request.id;
+        if let Some(id) = self.requests.get(&key).map(|request| request.id) {
+            self.set_stage(key, Stage::Completed { well: result.is_ok() });
             self.complete(id, result);
             self.release(key);
         }
@@ -213,7 +206,7 @@ impl Primary {
         self.map.finish(extents, outcome);
         self.sync.unconfirmed |= outcome == Outcome::Unconfirmed && !confirmed;
         if !matches!(stage, Stage::Saving(_) | Stage::Marking | Stage::Telling) {
-            self.requests.remove(&key);
+            self.take_out(key);
         }
         if both {
             self.flush.note_unflushed(self.now);
@@ -232,13 +225,9 @@ impl Primary {
 
     /// What waited for the metadata to be saved with `save` is complete, or must not be relied on.
     pub(in crate::primary) fn end_saving(&mut self, save: u64, result: DiskResult) {
-        let waiting: Vec<Key> = self
-            .requests
-            .iter()
-            .filter(|(_, request)| matches!(request.stage, Stage::Saving(wanted) if wanted <= save))
-            .map(|(key, _)| *key)
-            .collect();
-        for key in waiting {
+        while let Some(&(wanted, key)) = self.waiting.saving.first()
+            && wanted <= save
+        {
             if result.is_err() && self.tell(key) {
                 continue;
             }
@@ -248,7 +237,7 @@ impl Primary {
                 self.end_write(key, result.clone());
             }
             if !matches!(self.requests.get(&key), Some(Request { stage: Stage::Marking, .. })) {
-                self.requests.remove(&key);
+                self.take_out(key);
             }
         }
     }
@@ -267,23 +256,16 @@ impl Primary {
 
     /// Asks the secondary to mark itself if a write waits for that.
     pub(in crate::primary) fn kick_marking(&mut self) {
-        let waits = self.requests.values().any(|request| request.stage == Stage::Marking);
-        if waits && self.secondary_is_marked() {
+        if !self.waiting.marking.is_empty() && self.secondary_is_marked() {
             self.end_marking();
         }
     }
 
     /// The secondary has marked itself, or is gone.
     pub(in crate::primary) fn end_marking(&mut self) {
-        let waiting: Vec<Key> = self
-            .requests
-            .iter()
-            .filter(|(_, request)| request.stage == Stage::Marking)
-            .map(|(key, _)| *key)
-            .collect();
-        for key in waiting {
+        while let Some(key) = self.waiting.marking.pop_first() {
             self.end_write(key, Ok(None));
-            self.requests.remove(&key);
+            self.take_out(key);
         }
     }
 
@@ -311,6 +293,6 @@ impl Primary {
             self.metadata.remotecnt = self.link.peer_counted();
         }
         self.end_write(key, result.map(|()| None));
-        self.requests.remove(&key);
+        self.take_out(key);
     }
 }

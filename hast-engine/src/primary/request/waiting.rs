@@ -1,0 +1,76 @@
+//! Who waits for what: the requests of those stages that somebody looks for, so that no event has to look
+//! through all that are under way.
+
+use core::time::Duration;
+use std::collections::BTreeSet;
+
+use super::{Half, Request, Stage};
+use crate::ranges::Key;
+use crate::types::Op;
+
+/// The keys of requests by what they wait for.
+#[derive(Debug, Default)]
+pub(in crate::primary) struct Waiting {
+    /// For the secondary, until then.
+    pub(super) parked: BTreeSet<(Duration, Key)>,
+    /// For this save of the metadata.
+    pub(super) saving: BTreeSet<(u64, Key)>,
+    /// For the secondary to mark itself.
+    pub(super) marking: BTreeSet<Key>,
+    /// For the secondary to write down what our disk cannot.
+    telling: BTreeSet<Key>,
+    /// Writes and deletes that only this node was given.
+    alone: BTreeSet<Key>,
+}
+
+impl Waiting {
+    /// `key` is in its stage from now on.
+    pub(super) fn enter(&mut self, key: Key, request: &Request) {
+        match request.stage {
+            Stage::Parked(until) => _ = self.parked.insert((until, key)),
+            Stage::Saving(save) => _ = self.saving.insert((save, key)),
+            Stage::Marking => _ = self.marking.insert(key),
+            Stage::Telling => _ = self.telling.insert(key),
+            Stage::Issued if is_alone(request) => _ = self.alone.insert(key),
+            Stage::Queued | Stage::Map | Stage::Issued | Stage::Completed { .. } | Stage::Repairing => {}
+        }
+    }
+
+    /// `key` is in its stage no longer.
+    pub(super) fn leave(&mut self, key: Key, stage: Stage) {
+        match stage {
+            Stage::Parked(until) => _ = self.parked.remove(&(until, key)),
+            Stage::Saving(save) => _ = self.saving.remove(&(save, key)),
+            Stage::Marking => _ = self.marking.remove(&key),
+            Stage::Telling => _ = self.telling.remove(&key),
+            Stage::Issued => _ = self.alone.remove(&key),
+            Stage::Queued | Stage::Map | Stage::Completed { .. } | Stage::Repairing => {}
+        }
+    }
+
+    /// Whether a write that only one node was given has not ended.
+    pub(super) fn has_unconfirmed(&self) -> bool {
+        !(self.saving.is_empty()
+            && self.marking.is_empty()
+            && self.telling.is_empty()
+            && self.alone.is_empty())
+    }
+
+    /// Whether it says of `key` what the request does.
+    pub(super) fn agrees(&self, key: Key, request: &Request) -> bool {
+        let mut expected = Waiting::default();
+        expected.enter(key, request);
+        let until = self.parked.iter().find(|(_, parked)| *parked == key);
+        let save = self.saving.iter().find(|(_, saving)| *saving == key);
+        until == expected.parked.first()
+            && save == expected.saving.first()
+            && self.marking.contains(&key) == expected.marking.contains(&key)
+            && self.telling.contains(&key) == expected.telling.contains(&key)
+            && self.alone.contains(&key) == expected.alone.contains(&key)
+    }
+}
+
+/// Whether the secondary was not asked to store this.
+fn is_alone(request: &Request) -> bool {
+    !matches!(request.op, Op::Read { .. }) && request.remote == Half::NotAsked
+}
