@@ -26,7 +26,7 @@ mod types;
 pub use counts::{Counts, Decision, Hello, MapToSend, decide};
 pub use primary::{Primary, PrimaryStart};
 pub use ranges::{Key, RangeQueue};
-pub use secondary::{Secondary, SecondaryStart};
+pub use secondary::{DISK_PATIENCE, Secondary, SecondaryStart};
 pub use types::{Action, DiskOp, DiskResult, Event, Host, MAX_REQUEST, Op, OpId, RequestId, Settings, Side};
 
 /// The rules by name, and in mutants the switch that breaks one.

@@ -687,6 +687,80 @@ fn an_original_is_asked_for_no_more_than_it_takes_in() {
     assert!((200..=256).contains(&sent), "{sent} requests at once");
 }
 
+/// Answers come all the time, but one request, or one mark, is forgotten.
+#[test]
+fn a_secondary_that_forgets_one_request_is_given_up() {
+    for mark in [false, true] {
+        let mut h = H::in_step();
+        h.w(1, 3);
+        let forgotten = |m: &Message| match m {
+            Message::Request(r) => r.command == Command::Write && r.offset == 3 * u64::from(ES),
+            Message::Mark(_) => mark,
+            _ => false,
+        };
+        if mark {
+            // The secondary cannot store it, and is to mark itself.
+            h.serve_all(|m| matches!(m, Message::Request(_)).then_some(Some(Errno::EIO)));
+            assert!(h.sent.iter().any(|(_, m)| matches!(m, Message::Mark(_))));
+        }
+        let mut id = 2;
+        while h.p.status().complete && h.t < Duration::from_secs(100) {
+            h.w(id, 7);
+            h.serve_all(|m| (!forgotten(m)).then_some(None));
+            id += 1;
+            h.tick(1);
+        }
+        assert!(h.t <= Duration::from_secs(22), "given up only at {:?}, {id} writes later", h.t);
+    }
+}
+
+/// Many answers wait in a queue of a slow link, that of the oldest request last: nothing is wrong.
+#[test]
+fn answers_in_any_order_keep_the_link() {
+    let mut h = H::in_step();
+    for id in 1..=20 {
+        h.w(id, id);
+    }
+    for seconds in 0..19 {
+        h.tick(5);
+        assert!(h.p.status().complete, "lost after {seconds} answers");
+        let last = h.sent.iter().rev().find_map(|(_, m)| match m {
+            Message::Request(r) => Some(r.seq),
+            _ => None,
+        });
+        h.serve_all(|m| matches!(m, Message::Request(r) if Some(r.seq) == last).then_some(None));
+    }
+    h.serve_all(|_| Some(None));
+    assert!(h.p.status().complete);
+}
+
+/// S7: a disk that is slow is not a peer that is dead, as long as the peer says so, and of the right request.
+#[test]
+fn a_secondary_with_a_slow_disk_is_waited_for() {
+    let mut h = H::in_step();
+    h.w(1, 3);
+    h.w(2, 4);
+    let seqs: Vec<u64> = h
+        .sent
+        .iter()
+        .filter_map(|(_, m)| match m {
+            Message::Request(r) if r.command == Command::Write => Some(r.seq),
+            _ => None,
+        })
+        .collect();
+    for _ in 0..20 {
+        h.tick(10);
+        h.frame(Side::In, Message::Busy(seqs[0]));
+        assert!(h.p.status().complete, "lost at {:?}", h.t);
+    }
+    // It has forgotten the first and works on the second.
+    for _ in 0..3 {
+        h.tick(10);
+        h.frame(Side::In, Message::Busy(seqs[1]));
+    }
+    assert!(!h.p.status().complete);
+}
+
 // ---- secondary ----
 struct S {
     s: Secondary,
@@ -932,4 +1006,42 @@ fn marks_that_wait_are_bounded() {
     }
     assert!(s.s.wants_input());
     assert_eq!(s.sent.iter().filter(|m| matches!(m, Message::Reply(_))).count() as u64, sent);
+}
+
+/// S7: the primary hears of the oldest request, or mark, that the disk has not ended, for a minute.
+#[test]
+fn a_slow_disk_is_told_of() {
+    for mark in [false, true] {
+        let mut s = S::new(Extension::default(), &[]);
+        s.run();
+        s.sent.clear();
+        if mark {
+            s.frame(Message::Mark(Mark { seq: 7, kind: MarkKind::SyncStart }));
+            s.write(8, 2);
+        } else {
+            s.write(7, 1);
+            s.frame(Message::Mark(Mark { seq: 8, kind: MarkKind::SyncStart }));
+        }
+        let mut told = Vec::new();
+        let end = Duration::from_secs(200);
+        while let Some(at) = s.s.poll_timeout().filter(|at| *at < end) {
+            assert!(at > s.t, "spins");
+            s.t = at;
+            if (s.t.as_secs() % 10, s.sent.len()) == (0, 0) {
+                s.s.handle_frame(s.t, Frame { version: 2, nv: keepalive(), payload: None });
+            }
+            s.s.handle_timeout(s.t);
+            s.poll();
+            told.extend(s.sent.drain(..).map(|m| (s.t, m)));
+        }
+        assert!(told.iter().all(|(_, m)| *m == Message::Busy(7)), "{told:?}");
+        assert!(told[0].0 < Duration::from_secs(1), "the shortest timeout");
+        assert!(told.windows(2).all(|pair| pair[1].0 - pair[0].0 < Duration::from_secs(1)));
+        let last = told.last().unwrap().0;
+        assert!(last > Duration::from_secs(50) && last <= Duration::from_secs(60), "{last:?}");
+    }
+}
+
+fn keepalive() -> Vec<u8> {
+    Message::Keepalive.encode().0.as_bytes().to_vec()
 }

@@ -16,8 +16,10 @@ impl Extensions {
     /// `sync-marks`: the primary tells the secondary when its data is out of date and when no more
     /// ([`crate::message::Mark`]), and the nodes exchange their boot ids.
     pub const SYNC_MARKS: Extensions = Extensions(1 << 0);
+    /// `busy`: the secondary says that it still works on a request ([`crate::message::FromSecondary::Busy`]).
+    pub const BUSY: Extensions = Extensions(1 << 1);
     /// All that this program knows.
-    pub const ALL: Extensions = Extensions::SYNC_MARKS;
+    pub const ALL: Extensions = Extensions::SYNC_MARKS.union(Extensions::BUSY);
 
     /// Whether all of these are in the set.
     #[must_use]
@@ -66,7 +68,7 @@ impl fmt::Display for Extensions {
 }
 
 /// Each extension's word, in the order in which they are sent.
-const WORDS: [(Extensions, &str); 1] = [(Extensions::SYNC_MARKS, "sync-marks")];
+const WORDS: [(Extensions, &str); 2] = [(Extensions::SYNC_MARKS, "sync-marks"), (Extensions::BUSY, "busy")];
 
 #[cfg(test)]
 mod tests {

@@ -276,6 +276,35 @@ impl Reply {
     }
 }
 
+/// What arrives at a primary after the handshake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FromSecondary {
+    /// An answer.
+    Reply(Reply),
+    /// The secondary's disk has this request or mark, the oldest that is not answered; only if `busy` is
+    /// active ([`Extensions::BUSY`]).
+    Busy {
+        /// The request's.
+        seq: u64,
+    },
+}
+
+impl FromSecondary {
+    /// Reads a frame whose payload has been decoded, from a secondary with which these extensions are active.
+    ///
+    /// # Errors
+    /// As for [`Reply::decode`].
+    pub fn decode_extended(frame: Frame, active: Extensions) -> Result<FromSecondary, MessageError> {
+        if active.contains(Extensions::BUSY) && frame.payload.is_none() {
+            let list = List::parse(&frame.nv)?;
+            if let (Some(seq), false) = (list.u64("busy"), list.contains("seq")) {
+                return Ok(FromSecondary::Busy { seq });
+            }
+        }
+        Reply::decode(frame).map(FromSecondary::Reply)
+    }
+}
+
 /// Everything that the two workers of a pair send each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
@@ -295,6 +324,8 @@ pub enum Message {
     Keepalive,
     /// Secondary to primary, second connection.
     Reply(Reply),
+    /// The same, only when `busy` is active: the secondary still works on the request with this number.
+    Busy(u64),
 }
 
 impl Message {
@@ -315,6 +346,11 @@ impl Message {
                 (nv, None)
             }
             Message::Reply(reply) => (reply.encode(), reply.data.clone()),
+            Message::Busy(seq) => {
+                let mut nv = Writer::new();
+                nv.u64("busy", *seq);
+                (nv, None)
+            }
         }
     }
 }
@@ -477,6 +513,23 @@ mod tests {
                 Err(MessageError::UnknownCommand(code))
             );
         }
+    }
+
+    #[test]
+    fn that_the_secondary_is_busy_is_said_only_where_it_is_agreed_on() {
+        let (nv, None) = Message::Busy(7).encode() else { panic!("with a payload") };
+        let list = List::parse(nv.as_bytes()).unwrap();
+        assert!(list.pairs().map(|pair| pair.name).eq([b"busy".as_slice()]));
+        let decode =
+            |nv: &Writer, payload, active| FromSecondary::decode_extended(frame(nv, payload), active);
+        assert_eq!(decode(&nv, None, Extensions::BUSY), Ok(FromSecondary::Busy { seq: 7 }));
+        assert_eq!(decode(&nv, None, Extensions::SYNC_MARKS), Err(MessageError::NoSeq));
+        assert_eq!(decode(&nv, Some(&[0]), Extensions::ALL), Err(MessageError::NoSeq));
+        // A reply is one, whatever else it says.
+        let (mut nv, _) = Message::Reply(Reply { seq: 9, received: false, error: None, data: None }).encode();
+        nv.u64("busy", 7);
+        let reply = decode(&nv, None, Extensions::ALL);
+        assert!(matches!(reply, Ok(FromSecondary::Reply(Reply { seq: 9, .. }))), "{reply:?}");
     }
 
     #[test]

@@ -9,7 +9,9 @@ use hast_net::handshake::{
     Extensions, FirstAnswer, FirstHello, FirstReply, Hello, Refusal, SecondAnswer, SecondHello,
     SecondRefusal, SecondReply, SyncSource,
 };
-use hast_net::message::{self, Command, FromPrimary, Mark, MarkKind, Message, MessageError, Reply, Request};
+use hast_net::message::{
+    self, Command, FromPrimary, FromSecondary, Mark, MarkKind, Message, MessageError, Reply, Request,
+};
 use hast_net::payload::{self, Checksum, Compression, PayloadError, Stages};
 use proptest::prelude::*;
 
@@ -96,7 +98,18 @@ fn received(bytes: &[u8], like: &Message) -> Message {
                 invalid => panic!("{invalid:?}"),
             }
         }
-        Message::Reply(_) => Message::Reply(Reply::decode(frame).unwrap()),
+        Message::Reply(_) | Message::Busy(_) => {
+            match FromSecondary::decode_extended(frame.clone(), Extensions::ALL).unwrap() {
+                FromSecondary::Reply(reply) => {
+                    assert_eq!(Reply::decode(frame).as_ref(), Ok(&reply));
+                    Message::Reply(reply)
+                }
+                FromSecondary::Busy { seq } => {
+                    assert_eq!(Reply::decode(frame), Err(MessageError::NoSeq));
+                    Message::Busy(seq)
+                }
+            }
+        }
     }
 }
 
@@ -146,7 +159,7 @@ fn mark() -> impl Strategy<Value = Mark> {
 }
 
 fn extensions() -> impl Strategy<Value = Extensions> {
-    prop_oneof![Just(Extensions::NONE), Just(Extensions::SYNC_MARKS)]
+    prop_oneof![Just(Extensions::NONE), Just(Extensions::SYNC_MARKS), Just(Extensions::ALL)]
 }
 
 fn second_answer() -> impl Strategy<Value = Message> {
@@ -186,6 +199,7 @@ fn message() -> impl Strategy<Value = Message> {
         request().prop_map(Message::Request),
         mark().prop_map(Message::Mark),
         Just(Message::Keepalive),
+        any::<u64>().prop_map(Message::Busy),
         (any::<u64>(), any::<bool>(), 0_i16..200, prop::option::of(data())).prop_map(
             |(seq, received, error, data)| Message::Reply(Reply {
                 seq,
@@ -217,6 +231,7 @@ fn digest(bytes: &[u8], limits: Limits, decoded: u32) {
         if payload::decode(&mut frame, decoded, &pool).is_ok() {
             assert!(frame.payload.as_ref().is_none_or(|payload| payload.len() <= decoded as usize));
             let _ = FromPrimary::decode_extended(frame.clone(), Extensions::ALL);
+            let _ = FromSecondary::decode_extended(frame.clone(), Extensions::ALL);
             let _ = (FromPrimary::decode(frame.clone()), Reply::decode(frame));
         }
     }

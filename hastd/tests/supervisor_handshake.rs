@@ -392,9 +392,9 @@ fn extensions_are_answered_only_if_both_know_them() {
     assert_eq!(answered(&|hello| _ = hello.str("hast_ext", "later sync-marksman")), plain);
     assert_eq!(answered(&|hello| _ = hello.u8("hast_ext", 1)), plain);
     let [version, token] = plain;
-    let agreed = ("hast_ext".to_owned(), Some("sync-marks".to_owned()));
+    let agreed = ("hast_ext".to_owned(), Some("sync-marks busy".to_owned()));
     assert_eq!(
-        answered(&|hello| _ = hello.str("hast_ext", "later sync-marks other")),
+        answered(&|hello| _ = hello.str("hast_ext", "later busy sync-marks other")),
         [version, token, agreed]
     );
 }

@@ -14,7 +14,7 @@ use hast_net::handshake::{
     Extensions, FirstAnswer, FirstHello, FirstReply, SecondAnswer, SecondHello, SecondReply, SyncSource,
     texts,
 };
-use hast_net::message::{self, Command, MarkKind, Message, Reply, Request};
+use hast_net::message::{self, Command, FromSecondary, MarkKind, Message, Reply, Request};
 
 use super::{Phase, Primary};
 use crate::counts::Counts;
@@ -79,7 +79,12 @@ pub(super) struct Link {
     /// The save that must be durable before the nodes count as connected.
     merge_save: u64,
     last_sent: Duration,
-    last_received: Duration,
+    /// When the secondary last answered anything, that it has received it apart.
+    last_answer: Duration,
+    /// When the youngest request was asked that has been answered.
+    answered: Duration,
+    /// What the secondary said last that its disk is busy with, and when.
+    busy: (u64, Duration),
     last_seq: u64,
     /// Which connection this is.
     epoch: u64,
@@ -138,7 +143,9 @@ impl Link {
             said: 0,
             merge_save: 0,
             last_sent: now,
-            last_received: now,
+            last_answer: now,
+            answered: now,
+            busy: (0, now),
             last_seq: 0,
             epoch: 0,
             outstanding: BTreeMap::new(),
@@ -222,7 +229,6 @@ impl Primary {
         self.now = now;
         match (self.link.stage, side) {
             (Stage::OpeningOut, Side::Out) => {
-                self.link.last_received = now;
                 let hello = FirstHello {
                     resource: self.metadata.resource.clone(),
                     version: VERSION,
@@ -258,7 +264,6 @@ impl Primary {
     /// A frame has come, its payload already decoded.
     pub fn handle_frame(&mut self, now: Duration, side: Side, frame: Frame) {
         self.now = now;
-        self.link.last_received = now;
         let understood = match (self.link.stage, side) {
             (Stage::AwaitingFirst, Side::Out) => self.first_reply(&frame),
             (Stage::AwaitingSecond, Side::Out) => self.second_reply(frame),
@@ -302,11 +307,11 @@ impl Primary {
             Stage::OpeningOut | Stage::OpeningIn => {
                 Some(self.now + self.settings.timeout + Duration::from_secs(5))
             }
-            Stage::AwaitingFirst | Stage::AwaitingSecond | Stage::Marking => {
-                Some(self.now + self.settings.timeout)
-            }
+            Stage::AwaitingFirst | Stage::AwaitingSecond => Some(self.now + self.settings.timeout),
             Stage::Down(next) => next,
-            Stage::Preparing { .. } | Stage::Merging | Stage::Up => None,
+            // From here on each request has a deadline of its own.
+            Stage::Marking | Stage::Up => None,
+            Stage::Preparing { .. } | Stage::Merging => None,
         };
     }
 
@@ -531,7 +536,6 @@ impl Primary {
         self.enter(Stage::Up);
         self.link.attempts = 0;
         self.link.complaint.clear();
-        self.link.last_received = self.now;
         self.counted = None;
         self.flush.peer_connected();
         log::info!("Connected to {}.", self.link.name);
@@ -549,7 +553,14 @@ impl Primary {
     }
 
     fn reply(&mut self, frame: Frame) -> Result<(), String> {
-        let Reply { seq, received, error, data } = Reply::decode(frame).map_err(|error| error.to_string())?;
+        let message = FromSecondary::decode_extended(frame, self.link.ext);
+        let Reply { seq, received, error, data } = match message.map_err(|error| error.to_string())? {
+            FromSecondary::Reply(reply) => reply,
+            FromSecondary::Busy { seq } => {
+                self.link.busy = (seq, self.now);
+                return Ok(());
+            }
+        };
         let Some(request) = self.link.outstanding.get(&seq) else {
             return Err(format!("The secondary answered request {seq}, which was not asked"));
         };
@@ -566,7 +577,9 @@ impl Primary {
                 return Err(format!("The secondary sent {got} bytes for a read of {length}"));
             }
         }
-        let Some(Outstanding { why, .. }) = self.link.outstanding.remove(&seq) else { return Ok(()) };
+        let Some(Outstanding { why, since, .. }) = self.link.outstanding.remove(&seq) else { return Ok(()) };
+        self.link.last_answer = self.now;
+        self.link.answered = self.link.answered.max(since);
         self.link.writes.remove(&seq);
         let outcome = error.map_or(Ok(()), Err);
         match why {
@@ -707,10 +720,19 @@ impl Primary {
         [self.link.deadline, keepalive, self.silence_deadline()].into_iter().flatten().min()
     }
 
-    /// When a secondary that owes an answer has been silent for too long.
+    /// When a secondary that owes an answer has owed it for too long: `timeout` after the oldest request was
+    /// asked, or after it was last heard that its disk is busy with that one (S7). Answers to others count as
+    /// long as those may have been on their way before it, in a long queue on either side; not those to requests
+    /// that were asked a whole `timeout` later.
     fn silence_deadline(&self) -> Option<Duration> {
-        let oldest = self.link.outstanding.values().next()?.since;
-        Some(oldest.max(self.link.last_received) + self.settings.timeout)
+        let (seq, oldest) = self.link.outstanding.first_key_value()?;
+        let (busy, heard) = self.link.busy;
+        let since = if busy == *seq { heard } else { oldest.since };
+        let overdue = since + self.settings.timeout;
+        if self.link.answered >= overdue {
+            return Some(overdue);
+        }
+        Some(since.max(self.link.last_answer) + self.settings.timeout)
     }
 }
 

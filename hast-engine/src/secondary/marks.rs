@@ -15,6 +15,15 @@ impl Secondary {
         self.next_mark();
     }
 
+    /// The number of the mark that is being written down, or waits for that.
+    pub(super) fn oldest_mark(&self) -> Option<u64> {
+        let saving = match self.saving {
+            Some((Save::Mark(seq), _)) => Some(seq),
+            _ => None,
+        };
+        saving.or(self.marking).or(self.marks.front().map(|mark| mark.seq))
+    }
+
     pub(super) fn next_mark(&mut self) {
         let serving = matches!(self.phase, Phase::Answered | Phase::Serving);
         if self.saving.is_some() || self.marking.is_some() || self.clearing || !serving {

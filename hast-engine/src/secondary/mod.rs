@@ -39,8 +39,12 @@ const SILENCE: Duration = Duration::from_secs(20);
 const REQUESTS: usize = 8192;
 /// Bytes of requests under way at once; more are left unread.
 const BYTES: u64 = 64 << 20;
-/// How long to wait for the disk at the end, at most.
-const LATEST_END: Duration = Duration::from_secs(60);
+/// How long a secondary waits for its disk: at the end, for what it has accepted (L14), and before that, for one
+/// operation, until the primary is left to think that it is dead (S7).
+pub const DISK_PATIENCE: Duration = Duration::from_secs(60);
+/// How often the primary hears that the disk is still busy with the same request: more than once in the shortest
+/// `timeout` there is.
+const BUSY_EVERY: Duration = Duration::from_millis(300);
 
 /// Exit status when the connection has ended.
 const EXIT_DISCONNECTED: i32 = 75;
@@ -113,6 +117,8 @@ pub struct Secondary {
     /// Kept under an original (M5).
     own: Option<own_map::OwnMap>,
     bytes_in_flight: u64,
+    /// The oldest request or mark that is not answered, if the primary is told of it (S7).
+    oldest: Option<Oldest>,
     /// Writes were stored since the last flush.
     unflushed: bool,
     last_received: Duration,
@@ -131,6 +137,24 @@ enum Phase {
     Ending { code: i32, flushing: bool, deadline: Duration },
     /// Over.
     Ended,
+}
+
+/// The oldest request or mark in hand.
+#[derive(Clone, Copy, Debug)]
+struct Oldest {
+    seq: u64,
+    /// When it became the oldest.
+    since: Duration,
+    /// When the primary last had reason to know that it is being worked on.
+    told: Duration,
+}
+
+impl Oldest {
+    /// When the primary is to be told again, if it is.
+    fn due(&self) -> Option<Duration> {
+        let next = self.told + BUSY_EVERY;
+        (next <= self.since + DISK_PATIENCE).then_some(next)
+    }
 }
 
 /// Why the metadata is being written.
@@ -203,6 +227,7 @@ impl Secondary {
             flushes: VecDeque::new(),
             own,
             bytes_in_flight: 0,
+            oldest: None,
             unflushed: false,
             last_received: now,
             statistics: Statistics::default(),
@@ -291,6 +316,7 @@ impl Secondary {
             }
             _ => {}
         }
+        self.tell_busy();
         self.settle();
     }
 
@@ -301,7 +327,8 @@ impl Secondary {
             Phase::Answered | Phase::Serving => {
                 // While nothing more is taken in, silence says nothing.
                 let silence = self.wants_input().then(|| self.last_received + SILENCE);
-                [silence, self.own_flush_deadline()].into_iter().flatten().min()
+                let busy = self.oldest.as_ref().and_then(Oldest::due);
+                [silence, busy, self.own_flush_deadline()].into_iter().flatten().min()
             }
             Phase::Ending { deadline, .. } => Some(deadline),
             Phase::Admitting | Phase::Ended => None,
@@ -367,7 +394,7 @@ impl Secondary {
         if !keeps(Rule::L14) {
             return self.end(code);
         }
-        self.phase = Phase::Ending { code, flushing: false, deadline: self.now + LATEST_END };
+        self.phase = Phase::Ending { code, flushing: false, deadline: self.now + DISK_PATIENCE };
     }
 
     fn end(&mut self, code: i32) {
@@ -375,10 +402,35 @@ impl Secondary {
         self.actions.push_back(Action::Exit(code));
     }
 
+    /// Tells the primary, if it understands, that the disk has not forgotten what it was asked first.
+    fn tell_busy(&mut self) {
+        let Some(oldest) =
+            self.oldest.as_mut().filter(|oldest| oldest.due().is_some_and(|at| at <= self.now))
+        else {
+            return;
+        };
+        oldest.told = self.now;
+        let message = Message::Busy(oldest.seq);
+        self.send(Side::In, message);
+    }
+
+    /// Looks what is the oldest in hand.
+    fn find_oldest(&mut self) {
+        if !self.ext.contains(Extensions::BUSY) {
+            return;
+        }
+        let seq = self.requests.first_key_value().map(|(_, request)| request.seq());
+        let seq = seq.into_iter().chain(self.oldest_mark()).min();
+        if seq != self.oldest.map(|oldest| oldest.seq) {
+            self.oldest = seq.map(|seq| Oldest { seq, since: self.now, told: self.now });
+        }
+    }
+
     fn settle(&mut self) {
         if self.phase == Phase::Serving {
             self.kick_own_flush();
         }
+        self.find_oldest();
         let Phase::Ending { code, flushing: false, deadline } = self.phase else { return };
         let own_idle = self.own.as_ref().is_none_or(own_map::OwnMap::is_idle);
         if !self.requests.is_empty() || !self.ops.is_empty() || !own_idle {

@@ -23,6 +23,12 @@ pub(super) struct Request {
     data: Option<Buffer>,
 }
 
+impl Request {
+    pub(super) fn seq(&self) -> u64 {
+        self.seq
+    }
+}
+
 impl Secondary {
     pub(super) fn take_frame(&mut self, frame: Frame) {
         match FromPrimary::decode_extended(frame, self.ext) {
