@@ -644,6 +644,79 @@ fn flush_storm_with_many_extents() {
     assert!(n.get() <= 60, "{} flushes of a disk that cannot, without a moment between them", n.get());
 }
 
+/// Extents 52 and 54 are right on the secondary alone, 50 and 53 here alone; all lie in front of what is being
+/// synchronised.
+fn torn() -> H {
+    let run = |first| hast_format::extension::Run { first, count: 1 };
+    let ext = Extension { generation: 1, stale: vec![run(52), run(54)], ..Extension::default() };
+    let bits: Vec<u32> = (0..50).chain([50, 52, 53, 54]).collect();
+    let mut h = H::new(100, 1, ext, &bits, 5, 1, 1);
+    for extent in 0..100 {
+        let at = (DATA + extent * u64::from(ES)) as usize;
+        h.disk[at..at + ES as usize].fill(extent as u8);
+    }
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    h.serve_all(|m| matches!(m, Message::Mark(_)).then_some(None));
+    assert!(h.p.status().complete);
+    h
+}
+
+/// The first byte of each half extent that was read.
+fn halves(result: Option<DiskResult>) -> Vec<u8> {
+    let data = result.expect("answered").expect("well").expect("with data");
+    data.chunks(2048).map(|half| half[0]).collect()
+}
+
+/// Neither node has all of what is read, but each part is good on one.
+#[test]
+fn a_read_of_parts_that_are_good_on_different_nodes() {
+    let is_read = |m: &Message| matches!(m, Message::Request(r) if r.command == Command::Read);
+    let mut h = torn();
+    let half = u64::from(ES) / 2;
+    h.req(1, Op::Read { offset: 51 * u64::from(ES) + half, length: ES * 4 });
+    h.serve_all(|m| is_read(m).then_some(None));
+    assert_eq!(halves(h.result(1)), [0x55, 0x55, 0x55, 53, 53, 0x55, 0x55, 0x55], "as each is right");
+    // A part that is the same on both, and cannot be read here.
+    h.policy = Box::new(|op| {
+        let bad = DATA + 51 * u64::from(ES);
+        let hit = |from: u64, length: u32| from < bad + u64::from(ES) && bad < from + u64::from(length);
+        Some(match op {
+            DiskOp::Read { offset, length } if hit(*offset, *length) => Err(Errno::EIO),
+            _ => Ok(()),
+        })
+    });
+    h.req(2, Op::Read { offset: 50 * u64::from(ES), length: ES * 2 });
+    h.serve_all(|m| is_read(m).then_some(None));
+    assert_eq!(halves(h.result(2)), [50, 50, 0x55, 0x55]);
+    // The secondary goes away between two parts, and comes back.
+    h.req(3, Op::Read { offset: 52 * u64::from(ES), length: ES * 3 });
+    let mut first = false;
+    h.serve_all(|m| match m {
+        Message::Request(r) if r.command == Command::Read && r.offset == 52 * u64::from(ES) => {
+            first = true;
+            Some(None)
+        }
+        _ => None,
+    });
+    assert!(first && h.result(3).is_none());
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    h.tick(3);
+    h.sent.clear();
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    h.serve_all(|m| (is_read(m) || matches!(m, Message::Mark(_))).then_some(None));
+    assert_eq!(halves(h.result(3)), [0x55, 0x55, 53, 53, 0x55, 0x55]);
+    // ... or not.
+    let mut h = torn();
+    h.req(4, Op::Read { offset: 52 * u64::from(ES), length: ES * 3 });
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    h.tick(21);
+    assert_eq!(h.result(4), Some(Err(Errno::EIO)), "no old data in its place");
+}
+
 /// Mode async: the device has its answer long before the secondary's, and asks on.
 #[test]
 fn what_a_secondary_has_not_answered_is_bounded() {

@@ -1,5 +1,6 @@
 //! A device request from its arrival to its completion.
 
+mod pieces;
 mod waiting;
 mod write;
 
@@ -33,6 +34,10 @@ pub(super) struct Request {
     received: bool,
     /// The connection that it went out on.
     epoch: u64,
+    /// A read that no node can answer alone.
+    pieces: Option<Box<pieces::Pieces>>,
+    /// Bytes of memory that it may hold.
+    weight: u64,
     /// A local flush failed meanwhile: the system may have dropped what it took.
     suspect: bool,
 }
@@ -52,14 +57,6 @@ impl Request {
 
     fn is_answered(&self) -> bool {
         self.local.is_answered() && self.remote.is_answered()
-    }
-
-    /// Bytes of memory that it may hold.
-    fn weight(&self) -> u64 {
-        match self.op {
-            Op::Read { .. } | Op::Write { .. } => self.op.range().1,
-            Op::Delete { .. } | Op::Flush => 0,
-        }
     }
 }
 
@@ -151,6 +148,7 @@ impl Primary {
         let (offset, length) = op.range();
         let shared = matches!(op, Op::Read { .. });
         let extents = self.layout.extents_of(offset, length);
+        let weight = if matches!(op, Op::Delete { .. }) { 0 } else { length };
         let request = Request {
             id,
             op,
@@ -160,9 +158,11 @@ impl Primary {
             remote: Half::NotAsked,
             received: false,
             epoch: 0,
+            pieces: None,
+            weight,
             suspect: false,
         };
-        self.bytes = self.bytes.saturating_add(request.weight());
+        self.bytes = self.bytes.saturating_add(weight);
         self.requests.insert(key, request);
         if self.ranges.insert(key, offset..offset.saturating_add(length), shared) {
             self.request_ready(key);
@@ -239,13 +239,10 @@ impl Primary {
     }
 
     fn issue_read(&mut self, key: Key) {
-        let remote = self.link.is_up() && self.needs_secondary(key);
-        let Some(request) = self.requests.get(&key) else { return };
-        if remote && request.extents().any(|extent| self.is_behind(extent)) {
-            log::error!(
-                "No node has a good copy of all of a requested range; it will after synchronisation."
-            );
-            return self.end_read(key, Err(Errno::EIO));
+        let mut remote = self.link.is_up() && self.needs_secondary(key);
+        if remote && self.is_mixed(key) {
+            self.read_a_piece(key);
+            remote = self.needs_secondary(key);
         }
         self.set_stage(key, Stage::Issued);
         let Some(request) = self.requests.get_mut(&key) else { return };
@@ -385,9 +382,11 @@ impl Primary {
         let Some(request) = self.requests.get_mut(&key) else { return };
         let Op::Read { offset, length } = request.op else { return };
         if let Some(data) = exactly(data, u64::from(length)) {
-            if matches!(request.local, Half::Failed(_)) {
+            // What is read in pieces is being synchronised: it is repaired when it is read the next time.
+            if matches!(request.local, Half::Failed(_)) && request.pieces.is_none() {
                 return self.repair(key, data);
             }
+            let Some(data) = self.piece_read(key, data) else { return };
             return self.end_read(key, Ok(Some(data)));
         }
         if let Half::Done = request.local {
@@ -398,6 +397,7 @@ impl Primary {
         }
         let extents = request.extents();
         let behind = extents.clone().any(|extent| self.is_behind(extent));
+        let mixed = behind && self.is_mixed(key);
         let Some(request) = self.requests.get_mut(&key) else { return };
         match (&request.local, &request.remote) {
             // The local disk could not tell: the secondary may.
@@ -406,6 +406,12 @@ impl Primary {
                     request.remote = Half::Awaited;
                 }
                 self.ask(Awaited::Request(key), Command::Read, offset, u64::from(length), false, None);
+            }
+            // ... though not all of it.
+            (Half::Failed(_), Half::NotAsked) if self.link.is_up() && mixed => {
+                request.local = Half::NotAsked;
+                self.read_a_piece(key);
+                self.request_ready(key);
             }
             // Only the secondary could tell, and it went away: wait for it.
             (Half::NotAsked, Half::Lost) => {
@@ -523,7 +529,7 @@ impl Primary {
     fn take_out(&mut self, key: Key) -> Option<Request> {
         let request = self.requests.remove(&key)?;
         self.waiting.leave(key, request.stage);
-        self.bytes = self.bytes.saturating_sub(request.weight());
+        self.bytes = self.bytes.saturating_sub(request.weight);
         Some(request)
     }
 
