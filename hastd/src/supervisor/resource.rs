@@ -14,9 +14,10 @@ use super::process::Worker;
 use super::promotion::Promotion;
 use super::unix::UnixListener;
 use crate::watch::Watched;
+use crate::worker::longest_end;
 
-/// How much longer than the resource's timeout a worker may take to end before it is killed.
-const STOP_GRACE: Duration = Duration::from_secs(10);
+/// How much longer than it should a worker may take to end before it is killed.
+const STOP_GRACE: Duration = Duration::from_secs(5);
 
 /// A resource as long as it is configured. A resource that is removed and configured again is another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +99,8 @@ impl Resource {
 
     /// How long a worker may take to store what it acknowledged.
     pub(super) fn stop_bound(&self) -> Duration {
-        Duration::from_secs(self.config.timeout.into()).saturating_add(STOP_GRACE)
+        let timeout = Duration::from_secs(self.config.timeout.into());
+        longest_end(self.role, timeout).saturating_add(STOP_GRACE)
     }
 
     /// The token of the first step that is pending.
@@ -252,6 +254,19 @@ mod tests {
         resource.tasks.push_back(Task::Remove);
         assert_eq!(resource.settled_role(), Role::Secondary);
         assert!(!resource.is_settled());
-        assert_eq!(resource.stop_bound(), Duration::from_secs(15));
+    }
+
+    /// L14: what a secondary has answered with `received` its engine waits for, and that wait is the shortest.
+    #[test]
+    fn nobody_cuts_a_secondary_short() {
+        let mut resource = resource();
+        for timeout in [1, 5, 20, i32::MAX.cast_unsigned()] {
+            resource.config.timeout = timeout;
+            resource.role = Role::Secondary;
+            let worker = longest_end(Role::Secondary, Duration::from_secs(timeout.into()));
+            assert!(hast_engine::DISK_PATIENCE < worker && worker < resource.stop_bound());
+            resource.role = Role::Primary;
+            assert_eq!(resource.stop_bound(), Duration::from_secs(u64::from(timeout) + 10));
+        }
     }
 }

@@ -135,7 +135,14 @@ impl Shared {
         // So that a test can see what becomes of a worker of which one thread panics.
         #[cfg(debug_assertions)]
         assert!(std::env::var_os("HASTD_TEST_PANIC").is_none(), "a test wants a disk thread to panic");
+        // ... or whose disk is slow with what it is given much of.
+        #[cfg(debug_assertions)]
+        let slow = std::env::var("HASTD_TEST_SLOW").ok().and_then(|millis| millis.parse().ok());
         while let Some((id, op)) = self.next() {
+            #[cfg(debug_assertions)]
+            if let Some(millis) = slow.filter(|_| weight(&op) >= 64 << 10) {
+                thread::sleep(std::time::Duration::from_millis(millis));
+            }
             let weight = weight(&op);
             let result = self.carry_out(op);
             self.finish(Finished { id, weight, result });

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use hast_engine::{Action, DiskResult, Op, OpId, Primary, RequestId, Secondary, Settings, Side};
+use hast_format::metadata::Role;
 use hast_net::control::WorkerStatus;
 use hast_net::frame::{Frame, Limits};
 
@@ -119,6 +120,13 @@ impl Engine {
     }
 
     pub(super) fn is_primary(&self) -> bool {
-        matches!(self, Engine::Primary(_))
+        self.role() == Role::Primary
+    }
+
+    pub(super) fn role(&self) -> Role {
+        match self {
+            Engine::Primary(_) => Role::Primary,
+            Engine::Secondary(_) => Role::Secondary,
+        }
     }
 }

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use hast_conf::Resource;
 use hast_engine::{Action, DiskResult, OpId, Side};
-use hast_format::metadata::Role;
 use hast_log::error_text;
 use hast_nbd::Export;
 use hast_net::buffer::Pool;
@@ -37,9 +36,7 @@ const FIRST_CLIENT: usize = 16;
 const MAX_REQUESTS: usize = 256;
 /// Buffers full of input taken from one connection before everything else has its turn.
 const READS: usize = 32;
-/// How much longer than `timeout` an orderly end may take.
-const STOP_MARGIN: Duration = Duration::from_secs(5);
-/// How long an orderly end may take when nobody is left to wait for it.
+/// How long an orderly end of a primary may take when nobody is left to wait for it.
 const ORPHAN_LIMIT: Duration = Duration::from_secs(5);
 /// How long to try to deliver last words.
 const LEAVE_LIMIT: Duration = Duration::from_secs(2);
@@ -91,8 +88,8 @@ impl Reactor {
             // Fails only when the poller is broken, and then waiting on it fails too.
             let _ = waker.notify();
         })?;
-        let role = if engine.is_primary() { Role::Primary } else { Role::Secondary };
-        let mut link = Link::new(&poller, (OUT, IN), pool.clone(), role, start::link_settings(&resource));
+        let mut link =
+            Link::new(&poller, (OUT, IN), pool.clone(), engine.role(), start::link_settings(&resource));
         let nbd = match device {
             Device::Listener { listener, size, sector } => {
                 let export = Export::new(resource.provname.clone(), size, sector);
@@ -374,11 +371,12 @@ impl Reactor {
         }
         self.orphaned = true;
         log::error!("The supervisor is gone ({reason}), exiting.");
-        self.stop(ORPHAN_LIMIT);
+        let limit = if self.engine.is_primary() { ORPHAN_LIMIT } else { self.stop_limit() };
+        self.stop(limit);
     }
 
     fn stop_limit(&self) -> Duration {
-        start::timeout(&self.resource).saturating_add(STOP_MARGIN)
+        super::longest_end(self.engine.role(), start::timeout(&self.resource))
     }
 
     /// Begins an orderly end that has to be over within `limit`.

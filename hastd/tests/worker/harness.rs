@@ -145,11 +145,22 @@ pub struct Worker {
 
 impl Worker {
     pub fn spawn(resource: &Resource, provider: OwnedFd, kind: StartKind) -> Worker {
+        Worker::spawn_in(&[], resource, provider, kind)
+    }
+
+    /// With these variables in its environment.
+    pub fn spawn_in(
+        environment: &[(&str, &str)],
+        resource: &Resource,
+        provider: OwnedFd,
+        kind: StartKind,
+    ) -> Worker {
         let (channel, theirs) = Channel::pair().unwrap();
         let role = if matches!(kind, StartKind::Primary { .. }) { "primary" } else { "secondary" };
         let child = Command::new(env!("CARGO_BIN_EXE_hastd"))
             .arg0(format!("hastd: {} ({role})", resource.name))
             .env("HASTD_WORKER", "1")
+            .envs(environment.iter().copied())
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
             .spawn()

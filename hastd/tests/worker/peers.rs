@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use hast_conf::Resource;
 use hast_engine::{Event, Side};
 use hast_net::Replication;
 use hast_net::buffer::{Buffer, Pool};
@@ -30,6 +31,10 @@ struct Secondary {
 
 impl Secondary {
     fn start(version: u8) -> Secondary {
+        Secondary::start_in(&[], version, 20)
+    }
+
+    fn start_in(environment: &[(&str, &str)], version: u8, timeout: u32) -> Secondary {
         let directory = tempfile::tempdir().unwrap();
         let disk = Disk::create(directory.path(), "b");
         let ((out, their_out), (in_, their_in)) = (loopback(), loopback());
@@ -49,7 +54,8 @@ impl Secondary {
             ext: Extensions::NONE,
             hello,
         };
-        let worker = Worker::spawn(&resource(&disk), disk.open(), kind);
+        let resource = Resource { timeout, ..resource(&disk) };
+        let worker = Worker::spawn_in(environment, &resource, disk.open(), kind);
         let secondary = Secondary { _directory: directory, disk, worker, out, in_ };
         let frame = read_frame(&secondary.out, &mut receiver()).unwrap();
         let answer = SecondReply::decode(&frame.list().unwrap()).unwrap();
@@ -106,6 +112,40 @@ fn everything_answered_as_received_is_stored_when_the_connection_ends() {
     for seq in received {
         let at = ((seq - 1) * block) as usize;
         assert!(disk[at..at + block as usize] == pattern(seq, block as usize), "write {seq} is lost");
+    }
+}
+
+/// L14: whatever `timeout` is, and though the supervisor has said stop, or is gone: what was answered with
+/// `received` is stored, if that takes eight seconds.
+#[test]
+fn a_slow_disk_is_waited_for_when_a_secondary_ends() {
+    let (block, count) = (128_u64 << 10, 16);
+    let ends = [true, false].map(|told| {
+        std::thread::spawn(move || {
+            let mut secondary = Secondary::start_in(&[("HASTD_TEST_SLOW", "2000")], 2, 1);
+            for seq in 1..=count {
+                secondary.send(&write(seq, (seq - 1) * block, pattern(seq, 128 << 10)));
+            }
+            let mut replies = receiver();
+            for _ in 0..count {
+                let frame = read_frame(&secondary.in_, &mut replies).unwrap();
+                assert!(Reply::decode(frame).unwrap().received);
+            }
+            if told {
+                secondary.worker.tell(ToWorker::Stop);
+            } else {
+                secondary.worker.channel = None;
+            }
+            assert_eq!(secondary.worker.exit_code(), Some(0));
+            let disk = secondary.disk.data();
+            for seq in 1..=count {
+                let at = ((seq - 1) * block) as usize;
+                assert!(disk[at..at + block as usize] == pattern(seq, 128 << 10), "write {seq} is lost");
+            }
+        })
+    });
+    for end in ends {
+        end.join().unwrap();
     }
 }
 
