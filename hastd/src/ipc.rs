@@ -80,8 +80,8 @@ pub struct Start {
     pub drop_privileges: bool,
     /// This boot's id ([`crate::boot_id`]); zeros if it is not known.
     pub boot: BootId,
-    /// A primary whose administrator knows that its data may be out of date, and wants it all the same. Only
-    /// the first worker after the change of role is told.
+    /// A primary whose administrator knows that its data may be out of date, and wants it all the same. Every
+    /// worker after the change of role is told until one says [`ToSupervisor::Begun`].
     pub forced: bool,
     /// The provider, open for reading and writing, locked by the supervisor through the same open file.
     pub provider: OwnedFd,
@@ -146,6 +146,8 @@ pub enum ToSupervisor {
         /// The request's number.
         id: u32,
     },
+    /// A primary has written down what was forced: no worker after it need be told.
+    Begun,
     /// Something a hook wants to hear of.
     Event(Event),
     /// Answer to [`ToWorker::Status`].

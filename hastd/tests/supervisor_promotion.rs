@@ -10,6 +10,8 @@ use hast_net::control::{Command, Entry, Facts, Reply, Request, ResourceStatus};
 use hast_net::frame::{self, Frame};
 use hast_net::handshake::FirstReply;
 use hast_provider::Provider;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use support::{Place, Stream, exchange, is_alive, set_role, status, wait_for};
 
 const PEER: &str = "127.0.0.4";
@@ -110,6 +112,35 @@ fn from_role_init() {
     let mut events = place.wait_for_lines("events", 3);
     events.sort();
     assert_eq!(events, ["role disk0 init primary", "role disk0 init secondary", "role disk0 secondary init"]);
+}
+
+/// What was forced holds for the worker that follows one which died before it could write that down.
+#[test]
+fn a_forced_primary_whose_worker_dies_at_once() {
+    let place = place();
+    mark(&place, "disk0");
+    let once = place.path("die");
+    std::fs::write(&once, "").unwrap();
+    let _daemon = place.start_as(place.command().env("HASTD_TEST_DIE", &once), &[]);
+    assert_eq!(place.ask(&forced(Role::Primary)), was("init"));
+    place.wait_for_log("[ERROR] [disk0] (primary) Worker process killed");
+    assert!(!once.exists());
+    wait_for("the data to be used as it is", || {
+        let metadata = Provider::open(&place.path("disk0"), true).unwrap().read_metadata().unwrap();
+        metadata.extension.mark.is_none().then_some(())
+    });
+    let facts = verbose(&place).facts.unwrap();
+    assert_eq!((facts.target, facts.stale_bytes, facts.inconsistent_since), (false, 0, None));
+    place.wait_for_log("[WARNING] [disk0] (primary) This copy is used as it is, though it was out of date.");
+    // Once that is written down, the next one is like any other.
+    let worker = place.status("disk0").workerpid;
+    mark(&place, "disk0");
+    kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();
+    wait_for("another worker", || {
+        let pid = place.status("disk0").workerpid;
+        (pid != 0 && pid != worker).then_some(())
+    });
+    wait_for("its answer", || verbose(&place).facts.filter(|facts| facts.target));
 }
 
 #[test]

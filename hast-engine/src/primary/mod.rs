@@ -69,6 +69,7 @@ pub struct Primary {
     host: Host,
     forced: bool,
     start_save: u64,
+    begun: bool,
     now: Duration,
     phase: Phase,
     actions: VecDeque<Action>,
@@ -170,6 +171,7 @@ impl Primary {
             host,
             forced,
             start_save: 0,
+            begun: false,
             now,
             phase: Phase::Starting,
             actions: VecDeque::new(),
@@ -324,6 +326,12 @@ impl Primary {
         self.link.is_up() && !self.sync.is_open()
     }
 
+    /// Whether what this primary starts from is durable: that it is the primary, and what was forced.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.begun
+    }
+
     /// The longest payload the secondary may send now, in bytes, once decoded: a map during the handshake,
     /// the answer to a read later.
     #[must_use]
@@ -356,6 +364,7 @@ impl Primary {
             return; // told to stop meanwhile, or not so far yet
         }
         if self.meta.is_durable(self.start_save) {
+            self.begun = true;
             self.phase = Phase::Connecting;
             self.connect();
         }

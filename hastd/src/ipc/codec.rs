@@ -147,6 +147,7 @@ impl ToSupervisor {
                 nv.u32("id", id);
                 nv.into()
             }
+            ToSupervisor::Begun => message("begun").into(),
             ToSupervisor::Event(event) => {
                 let mut nv = message("event");
                 nv.str("name", event.as_str());
@@ -168,6 +169,7 @@ impl ToSupervisor {
                 Ok(ToSupervisor::Connect { side: get_side(&list)?, id: need(list.u32("id"), "id")? })
             }
             "cancel" => Ok(ToSupervisor::Cancel { id: need(list.u32("id"), "id")? }),
+            "begun" => Ok(ToSupervisor::Begun),
             "event" => Ok(ToSupervisor::Event(need(list.str("name").and_then(Event::parse), "name")?)),
             "status" => {
                 Ok(ToSupervisor::Status { id: need(list.u32("id"), "id")?, status: get_status(&list)? })

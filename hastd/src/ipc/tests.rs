@@ -158,6 +158,7 @@ fn what_the_worker_says_arrives() {
         WorkerStatus { complete: true, dirty: 1 << 40, extentsize: 4096, keepdirty: 64, statistics, facts };
     worker.send_to_supervisor(ToSupervisor::Connect { side: Side::Out, id: 1 }).unwrap();
     worker.send_to_supervisor(ToSupervisor::Cancel { id: 1 }).unwrap();
+    worker.send_to_supervisor(ToSupervisor::Begun).unwrap();
     worker.send_to_supervisor(ToSupervisor::Event(Event::SplitBrain)).unwrap();
     worker.send_to_supervisor(ToSupervisor::Status { id: 2, status: status.clone() }).unwrap();
     let unknown = WorkerStatus {
@@ -172,6 +173,7 @@ fn what_the_worker_says_arrives() {
     let received = || supervisor.recv_from_worker().unwrap();
     assert!(matches!(received(), Some(ToSupervisor::Connect { side: Side::Out, id: 1 })));
     assert!(matches!(received(), Some(ToSupervisor::Cancel { id: 1 })));
+    assert!(matches!(received(), Some(ToSupervisor::Begun)));
     assert!(matches!(received(), Some(ToSupervisor::Event(Event::SplitBrain))));
     let Some(ToSupervisor::Status { id: 2, status: same }) = received() else { panic!() };
     assert_eq!(same, status);

@@ -237,7 +237,7 @@ impl Supervisor {
                 worker.kill_if_due(now);
                 late = worker.late_queries(now);
             }
-            let restart = due(resource.restart);
+            let (restart, forced) = (due(resource.restart), resource.forced);
             if restart {
                 resource.restart = None;
                 log::info!("Restarting worker process.");
@@ -247,7 +247,7 @@ impl Supervisor {
                 self.answer_late(index, query, now);
             }
             if restart {
-                self.start_primary(index, false);
+                self.start_primary(index, forced);
             }
         }
     }

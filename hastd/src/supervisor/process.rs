@@ -227,9 +227,11 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Starts the worker of a primary. If that cannot be done the resource goes to role init; false then.
+    /// Starts the worker of a primary, `forced` if its data is wanted whatever is known of it: those after it are
+    /// too, until one has written that down. If that cannot be done the resource goes to role init; false then.
     pub(super) fn start_primary(&mut self, index: usize, forced: bool) -> bool {
         let Some(resource) = self.resources.get_mut(index) else { return false };
+        resource.forced = forced;
         let scope = resource.scope();
         let nbd = match &resource.nbd {
             Some(nbd) => nbd.socket().try_clone().map(OwnedFd::from),
@@ -278,6 +280,7 @@ impl Supervisor {
         resource.provider = None;
         resource.nbd = None;
         resource.restart = None;
+        resource.forced = false;
     }
 
     /// Something is on a worker's channel.
@@ -305,9 +308,17 @@ impl Supervisor {
             match message {
                 ToSupervisor::Connect { side, id } => self.connect(index, side, id, now),
                 ToSupervisor::Cancel { id } => self.cancel_connect(index, Some(id)),
+                ToSupervisor::Begun => self.primary_begun(index),
                 ToSupervisor::Event(event) => self.hook(index, now, event.as_str(), &[]),
                 ToSupervisor::Status { id, status } => self.worker_answered(index, id, status, now),
             }
+        }
+    }
+
+    /// A primary's worker has written down what was forced.
+    fn primary_begun(&mut self, index: usize) {
+        if let Some(resource) = self.resources.get_mut(index) {
+            resource.forced = false;
         }
     }
 

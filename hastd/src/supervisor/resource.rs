@@ -39,6 +39,8 @@ pub(super) struct Resource {
     /// The device's socket: there as long as the role is primary, across restarts of the worker.
     pub(super) nbd: Option<UnixListener>,
     pub(super) worker: Option<Worker>,
+    /// A primary's data is wanted whatever is known of it, and no worker has written that down yet.
+    pub(super) forced: bool,
     /// When to start the worker of a primary again.
     pub(super) restart: Option<Instant>,
     /// Connections of a primary that have no worker yet.
@@ -62,6 +64,7 @@ impl Resource {
             opening: None,
             nbd: None,
             worker: None,
+            forced: false,
             restart: None,
             pending: Pending::None,
             change: None,

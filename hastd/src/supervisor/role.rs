@@ -191,7 +191,12 @@ impl Supervisor {
             let _scope = resource.scope();
             log::debug!("Worker process {pid} stopped.");
         }
-        if role == Role::Primary && !self.start_primary(index, promotion == Promotion::Forced) {
+        let forced = match promotion {
+            Promotion::Checked => false,
+            Promotion::Forced => true,
+            Promotion::Resumed => resource.forced,
+        };
+        if role == Role::Primary && !self.start_primary(index, forced) {
             return self.answer_failed(index, waiter, EX_OSERR);
         }
         if role != was {

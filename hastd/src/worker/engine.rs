@@ -94,6 +94,11 @@ impl Engine {
         }
     }
 
+    /// Whether what a primary starts from is durable.
+    pub(super) fn has_begun(&self) -> bool {
+        matches!(self, Engine::Primary(primary) if primary.has_begun())
+    }
+
     /// Whether the device may hand over another request.
     pub(super) fn wants_requests(&self) -> bool {
         match self {

@@ -55,6 +55,11 @@ pub fn run(channel: Channel) -> i32 {
 fn serve(channel: Channel) -> Result<i32, StartError> {
     let signals = Signals::catch().map_err(StartError::System)?;
     let Some(start) = start::receive(&channel)? else { return Ok(0) };
+    // So that a test can see what follows a worker that has done nothing yet.
+    #[cfg(debug_assertions)]
+    if std::env::var_os("HASTD_TEST_DIE").is_some_and(|once| std::fs::remove_file(once).is_ok()) {
+        std::process::abort();
+    }
     let started = start::open(start)?;
     Ok(Reactor::new(channel, signals, started).map_err(StartError::System)?.run())
 }

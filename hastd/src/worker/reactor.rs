@@ -57,6 +57,8 @@ pub(super) struct Reactor {
     phase: Phase,
     /// The supervisor is gone.
     orphaned: bool,
+    /// The supervisor does not know yet that what was forced is durable.
+    forced: bool,
     /// Frames of the first connection wait until there is room for what they ask.
     held_back: bool,
     completions: Vec<(OpId, DiskResult)>,
@@ -80,7 +82,7 @@ enum Phase {
 impl Reactor {
     /// Puts everything together. The engine's time starts here.
     pub(super) fn new(channel: Channel, signals: Signals, started: Started) -> io::Result<Reactor> {
-        let Started { engine, provider, resource, device } = started;
+        let Started { engine, provider, resource, device, forced } = started;
         let poller = Arc::new(Poller::new()?);
         let pool = Pool::new();
         let waker = Arc::clone(&poller);
@@ -116,6 +118,7 @@ impl Reactor {
             resource,
             phase: Phase::Running,
             orphaned: false,
+            forced,
             held_back: false,
             completions: Vec::new(),
         })
@@ -254,6 +257,11 @@ impl Reactor {
 
     /// Carries out what the engine asks for.
     fn act(&mut self) {
+        // Before anything is done that rests on it.
+        if self.forced && self.engine.has_begun() {
+            self.forced = false;
+            self.tell(ToSupervisor::Begun);
+        }
         while let Some(action) = self.engine.poll_action() {
             match action {
                 Action::Disk { id, op } => self.disk.submit(id, op),

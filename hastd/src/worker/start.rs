@@ -66,6 +66,8 @@ pub(super) struct Started {
     pub(super) provider: Provider,
     pub(super) resource: Resource,
     pub(super) device: Device,
+    /// A primary is to use its data whatever is known of it.
+    pub(super) forced: bool,
 }
 
 /// What the role brings: the device of a primary, the connections of a secondary.
@@ -127,7 +129,7 @@ pub(super) fn open(start: Start) -> Result<Started, StartError> {
     if drop_privileges && privileges::drop_privileges()? {
         log::info!("Privileges successfully dropped.");
     }
-    Ok(Started { engine, provider, resource, device })
+    Ok(Started { engine, provider, resource, device, forced })
 }
 
 /// The part of the configuration that the engine goes by.
