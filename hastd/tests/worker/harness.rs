@@ -300,6 +300,7 @@ pub struct Board {
     pub secondary_exits: Vec<Option<i32>>,
     b: Disk,
     b_resource: Resource,
+    b_environment: &'static [(&'static str, &'static str)],
     half: Option<(FirstAnswer, TcpStream)>,
     sockets: Vec<TcpStream>,
 }
@@ -307,6 +308,14 @@ pub struct Board {
 impl Pair {
     /// `change` may change the configuration of both nodes.
     pub fn start(change: impl FnOnce(&mut Resource)) -> Pair {
+        Pair::start_in(&[], change)
+    }
+
+    /// With these variables in the environment of secondaries.
+    pub fn start_in(
+        b_environment: &'static [(&'static str, &'static str)],
+        change: impl FnOnce(&mut Resource),
+    ) -> Pair {
         let directory = tempfile::tempdir().unwrap();
         let (a, b) = (Disk::create(directory.path(), "a"), Disk::create(directory.path(), "b"));
         let device = Device::new(directory.path());
@@ -321,6 +330,7 @@ impl Pair {
             secondary_exits: Vec::new(),
             b: b.clone(),
             b_resource: Resource { localpath: b.path.clone(), ..resource.clone() },
+            b_environment,
             half: None,
             sockets: Vec::new(),
         };
@@ -488,7 +498,8 @@ impl Board {
                     ext: answer.ext,
                     hello,
                 };
-                self.secondary = Some(Worker::spawn(&self.b_resource, self.b.open(), kind));
+                let worker = Worker::spawn_in(self.b_environment, &self.b_resource, self.b.open(), kind);
+                self.secondary = Some(worker);
             }
         }
     }

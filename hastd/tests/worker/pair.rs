@@ -48,6 +48,22 @@ fn what_is_written_is_on_both_nodes_in_every_mode() {
     }
 }
 
+/// S7: the secondary's disk takes longer than `timeout` for a write.
+#[test]
+fn a_slow_disk_is_no_dead_node() {
+    let pair = Pair::start_in(&[("HASTD_TEST_SLOW", "7000")], |resource| {
+        resource.replication = Replication::Fullsync;
+        resource.timeout = 3;
+    });
+    pair.wait_in_step();
+    let client = pair.device.connect();
+    let data = pattern(1, 128 << 10);
+    client.write(0, &data).unwrap();
+    assert!(pair.b.data()[..data.len()] == data, "complete, but not on the secondary");
+    assert_eq!(pair.board().count(Role::Primary, Event::Disconnect), 0);
+    assert_eq!(pair.stop(), Some(0));
+}
+
 #[test]
 fn a_lost_secondary_gets_what_it_missed_and_only_that() {
     let pair = Pair::start(|_| {});
