@@ -277,8 +277,9 @@ impl ResourceStatus {
             list.u64("dirty", worker.dirty);
             list.u32("extentsize", worker.extentsize);
             list.u32("keepdirty", worker.keepdirty);
-            for (key, value) in STATISTICS.iter().zip(worker.statistics.values()) {
-                list.u64(key, value);
+            let mut statistics = worker.statistics;
+            for (name, counter) in Statistics::COUNTERS {
+                list.u64(name, *counter(&mut statistics));
             }
         }
         if let Some(facts) = &self.facts {
@@ -289,12 +290,16 @@ impl ResourceStatus {
     fn decode(index: usize, pairs: &Pairs<'_>) -> ResourceStatus {
         let text = |key| pairs.text(key, index).unwrap_or_else(|| ABSENT.to_owned());
         let number = |key| pairs.u64(key, index).unwrap_or_default();
+        let mut statistics = Statistics::default();
+        for (name, counter) in Statistics::COUNTERS {
+            *counter(&mut statistics) = number(name);
+        }
         let worker = pairs.text("status", index).map(|status| WorkerStatus {
             complete: status == COMPLETE,
             dirty: number("dirty"),
             extentsize: pairs.u32("extentsize", index).unwrap_or_default(),
             keepdirty: pairs.u32("keepdirty", index).unwrap_or_default(),
-            statistics: Statistics::from_values(STATISTICS.map(number)),
+            statistics,
             facts: Facts::default(),
         });
         ResourceStatus {
@@ -354,78 +359,27 @@ pub struct Statistics {
     pub done_queue: u64,
 }
 
-/// Names on the control socket, in the order of [`Statistics::values`].
-const STATISTICS: [&str; 14] = [
-    "stat_read",
-    "stat_write",
-    "stat_delete",
-    "stat_flush",
-    "stat_activemap_update",
-    "stat_read_error",
-    "stat_write_error",
-    "stat_delete_error",
-    "stat_flush_error",
-    "idle_queue_size",
-    "local_queue_size",
-    "send_queue_size",
-    "recv_queue_size",
-    "done_queue_size",
-];
+/// Where a counter is.
+pub type Counter = fn(&mut Statistics) -> &mut u64;
 
 impl Statistics {
-    fn values(&self) -> [u64; 14] {
-        [
-            self.reads,
-            self.writes,
-            self.deletes,
-            self.flushes,
-            self.activemap_updates,
-            self.read_errors,
-            self.write_errors,
-            self.delete_errors,
-            self.flush_errors,
-            self.idle_queue,
-            self.local_queue,
-            self.send_queue,
-            self.recv_queue,
-            self.done_queue,
-        ]
-    }
-
-    fn from_values(values: [u64; 14]) -> Statistics {
-        let [
-            reads,
-            writes,
-            deletes,
-            flushes,
-            activemap_updates,
-            read_errors,
-            write_errors,
-            delete_errors,
-            flush_errors,
-            idle_queue,
-            local_queue,
-            send_queue,
-            recv_queue,
-            done_queue,
-        ] = values;
-        Statistics {
-            reads,
-            writes,
-            deletes,
-            flushes,
-            activemap_updates,
-            read_errors,
-            write_errors,
-            delete_errors,
-            flush_errors,
-            idle_queue,
-            local_queue,
-            send_queue,
-            recv_queue,
-            done_queue,
-        }
-    }
+    /// The counters by their names on the control socket, in the order in which they are sent.
+    pub const COUNTERS: [(&str, Counter); 14] = [
+        ("stat_read", |all| &mut all.reads),
+        ("stat_write", |all| &mut all.writes),
+        ("stat_delete", |all| &mut all.deletes),
+        ("stat_flush", |all| &mut all.flushes),
+        ("stat_activemap_update", |all| &mut all.activemap_updates),
+        ("stat_read_error", |all| &mut all.read_errors),
+        ("stat_write_error", |all| &mut all.write_errors),
+        ("stat_delete_error", |all| &mut all.delete_errors),
+        ("stat_flush_error", |all| &mut all.flush_errors),
+        ("idle_queue_size", |all| &mut all.idle_queue),
+        ("local_queue_size", |all| &mut all.local_queue),
+        ("send_queue_size", |all| &mut all.send_queue),
+        ("recv_queue_size", |all| &mut all.recv_queue),
+        ("done_queue_size", |all| &mut all.done_queue),
+    ];
 }
 
 fn role_code(role: Role) -> u8 {

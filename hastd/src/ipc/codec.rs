@@ -235,13 +235,10 @@ fn put_status(nv: &mut nv::Writer, status: &WorkerStatus) {
     nv.u64("dirty", status.dirty);
     nv.u32("extentsize", status.extentsize);
     nv.u32("keepdirty", status.keepdirty);
-    let s = &status.statistics;
-    nv.u64("reads", s.reads).u64("writes", s.writes).u64("deletes", s.deletes).u64("flushes", s.flushes);
-    nv.u64("activemap_updates", s.activemap_updates);
-    nv.u64("read_errors", s.read_errors).u64("write_errors", s.write_errors);
-    nv.u64("delete_errors", s.delete_errors).u64("flush_errors", s.flush_errors);
-    nv.u64("idle_queue", s.idle_queue).u64("local_queue", s.local_queue).u64("send_queue", s.send_queue);
-    nv.u64("recv_queue", s.recv_queue).u64("done_queue", s.done_queue);
+    let mut statistics = status.statistics;
+    for (name, counter) in Statistics::COUNTERS {
+        nv.u64(name, *counter(&mut statistics));
+    }
     let f = &status.facts;
     if let Some(since) = f.inconsistent_since {
         nv.u64("inconsistent_since", since).str("inconsistent_by", &f.inconsistent_by);
@@ -256,27 +253,16 @@ fn put_status(nv: &mut nv::Writer, status: &WorkerStatus) {
 
 fn get_status(list: &nv::List<'_>) -> io::Result<WorkerStatus> {
     let number = |name: &str| need(list.u64(name), name);
+    let mut statistics = Statistics::default();
+    for (name, counter) in Statistics::COUNTERS {
+        *counter(&mut statistics) = number(name)?;
+    }
     Ok(WorkerStatus {
         complete: need(list.u8("complete"), "complete")? != 0,
         dirty: number("dirty")?,
         extentsize: need(list.u32("extentsize"), "extentsize")?,
         keepdirty: need(list.u32("keepdirty"), "keepdirty")?,
-        statistics: Statistics {
-            reads: number("reads")?,
-            writes: number("writes")?,
-            deletes: number("deletes")?,
-            flushes: number("flushes")?,
-            activemap_updates: number("activemap_updates")?,
-            read_errors: number("read_errors")?,
-            write_errors: number("write_errors")?,
-            delete_errors: number("delete_errors")?,
-            flush_errors: number("flush_errors")?,
-            idle_queue: number("idle_queue")?,
-            local_queue: number("local_queue")?,
-            send_queue: number("send_queue")?,
-            recv_queue: number("recv_queue")?,
-            done_queue: number("done_queue")?,
-        },
+        statistics,
         facts: get_facts(list)?,
     })
 }
