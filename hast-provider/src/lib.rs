@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hast_format::layout::{Layout, METADATA_SIZE};
 use hast_format::metadata::{Metadata, MetadataError, Reading};
@@ -75,6 +75,31 @@ impl Provider {
         Provider::measure(File::from(fd), &path.into())
     }
 
+    /// Opens `path` for writing and [locks](Provider::lock) it. One that is in use is asked for again, for as long
+    /// as `patience`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Provider::open`] and [`Provider::lock`].
+    pub fn claim(path: &Path, patience: Duration) -> Result<Provider, ProviderError> {
+        let begun = Instant::now();
+        let mut opened = Provider::open(path, true);
+        loop {
+            let locked = opened.as_ref().map_or(Ok(()), Provider::lock);
+            let in_use = matches!(locked, Err(ProviderError::InUse { .. }))
+                || matches!(opened, Err(ProviderError::Mounted { .. }));
+            let is_device = opened.as_ref().is_ok_and(Provider::is_device);
+            let patience = if is_device { patience.max(UDEV) } else { patience };
+            if !in_use || begun.elapsed() >= patience {
+                return opened.and_then(|provider| locked.map(|()| provider));
+            }
+            thread::sleep(PAUSE);
+            if opened.is_err() {
+                opened = Provider::open(path, true);
+            }
+        }
+    }
+
     /// Takes the exclusive lock that marks the provider as in use: flock(2), without waiting. It belongs to
     /// the open file: whoever shares the descriptor shares the lock, and it ends with the last of them.
     /// A file system that has no such locks is used without, with a warning.
@@ -83,17 +108,10 @@ impl Provider {
     ///
     /// [`ProviderError::InUse`] when somebody else holds it.
     pub fn lock(&self) -> Result<(), ProviderError> {
-        // Linux: udev locks a disk for some milliseconds to look what is on it, each time that somebody
-        // closes it after writing. That is no use of the disk.
-        let mut patience = if self.is_device { LOCK_ATTEMPTS } else { 0 };
         loop {
             match device::lock_exclusively(&self.file) {
                 Ok(()) => return Ok(()),
                 Err(Errno::EINTR) => {}
-                Err(Errno::EWOULDBLOCK) if patience > 0 => {
-                    patience -= 1;
-                    thread::sleep(LOCK_PAUSE);
-                }
                 Err(Errno::EWOULDBLOCK) => return Err(ProviderError::InUse { path: self.path.clone() }),
                 Err(Errno::EOPNOTSUPP) => {
                     log::warn!(
@@ -309,9 +327,11 @@ impl Provider {
 /// Bytes that are zeroed at a time: a multiple of every sector size.
 const ZEROS: usize = 1 << 20;
 
-/// How often, and how far apart, [`Provider::lock`] asks for a disk that is locked.
-const LOCK_ATTEMPTS: u32 = 10;
-const LOCK_PAUSE: Duration = Duration::from_millis(50);
+/// How long [`Provider::claim`] asks for a disk at least. Linux: udev locks one for some milliseconds to look what
+/// is on it, each time that somebody closes it after writing. That is no use of the disk.
+const UDEV: Duration = Duration::from_millis(500);
+/// How long it waits in between.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Why a provider cannot be used.
 #[derive(Debug, thiserror::Error)]

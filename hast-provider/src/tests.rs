@@ -216,18 +216,12 @@ fn a_block_device_is_measured() {
         return;
     };
     let device = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
-    let measured = Provider::open(&device, true).map(|provider| {
+    let measured = Provider::claim(&device, Duration::ZERO).map(|provider| {
         let exclusive = Provider::open(&device, true).map(drop);
-        (
-            provider.mediasize(),
-            provider.sectorsize(),
-            provider.is_device(),
-            provider.lock().is_ok(),
-            exclusive,
-        )
+        (provider.mediasize(), provider.sectorsize(), provider.is_device(), exclusive)
     });
     assert!(Command::new("losetup").arg("--detach").arg(&device).status().unwrap().success());
-    let (mediasize, sectorsize, is_device, locked, exclusive) = measured.unwrap();
-    assert_eq!((mediasize, sectorsize, is_device, locked), (8 << 20, 4096, true, true));
+    let (mediasize, sectorsize, is_device, exclusive) = measured.unwrap();
+    assert_eq!((mediasize, sectorsize, is_device), (8 << 20, 4096, true));
     assert!(matches!(exclusive, Err(ProviderError::Mounted { .. })), "{exclusive:?}");
 }

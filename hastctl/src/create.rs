@@ -4,6 +4,7 @@
 //! this node or of its peer is refused before anything is written.
 
 use std::path::Path;
+use std::time::Duration;
 
 use hast_conf::Resource;
 use hast_format::extension::Extension;
@@ -24,8 +25,7 @@ pub(crate) struct Sizes {
 /// Initializes the local provider of `resource`.
 pub(crate) fn create(resource: &Resource, sizes: Sizes) -> Result<(), CreateError> {
     let path = Path::new(&resource.localpath);
-    let provider = Provider::open(path, true).map_err(CreateError::Open)?;
-    provider.lock().map_err(CreateError::Open)?;
+    let provider = Provider::claim(path, Duration::ZERO).map_err(CreateError::Open)?;
 
     let layout = lay_out(&provider, sizes)?;
     let keepdirty = keepdirty(sizes.keepdirty)

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hast_format::layout::{Layout, LayoutError};
 use hast_format::metadata::Metadata;
@@ -21,7 +21,6 @@ use polling::Poller;
 /// How long a provider that is in use is asked for again: a worker of a hastd that was killed may still be
 /// storing its last writes.
 const PATIENCE: Duration = Duration::from_secs(5);
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// A number for each provider that is being opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +115,7 @@ impl Jobs {
         self.next = self.next.wrapping_add(1);
         let place = path.clone();
         let work = move || {
-            let provider = held.map_or_else(|| open_patiently(&place, PATIENCE), Ok)?;
+            let provider = held.map_or_else(|| Provider::claim(&place, PATIENCE), Ok)?;
             let metadata = about.map(|resource| fit_metadata(&provider, &resource)).transpose()?;
             Ok((provider, metadata))
         };
@@ -184,23 +183,11 @@ fn fit_metadata(provider: &Provider, resource: &str) -> Result<Metadata, Unusabl
     }
 }
 
-fn open_patiently(path: &Path, patience: Duration) -> Result<Provider, ProviderError> {
-    let give_up = Instant::now() + patience;
-    loop {
-        let opened = Provider::open(path, true).and_then(|provider| provider.lock().map(|()| provider));
-        match opened {
-            Err(ProviderError::InUse { .. } | ProviderError::Mounted { .. }) if Instant::now() < give_up => {
-                thread::sleep(PAUSE);
-            }
-            other => return other,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use polling::Events;
+    use std::time::Instant;
 
     fn wait(jobs: &mut Jobs, poller: &Poller) -> Report {
         let give_up = Instant::now() + Duration::from_secs(30);
@@ -223,7 +210,7 @@ mod tests {
 
         let holder = Provider::open(file.path(), true).unwrap();
         holder.lock().unwrap();
-        let impatient = open_patiently(file.path(), Duration::ZERO);
+        let impatient = Provider::claim(file.path(), Duration::ZERO);
         assert!(matches!(impatient, Err(ProviderError::InUse { .. })));
 
         let job = jobs.open(file.path().to_owned(), None, None);
