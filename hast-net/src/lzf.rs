@@ -18,6 +18,8 @@ const MAX_DISTANCE: usize = 1 << 13;
 const MIN_MATCH: usize = 3;
 /// The longest match that one reference copies.
 const MAX_MATCH: usize = 264;
+/// Bytes of a reference that copies so much.
+const LONG_REFERENCE: usize = 3;
 /// Places in the table of sequences seen, as a power of two.
 const TABLE_BITS: u32 = 13;
 /// After this many literals in a row the search steps wider, as a power of two.
@@ -46,6 +48,14 @@ pub enum LzfError {
         /// The announced length in bytes.
         expected: usize,
     },
+    /// No stream of that length holds as much as is announced.
+    #[error("{length} bytes of compressed data cannot hold the {expected} bytes that they announce")]
+    Impossible {
+        /// Bytes of compressed data.
+        length: usize,
+        /// The announced length in bytes.
+        expected: usize,
+    },
     /// The stream holds less than the announced length.
     #[error("compressed data holds {produced} bytes and announces {expected}")]
     TooShort {
@@ -54,6 +64,15 @@ pub enum LzfError {
         /// The announced length in bytes.
         expected: usize,
     },
+}
+
+/// Whether a stream like `input` can hold `expected` bytes at all: to be asked before memory is taken for them.
+///
+/// # Errors
+/// It cannot: a reference is three bytes and makes at most 264.
+pub fn check_claim(input: &[u8], expected: usize) -> Result<(), LzfError> {
+    let most = input.len().saturating_mul(MAX_MATCH / LONG_REFERENCE);
+    if expected > most { Err(LzfError::Impossible { length: input.len(), expected }) } else { Ok(()) }
 }
 
 /// Decompresses `input` into `output`, which it must fill to the last byte and not beyond.
@@ -244,6 +263,22 @@ mod tests {
         );
         assert_eq!(decompressed(&[0, 1, 1 << 5, 0], 3), Err(LzfError::TooLong { expected: 3 }));
         assert_eq!(decompressed(&[1, 1, 1], 1), Err(LzfError::TooLong { expected: 1 }));
+    }
+
+    #[test]
+    fn the_densest_stream_is_possible_and_one_byte_more_is_not() {
+        let mut densest = vec![0, b'x'];
+        densest.extend([0xe0, 0xff, 0].repeat(100));
+        let length = 1 + 100 * MAX_MATCH;
+        assert_eq!(decompressed(&densest, length).unwrap(), vec![b'x'; length]);
+        assert_eq!(check_claim(&densest, length), Ok(()));
+        let (stream, most) = (&[0xff; 9], 3 * MAX_MATCH);
+        assert_eq!(check_claim(stream, most), Ok(()));
+        assert_eq!(
+            check_claim(stream, most + 1),
+            Err(LzfError::Impossible { length: 9, expected: most + 1 })
+        );
+        assert_eq!(check_claim(&[], 0), Ok(()));
     }
 
     #[test]

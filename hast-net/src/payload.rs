@@ -134,6 +134,7 @@ pub fn decode(frame: &mut Frame, limit: u32, pool: &Pool) -> Result<(), PayloadE
             if claimed <= WORTH {
                 return Err(PayloadError::LzfTooShort { claimed });
             }
+            lzf::check_claim(stream, claimed)?;
             let mut bytes = pool.take(claimed);
             lzf::decompress(stream, &mut bytes)?;
             bytes
