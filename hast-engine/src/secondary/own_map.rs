@@ -82,6 +82,8 @@ impl Secondary {
         let Some(own) = &mut self.own else { return Some(result) };
         if !own.map.is_durable(extents) {
             own.unanswered.push_back((key, result));
+            // If writing the map has failed meanwhile, nobody else will try again.
+            self.kick_own_map();
             return None;
         }
         Some(result)
