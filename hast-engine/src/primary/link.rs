@@ -680,6 +680,10 @@ impl Primary {
         if was_up && self.phase != Phase::Ended {
             self.disconnected();
         }
+        if let Phase::Draining(drain) = &mut self.phase {
+            // Whatever this makes known has to be written down, however late in the drain it comes.
+            drain.deadline = self.now + self.settings.timeout;
+        }
         self.close();
         let wait = Duration::from_secs(1 << self.link.attempts.min(4)).min(RECONNECT_MAX);
         self.link.attempts = self.link.attempts.saturating_add(1);

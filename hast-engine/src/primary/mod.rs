@@ -401,9 +401,6 @@ impl Primary {
         log::warn!("Requests in flight did not end within {} seconds.", self.settings.timeout.as_secs());
         if self.link.is_connected() {
             self.lose_link("The secondary did not finish what was in flight");
-            // Whatever that makes known has to be written down.
-            let deadline = self.now + self.settings.timeout;
-            self.phase = Phase::Draining(Drain { deadline, ..drain });
         } else if drain.after == AfterDrain::Exit {
             self.exit(0);
         } else {
