@@ -1,6 +1,7 @@
 //! Who is out of date: the comparison of the two nodes' counts at the handshake (spec/behaviour.md,
 //! Counters and split-brain).
 
+use hast_format::bitmap::Bitmap;
 use hast_net::handshake::SyncSource;
 
 use crate::rule::{Rule, keeps};
@@ -12,6 +13,53 @@ pub struct Counts {
     pub local: u64,
     /// What this node knows of the other's `local`.
     pub remote: u64,
+}
+
+impl Counts {
+    /// C1: this primary, whose secondary said `secondary` when they last met, completes a write that the
+    /// secondary does not have, the first since then. Gives the counts from now on, and whether they must be
+    /// durable first: until there is a `resuid` the map alone records writes (C5).
+    #[must_use]
+    pub fn raised(self, resuid: u64, secondary: Counts) -> (Counts, bool) {
+        if resuid == 0 && keeps(Rule::C5) {
+            (Counts { local: 1, ..self }, false)
+        } else if !keeps(Rule::L5) && self.local != secondary.remote {
+            (self, false)
+        } else {
+            (Counts { local: self.local.saturating_add(1), ..self }, true)
+        }
+    }
+
+    /// What is saved of them: nothing while there is no `resuid` (C5).
+    #[must_use]
+    pub fn saved(self, resuid: u64) -> Counts {
+        if resuid == 0 && keeps(Rule::C5) { Counts::default() } else { self }
+    }
+
+    /// What a primary starts with: without a `resuid` it has not met anybody.
+    #[must_use]
+    pub fn at_start(self, resuid: u64) -> Counts {
+        if resuid == 0 { Counts::default() } else { self }
+    }
+
+    /// The secondary has just taken this primary's resuid over, and said that it was never used.
+    #[must_use]
+    pub fn met_virgin(self) -> Counts {
+        Counts { local: self.local.max(1), ..self }
+    }
+
+    /// C2: both nodes hold everything, durably: a primary's counts after that, with a secondary that is ours or
+    /// an original. Between ours counts only rise; the original's secondary knows only the way back.
+    #[must_use]
+    pub fn equal_to_secondary(self, secondary: Counts, ours: bool) -> Counts {
+        Counts { local: if ours { self.local } else { secondary.remote }, remote: secondary.local }
+    }
+
+    /// C2: the secondary's, once the primary has told it its `localcnt`.
+    #[must_use]
+    pub fn equal_to_primary(self, localcnt: u64) -> Counts {
+        Counts { remote: localcnt, ..self }
+    }
 }
 
 /// What the primary says of itself.
@@ -87,6 +135,21 @@ pub fn decide(hello: Hello, resuid: u64, counts: Counts, written: bool) -> Decis
     }
 }
 
+/// Whether a node was written alone before it ever met the other: only a primary writes alone; a map without
+/// that is what a broken first contact left (L19). `map` is what lies on its disk.
+#[must_use]
+pub fn written_alone(was_primary: bool, map: &Bitmap) -> bool {
+    was_primary && !map.is_empty()
+}
+
+/// L6: whether a secondary of ours that is connected has to mark itself as out of date: it lacks (`behind`) an
+/// extent that was not confirmed, or that it may have lost when its host started since the nodes were in step.
+/// All that it may lack but a flush it does not, if it runs since.
+#[must_use]
+pub fn must_be_marked(unconfirmed: bool, restarted: bool, behind: bool) -> bool {
+    (unconfirmed || restarted) && behind && keeps(Rule::L6)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,6 +173,29 @@ mod tests {
         assert_eq!(at(2, 5, 6, 3), accept(MapToSend::Full, Secondary), "should not happen");
         assert_eq!(at(2, 5, 5, 3), accept(MapToSend::Full, Primary), "should not happen");
         assert_eq!(at(2, 5, 4, 3), accept(MapToSend::Full, Primary), "should not happen");
+    }
+
+    #[test]
+    fn a_rise_is_durable_unless_there_is_no_resuid() {
+        let counts = Counts { local: 3, remote: 2 };
+        let peer = Counts { local: 2, remote: 1 };
+        assert_eq!(counts.raised(7, peer), (Counts { local: 4, remote: 2 }, true), "whatever it knew");
+        assert_eq!(Counts::default().raised(0, peer), (Counts { local: 1, remote: 0 }, false));
+        assert_eq!(counts.saved(0), Counts::default());
+        assert_eq!((counts.saved(7), counts.at_start(7)), (counts, counts));
+    }
+
+    #[test]
+    fn equal_counts_are_in_step_whichever_node_is_primary_next() {
+        for (pl, pr, sl, sr) in all_counts_below(0..3) {
+            let secondary = Counts { local: sl, remote: sr };
+            let primary = Counts { local: pl, remote: pr }.equal_to_secondary(secondary, true);
+            let secondary = secondary.equal_to_primary(primary.local);
+            assert_eq!((primary.local, secondary.local), (pl, sl), "localcnt never falls");
+            let step = accept(MapToSend::Own, SyncSource::Primary);
+            assert_eq!(at(primary.local, primary.remote, secondary.local, secondary.remote), step);
+            assert_eq!(at(secondary.local, secondary.remote, primary.local, primary.remote), step);
+        }
     }
 
     #[test]

@@ -22,12 +22,14 @@ mod ranges;
 mod saving;
 mod secondary;
 mod types;
+mod verdict;
 
-pub use counts::{Counts, Decision, Hello, MapToSend, decide};
+pub use counts::{Counts, Decision, Hello, MapToSend, decide, must_be_marked, written_alone};
 pub use primary::{Primary, PrimaryStart};
 pub use ranges::{Key, RangeQueue};
 pub use secondary::{DISK_PATIENCE, Secondary, SecondaryStart};
 pub use types::{Action, DiskOp, DiskResult, Event, Host, MAX_REQUEST, Op, OpId, RequestId, Settings, Side};
+pub use verdict::{FlushEnding, Flushed, Half, Standing, Verdict, flush_ending};
 
 /// The rules by name, and in mutants the switch that breaks one.
 pub use hast_format::rule;

@@ -15,6 +15,7 @@ use super::link::Awaited;
 use super::{Phase, Primary, Purpose};
 use crate::rule::{Rule, keeps};
 use crate::types::{DiskOp, DiskResult, RequestId};
+use crate::verdict::{FlushEnding, Flushed, flush_ending};
 
 /// The map's housekeeping flushes at latest this long after the first answer that no flush covers (M2).
 const LATEST: Duration = Duration::from_secs(1);
@@ -78,6 +79,16 @@ impl Part {
     /// Whether what was answered before is durable on that node.
     fn is_durable(self) -> bool {
         matches!(self, Part::Done | Part::Unsupported)
+    }
+}
+
+impl From<Part> for Flushed {
+    fn from(part: Part) -> Flushed {
+        match part {
+            Part::Done | Part::Unsupported => Flushed::Yes,
+            Part::Failed(_) => Flushed::Failed,
+            Part::Behind(_) | Part::Awaited | Part::Absent | Part::Lost => Flushed::Unknown,
+        }
     }
 }
 
@@ -234,41 +245,44 @@ impl Primary {
         }
         let mut counting = None;
         let mut excused = false;
-        if matches!(remote, Part::Failed(_)) && keeps(Rule::L9) {
-            // L9: what the secondary did not flush it may lose.
-            self.map.peer_lost();
-            self.begin_session();
-            self.sync_failed();
-            self.sync.unconfirmed = true;
-            counting = Some(self.count()).filter(|save| !self.meta.is_durable(*save));
-        } else if matches!(local, Part::Failed(_)) && remote.is_durable() && keeps(Rule::L9) {
-            // L9: our disk may lose what the secondary has; and what this node alone was given, the secondary
-            // does not have either.
-            let unflushed: Vec<u32> = self.map.not_durable();
-            excused = !self.map.to_synchronise().iter().any(|extent| self.is_behind(extent));
-            self.map.flush_failed();
-            for extent in unflushed {
-                if self.is_behind(extent) {
-                    continue;
-                }
-                match self.record_stale(extent..extent + 1) {
-                    Some(save) => {
-                        counting = Some(save);
-                        self.map.mark_dirty(extent);
-                    }
-                    None => excused = false,
-                }
-            }
-            self.flush.note_unflushed(self.now);
-            self.begin_session();
-        } else if (local.is_durable() || !keeps(Rule::L9)) && remote.is_durable() {
-            self.map.flush_succeeded();
-            self.copies_are_durable(ticket);
-        } else {
-            self.map.flush_failed();
-            if self.link.is_up() {
-                self.flush.note_unflushed(self.now);
+        match flush_ending(local.into(), remote.into()) {
+            FlushEnding::PeerMayLose => {
+                self.map.peer_lost();
+                self.begin_session();
                 self.sync_failed();
+                self.sync.unconfirmed = true;
+                counting = Some(self.count()).filter(|save| !self.meta.is_durable(*save));
+            }
+            FlushEnding::StaleHere => {
+                // What this node alone was given the secondary does not have either.
+                let unflushed: Vec<u32> = self.map.not_durable();
+                excused = !self.map.to_synchronise().iter().any(|extent| self.is_behind(extent));
+                self.map.flush_failed();
+                for extent in unflushed {
+                    if self.is_behind(extent) {
+                        continue;
+                    }
+                    match self.record_stale(extent..extent + 1) {
+                        Some(save) => {
+                            counting = Some(save);
+                            self.map.mark_dirty(extent);
+                        }
+                        None => excused = false,
+                    }
+                }
+                self.flush.note_unflushed(self.now);
+                self.begin_session();
+            }
+            FlushEnding::Durable => {
+                self.map.flush_succeeded();
+                self.copies_are_durable(ticket);
+            }
+            FlushEnding::NotDurable => {
+                self.map.flush_failed();
+                if self.link.is_up() {
+                    self.flush.note_unflushed(self.now);
+                    self.sync_failed();
+                }
             }
         }
         let result = match (local, remote) {

@@ -456,8 +456,8 @@ impl Primary {
             return Err("This node was written during the handshake".into());
         }
         self.link.peer = Counts { local: localcnt, remote: remotecnt };
-        if virgin && self.metadata.localcnt == 0 {
-            self.metadata.localcnt = 1;
+        if virgin {
+            self.set_counts(self.counts().met_virgin());
         }
         self.link.peer_boot = boot.unwrap_or_default();
         self.link.split = false;

@@ -26,6 +26,7 @@ use hast_net::control::{Facts, Statistics, WorkerStatus};
 use hast_net::errno::Errno;
 use hast_net::extensions::Extensions;
 
+use crate::counts::Counts;
 use crate::ranges::{Key, RangeQueue};
 use crate::rule::{Rule, keeps};
 use crate::types::{Action, DiskOp, DiskResult, Host, Op, OpId, RequestId, Settings};
@@ -145,10 +146,9 @@ impl Primary {
     #[must_use]
     pub fn new(start: PrimaryStart, now: Duration) -> Primary {
         let PrimaryStart { settings, mut metadata, layout, map, random, host, forced } = start;
-        if metadata.resuid == 0 {
-            metadata.localcnt = 0;
-            metadata.remotecnt = 0;
-        }
+        let counts = Counts { local: metadata.localcnt, remote: metadata.remotecnt };
+        let counts = counts.at_start(metadata.resuid);
+        (metadata.localcnt, metadata.remotecnt) = (counts.local, counts.remote);
         metadata.prevrole = Role::Primary;
         let extension = &mut metadata.extension;
         if forced && (extension.mark.is_some() || extension.target || !extension.stale.is_empty()) {

@@ -20,6 +20,7 @@ use super::{AfterDrain, Drain, Phase, Primary, Purpose, exactly};
 use crate::ranges::Key;
 use crate::rule::{Rule, keeps};
 use crate::types::{DiskOp, DiskResult, MAX_REQUEST, Op, RequestId};
+use crate::verdict::Half;
 
 /// A read, write or delete under way.
 #[derive(Debug)]
@@ -54,10 +55,6 @@ impl Request {
             && self.extents.start < extents.end
             && extents.start < self.extents.end
     }
-
-    fn is_answered(&self) -> bool {
-        self.local.is_answered() && self.remote.is_answered()
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,35 +77,6 @@ enum Stage {
     Completed { well: bool },
     /// A read that only the secondary could answer is written back.
     Repairing,
-}
-
-/// What became of one node's part.
-#[derive(Clone, Debug, PartialEq)]
-enum Half {
-    /// Was not asked.
-    NotAsked,
-    /// Has not answered.
-    Awaited,
-    /// Done.
-    Done,
-    /// Answered with an error.
-    Failed(Errno),
-    /// The connection broke before the answer.
-    Lost,
-}
-
-impl Half {
-    fn is_answered(&self) -> bool {
-        !matches!(self, Half::Awaited)
-    }
-
-    fn error(&self) -> Option<Errno> {
-        match self {
-            Half::NotAsked | Half::Awaited | Half::Done => None,
-            Half::Failed(error) => Some(*error),
-            Half::Lost => Some(Errno::ENOTCONN),
-        }
-    }
 }
 
 impl Primary {

@@ -9,6 +9,7 @@ use hast_net::buffer::Buffer;
 use hast_net::errno::Errno;
 
 use super::{Phase, Primary, Purpose};
+use crate::counts::Counts;
 use crate::ranges::Key;
 use crate::rule::{Rule, keeps};
 use crate::saving::{Next, Part, Saving};
@@ -196,11 +197,8 @@ impl Primary {
         extension.boot = self.host.boot;
         extension.stale = stale;
         let mut metadata = self.metadata.clone();
-        if metadata.resuid == 0 && keeps(Rule::C5) {
-            // C5: before the first handshake the map alone records writes.
-            metadata.localcnt = 0;
-            metadata.remotecnt = 0;
-        }
+        let counts = self.counts().saved(metadata.resuid);
+        (metadata.localcnt, metadata.remotecnt) = (counts.local, counts.remote);
         let unsure = std::mem::take(&mut self.meta.unsure);
         let (saving, next) = Saving::begin(&metadata, unsure, self.layout.sectorsize());
         self.meta.writing = Some((self.meta.wanted, saving));
@@ -289,21 +287,24 @@ impl Primary {
         self.not_equalised(save);
     }
 
+    pub(super) fn counts(&self) -> Counts {
+        Counts { local: self.metadata.localcnt, remote: self.metadata.remotecnt }
+    }
+
+    /// In memory; a save makes them durable.
+    pub(super) fn set_counts(&mut self, counts: Counts) {
+        (self.metadata.localcnt, self.metadata.remotecnt) = (counts.local, counts.remote);
+    }
+
     /// C1: raises localcnt, once per disconnected period. Gives the save that must be durable before anybody
     /// hears of what made it necessary.
     pub(super) fn count(&mut self) -> u64 {
         if let Some(save) = self.counted {
             return save;
         }
-        let save = if self.metadata.resuid == 0 && keeps(Rule::C5) {
-            self.metadata.localcnt = 1;
-            0
-        } else if !keeps(Rule::L5) && self.metadata.localcnt != self.link.peer_counts().remote {
-            0
-        } else {
-            self.metadata.localcnt = self.metadata.localcnt.saturating_add(1);
-            self.save_metadata()
-        };
+        let (counts, durably) = self.counts().raised(self.metadata.resuid, self.link.peer_counts());
+        self.set_counts(counts);
+        let save = if durably { self.save_metadata() } else { 0 };
         self.counted = Some(save);
         self.kick_metadata();
         save

@@ -19,6 +19,7 @@ use hast_net::message::{Command, MarkKind};
 
 use super::link::Awaited;
 use super::{Phase, Primary, Purpose, exactly};
+use crate::counts::must_be_marked;
 use crate::ranges::Key;
 use crate::rule::{Rule, keeps};
 use crate::types::{DiskOp, DiskResult, Event, MAX_REQUEST};
@@ -292,9 +293,11 @@ impl Primary {
     pub(super) fn secondary_lacks_something(&self) -> bool {
         self.link.has(Extensions::SYNC_MARKS)
             && self.sync.marked != Marked::Yes
-            && (self.sync.unconfirmed || self.link.peer_has_restarted(&self.metadata.extension))
-            && !self.map.to_synchronise().is_subset(&self.sync.stale)
-            && keeps(Rule::L6)
+            && must_be_marked(
+                self.sync.unconfirmed,
+                self.link.peer_has_restarted(&self.metadata.extension),
+                !self.map.to_synchronise().is_subset(&self.sync.stale),
+            )
     }
 
     /// Asks the secondary to mark itself if it has to; true if nothing has to wait for that.
@@ -525,12 +528,8 @@ impl Primary {
             }
             Step::Flushing(_) | Step::Saving(_) | Step::Telling => {}
             Step::Flushed => {
-                let peer = self.link.peer_counts();
-                // Between ours counts only rise; the original's secondary knows only the way back.
-                if !self.link.has(Extensions::SYNC_MARKS) {
-                    self.metadata.localcnt = peer.remote;
-                }
-                self.metadata.remotecnt = peer.local;
+                let ours = self.link.has(Extensions::SYNC_MARKS);
+                self.set_counts(self.counts().equal_to_secondary(self.link.peer_counts(), ours));
                 self.metadata.extension.target = false;
                 self.metadata.extension.mark = None;
                 self.metadata.extension.peer_boot = self.link.peer_boot();

@@ -8,7 +8,7 @@ use hast_net::handshake::{SecondAnswer, SecondRefusal, SyncSource, texts};
 use hast_net::message::Message;
 
 use super::{EXIT_PROVIDER, EXIT_REFUSED, Phase, Purpose, Save, Secondary};
-use crate::counts::{Counts, Decision, Hello, MapToSend, decide};
+use crate::counts::{Counts, Decision, Hello, MapToSend, decide, written_alone};
 use crate::rule::{Rule, keeps};
 use crate::types::{Action, DiskOp, DiskResult, Event, Side};
 
@@ -60,12 +60,11 @@ impl Secondary {
             counts: Counts { local: self.hello.localcnt, remote: self.hello.remotecnt },
             virgin: self.hello.virgin,
         };
-        // Only a primary writes alone; a map without that is what a broken first contact left (L19).
-        let written = self.was_primary && !self.map.is_empty();
+        let written = written_alone(self.was_primary, &self.map);
         decide(hello, self.metadata.resuid, self.counts(), written)
     }
 
-    fn counts(&self) -> Counts {
+    pub(super) fn counts(&self) -> Counts {
         Counts { local: self.metadata.localcnt, remote: self.metadata.remotecnt }
     }
 

@@ -40,7 +40,8 @@ impl Secondary {
             }
             MarkKind::SyncDone { localcnt } => {
                 // C2: localcnt stays; the primary knows it already.
-                self.metadata.remotecnt = localcnt;
+                let counts = self.counts().equal_to_primary(localcnt);
+                self.metadata.remotecnt = counts.remote;
                 self.metadata.extension.mark = None;
                 self.metadata.extension.target = false;
                 self.metadata.extension.stale.clear();

@@ -5,63 +5,60 @@ use core::ops::Range;
 
 use hast_format::activemap::Outcome;
 use hast_format::extension::STALE_RUNS;
-use hast_net::Replication;
 use hast_net::errno::Errno;
 use hast_net::extensions::Extensions;
 use hast_net::message::MarkKind;
 
-use super::{Half, Request, Stage};
+use super::{Request, Stage};
 use crate::primary::Primary;
 use crate::primary::link::Awaited;
 use crate::ranges::Key;
 use crate::rule::{Rule, keeps};
 use crate::types::{DiskResult, Op};
+use crate::verdict::{Half, Standing, Verdict};
 
 impl Primary {
     pub(super) fn advance_write(&mut self, key: Key) {
         let relies = self.needs_secondary(key);
         let Some(request) = self.requests.get(&key) else { return };
         let heard = request.stage == (Stage::Completed { well: true });
-        let behind = request.extents().any(|extent| self.is_behind(extent));
-        let here = request.local == Half::Done && !request.suspect;
-        // What the secondary stored before the connection broke it may have lost since: alone that counts for
-        // nothing.
-        let still = request.epoch == self.link.epoch() && self.link.is_up();
-        let there = request.remote == Half::Done && (here || still);
-        let is_write = matches!(request.op, Op::Write { .. });
-        let enough = is_write
-            && (here || (!keeps(Rule::L16) && request.received))
-            && !relies
-            && match self.settings.replication {
-                Replication::Fullsync => false,
-                Replication::Memsync => request.received,
-                Replication::Async => true,
-            };
-        let answered = request.is_answered();
         let error = request.local.error().or(request.remote.error()).unwrap_or(Errno::EIO);
-        if request.stage == Stage::Issued && (answered || enough) {
-            if answered && relies && request.remote == Half::Lost {
-                return self.take_back(key);
-            }
-            let good = (here && (there || !relies)) || (there && !behind);
-            let good = good || (enough && !keeps(Rule::L16));
-            if !good || (answered && here && !there && self.is_cut_off()) {
-                self.end_write(key, Err(error));
-            } else if !answered || (here && there) {
-                self.end_write(key, Ok(None));
-            } else {
-                match self.write_down(key, here) {
-                    Some(save) if self.meta.is_durable(save) => self.end_written_down(key),
-                    Some(save) => self.set_stage(key, Stage::Saving(save)),
-                    None => self.end_write(key, Err(error)),
-                }
+        let issued = request.stage == Stage::Issued;
+        let standing = self.standing(request, relies);
+        match standing.verdict() {
+            _ if !issued => {}
+            Verdict::Wait => {}
+            Verdict::TakeBack => return self.take_back(key),
+            Verdict::Fail => self.end_write(key, Err(error)),
+            Verdict::Complete => self.end_write(key, Ok(None)),
+            Verdict::WriteDown => match self.write_down(key, standing.is_here()) {
+                Some(save) if self.meta.is_durable(save) => self.end_written_down(key),
+                Some(save) => self.set_stage(key, Stage::Saving(save)),
+                None => self.end_write(key, Err(error)),
+            },
+        }
+        if standing.is_answered() {
+            self.finish_write(key, standing.is_there() && !standing.behind, relies);
+            if heard && standing.owes_count() {
+                self.count(); // somebody has heard of it already
             }
         }
-        if answered {
-            self.finish_write(key, there && !behind, relies);
-            if heard && here && !there && keeps(Rule::C1c) {
-                self.count(); // C1 (b), (c): somebody has heard of it already
-            }
+    }
+
+    /// What decides about `request`.
+    fn standing(&self, request: &Request, relies: bool) -> Standing {
+        Standing {
+            mode: self.settings.replication,
+            is_write: matches!(request.op, Op::Write { .. }),
+            local: request.local,
+            remote: request.remote,
+            received: request.received,
+            suspect: request.suspect,
+            same_connection: request.epoch == self.link.epoch(),
+            is_up: self.link.is_up(),
+            relies,
+            behind: request.extents().any(|extent| self.is_behind(extent)),
+            is_cut_off: self.is_cut_off(),
         }
     }
 
@@ -161,15 +158,14 @@ impl Primary {
     /// `relied` that ours alone would not have been.
     pub(super) fn finish_write(&mut self, key: Key, there: bool, relied: bool) {
         let Some(request) = self.requests.get(&key) else { return };
-        let here = request.local == Half::Done && !request.suspect;
-        let stored_there = request.remote == Half::Done || self.forgets(request);
-        // M3: what the secondary stored before the connection broke it may not have flushed.
-        let same_connection = request.epoch == self.link.epoch() || !keeps(Rule::M3) || !keeps(Rule::L1);
-        let both = here && stored_there && same_connection;
-        let confirmed = here && stored_there;
+        let standing = self.standing(request, relied);
+        let (here, confirmed) = (standing.is_here(), standing.is_confirmed());
+        let outcome = standing.outcome();
+        let both = outcome == Outcome::StoredOnBoth;
+        let nothing = outcome == Outcome::NotIssued;
         let stage = request.stage;
         let extents = request.extents();
-        let is_write = matches!(request.op, Op::Write { .. });
+        let is_write = standing.is_write;
         for extent in extents.clone() {
             let covered = self.requests.get(&key).is_some_and(|request| self.covers(&request.op, extent));
             if !both {
@@ -191,18 +187,6 @@ impl Primary {
                 self.record_stale(extents.clone());
             }
         }
-        // A delete that no disk can carry out has changed nothing.
-        let request = self.requests.get(&key);
-        let nothing = request.is_some_and(|request| {
-            !is_write
-                && request.local == Half::Failed(Errno::EOPNOTSUPP)
-                && matches!(request.remote, Half::Failed(Errno::EOPNOTSUPP) | Half::NotAsked)
-        });
-        let outcome = match (nothing, both) {
-            (true, _) => Outcome::NotIssued,
-            (false, true) => Outcome::StoredOnBoth,
-            (false, false) => Outcome::Unconfirmed,
-        };
         self.map.finish(extents, outcome);
         self.sync.unconfirmed |= outcome == Outcome::Unconfirmed && !confirmed;
         if !matches!(stage, Stage::Saving(_) | Stage::Marking | Stage::Telling) {
@@ -213,14 +197,6 @@ impl Primary {
         } else if self.link.is_up() && !nothing {
             self.begin_session();
         }
-    }
-
-    /// Whether a mutant takes for stored what the secondary never confirmed.
-    pub(super) fn forgets(&self, request: &Request) -> bool {
-        let lost = request.remote == Half::Lost && !keeps(Rule::L1);
-        let failed = matches!(request.remote, Half::Failed(_)) && !keeps(Rule::L2);
-        let delete = matches!(request.op, Op::Delete { .. }) && !keeps(Rule::L4);
-        lost || failed || delete
     }
 
     /// What waited for the metadata to be saved with `save` is complete, or must not be relied on.
