@@ -8,6 +8,7 @@
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
+use core::hash::{Hash, Hasher};
 use core::ops::Range;
 
 use crate::bitmap::Bitmap;
@@ -34,7 +35,7 @@ pub enum Outcome {
 }
 
 /// The activemap of one resource in the primary role.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Activemap {
     /// Writes and deletes in flight, by extent.
     in_flight: BTreeMap<u32, u32>,
@@ -301,6 +302,24 @@ struct Recent {
     clock: u64,
     stamps: BTreeMap<u32, u64>,
     order: BTreeMap<u64, u32>,
+}
+
+/// The same extents in the same order: stamps are only how that is remembered.
+impl PartialEq for Recent {
+    fn eq(&self, other: &Recent) -> bool {
+        self.limit == other.limit && self.order.values().eq(other.order.values())
+    }
+}
+
+impl Eq for Recent {}
+
+impl Hash for Recent {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        self.limit.hash(hasher);
+        for extent in self.order.values() {
+            extent.hash(hasher);
+        }
+    }
 }
 
 impl Recent {

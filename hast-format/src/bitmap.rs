@@ -6,7 +6,7 @@ use core::ops::Range;
 
 /// A fixed number of bits. On disk and on the wire they are little-endian 64-bit words, least
 /// significant bit first, so bit `i` is bit `i % 8` of byte `i / 8` (spec/on-disk.md, Activemap).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Bitmap {
     words: Vec<u64>,
     bits: u32,
