@@ -27,6 +27,12 @@ impl Half {
         !matches!(self, Half::Awaited)
     }
 
+    /// Whether that node lacks the request, as far as anybody knows, and will go on lacking it.
+    #[must_use]
+    pub fn is_missed(self) -> bool {
+        !matches!(self, Half::Done | Half::Awaited)
+    }
+
     /// Why it is not done.
     pub(crate) fn error(self) -> Option<Errno> {
         match self {
@@ -119,6 +125,12 @@ impl Standing {
     #[must_use]
     pub fn is_there(&self) -> bool {
         self.remote == Half::Done && (self.is_here() || (self.same_connection && self.is_up))
+    }
+
+    /// Whether a node is known to hold it.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.is_here() || self.is_there()
     }
 
     /// Whether it is complete though the secondary has not stored it.

@@ -1118,3 +1118,72 @@ fn a_slow_disk_is_told_of() {
 fn keepalive() -> Vec<u8> {
     Message::Keepalive.encode().0.as_bytes().to_vec()
 }
+
+#[test]
+fn complete_before_a_connected_secondary_knows_that_it_lacks_it() {
+    // hast-model found it: the link breaks and is back while the local disk takes its time
+    let mut h = H::in_step();
+    h.policy = Box::new(|op| if is_data(op) { None } else { Some(Ok(())) });
+    h.w(1, 3);
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    h.sent.clear();
+    h.tick(2);
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    assert!(h.p.status().complete);
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.pump();
+    assert_eq!(
+        h.result(1),
+        None,
+        "complete, and a secondary that is connected does not know that it lacks it"
+    );
+    h.serve_all(|_| Some(None));
+    assert_eq!(h.result(1), Some(Ok(None)));
+}
+
+#[test]
+fn acknowledged_after_the_only_holder_went_away_while_that_was_written_down() {
+    // hast-model found it
+    let mut h = H::in_step();
+    h.policy = Box::new(|op| match op {
+        DiskOp::Write { offset, .. } if *offset >= DATA => Some(Err(Errno::EIO)),
+        DiskOp::Write { offset, .. } if *offset < 4096 => None,
+        _ => Some(Ok(())),
+    });
+    h.w(1, 3);
+    h.serve_all(|m| match m {
+        Message::Request(r) if r.command == Command::Write => Some(None),
+        _ => None,
+    });
+    assert_eq!(h.result(1), None, "the metadata does not say yet where it lies");
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.pump();
+    assert!(!matches!(h.result(1), Some(Ok(_))), "acknowledged, and nobody here knows of a node that has it");
+}
+
+#[test]
+fn a_target_keeps_what_it_has_written_when_the_link_breaks() {
+    // hast-model found it: the source loses power, and with it what both nodes had stored
+    let mut h = H::new(24, 1, Extension::default(), &[2], 5, 3, 5);
+    h.handshake_first(Extensions::ALL);
+    h.answer(6, 3, SyncSource::Secondary, Some(vec![0; 512]));
+    assert!(h.p.status().facts.target);
+    let write = |m: &Message| matches!(m, Message::Request(r) if r.command == Command::Write);
+    h.req(1, Op::Write { offset: 9 * u64::from(ES), data: Buffer::from(vec![1; ES as usize]) });
+    h.serve_all(|m| Some(None).filter(|_| write(m)));
+    assert_eq!(h.result(1), Some(Ok(None)));
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    h.sent.clear();
+    h.tick(2);
+    h.handshake_first(Extensions::ALL);
+    h.answer(6, 3, SyncSource::Secondary, Some(vec![0; 512]));
+    h.serve_all(|m| Some(None).filter(|_| matches!(m, Message::Mark(_))));
+    h.req(2, Op::Read { offset: 9 * u64::from(ES), length: 512 });
+    h.serve_all(|_| Some(None));
+    assert_eq!(h.result(2), Some(Ok(Some(Buffer::from(vec![1; 512])))), "an older copy is read");
+}

@@ -455,7 +455,7 @@ impl Primary {
             // A write was completed here alone since: the secondary decided by a count that is no more.
             return Err("This node was written during the handshake".into());
         }
-        self.link.peer = Counts { local: localcnt, remote: remotecnt };
+        let before = std::mem::replace(&mut self.link.peer, Counts { local: localcnt, remote: remotecnt });
         if virgin {
             self.set_counts(self.counts().met_virgin());
         }
@@ -479,7 +479,7 @@ impl Primary {
                 .into());
         }
         self.map.merge(&received);
-        self.adopt_source(syncsrc);
+        self.adopt_source(syncsrc, before);
         self.enter(Stage::Merging);
         self.kick_map();
         self.merged();
@@ -487,11 +487,15 @@ impl Primary {
     }
 
     /// Whose data is right is written down before anything is copied (L18).
-    fn adopt_source(&mut self, source: SyncSource) {
+    /// `before` are the secondary's counts when the nodes last met.
+    fn adopt_source(&mut self, source: SyncSource, before: Counts) {
         self.link.merge_save = 0;
         if source == SyncSource::Secondary {
-            let dirty = self.map.to_synchronise().clone();
-            self.sync.stale.union(&dirty);
+            // What has come from the secondary since this node became its target, or was written on both nodes,
+            // is right here, and the secondary may have lost it meanwhile; alone it was given nothing since.
+            if !self.sync.target || self.link.peer != before {
+                self.sync.stale.union(self.map.to_synchronise());
+            }
             if keeps(Rule::L18) {
                 self.sync.target = true;
                 let since = self.host.wall.saturating_add(self.now.as_secs());

@@ -221,8 +221,12 @@ impl Primary {
     /// What the metadata has to say about `key` is durable. If the secondary lacks it though it is connected,
     /// it has to know that first; should it go away meanwhile, it counts as any that is not there.
     pub(super) fn end_written_down(&mut self, key: Key) {
-        let lacks =
-            matches!(self.requests.get(&key), Some(Request { remote: Half::Failed(_) | Half::NotAsked, .. }));
+        let Some(request) = self.requests.get(&key) else { return };
+        let lacks = request.remote.is_missed();
+        if !self.standing(request, false).is_held() {
+            // The only node that had it went away meanwhile, and may have lost it.
+            return self.end_write(key, Err(Errno::EIO));
+        }
         if lacks && self.link.is_up() && self.link.has(Extensions::SYNC_MARKS) && keeps(Rule::L6) {
             self.set_stage(key, Stage::Marking);
         } else {
