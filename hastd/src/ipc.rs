@@ -28,7 +28,7 @@ use nix::sys::socket::{
 
 /// Longest packet, in bytes. FreeBSD's limit for one packet is 65536 by default; a start message is below 10 KiB.
 const PACKET_MAX: usize = 65536;
-/// Most descriptors in one packet: provider and two sockets.
+/// Most descriptors in one packet: provider and two sockets, or provider and both kinds of device.
 const DESCRIPTORS_MAX: usize = 3;
 /// Packets kept for a peer that does not read; one more is an error.
 const QUEUE_MAX: usize = 1024;
@@ -104,8 +104,10 @@ impl Start {
 pub enum StartKind {
     /// A primary.
     Primary {
-        /// Listening socket for NBD clients, non-blocking.
-        nbd: OwnedFd,
+        /// Listening socket for NBD clients, non-blocking, if there is to be one.
+        nbd: Option<OwnedFd>,
+        /// GEOM Gate's control device, if the device is to be made there.
+        gate: Option<OwnedFd>,
     },
     /// A secondary with a primary that has completed the second step of the handshake.
     Secondary {

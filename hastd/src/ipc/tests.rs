@@ -90,10 +90,17 @@ fn a_secondary_starts_with_everything_it_was_given() {
 }
 
 #[test]
-fn a_primary_starts_with_its_listener() {
+fn a_primary_starts_with_its_devices() {
+    for has in [(true, false), (false, true), (true, true), (false, false)] {
+        a_primary_starts_with(has);
+    }
+}
+
+fn a_primary_starts_with(has: (bool, bool)) {
     let (supervisor, worker) = channels();
     let (mut provider, given_provider) = UnixStream::pair().unwrap();
     let (mut nbd, given_nbd) = UnixStream::pair().unwrap();
+    let (mut gate, given_gate) = UnixStream::pair().unwrap();
     let start = Start {
         resource: resource("tcp4://10.9.0.2"),
         debug: 0,
@@ -102,16 +109,21 @@ fn a_primary_starts_with_its_listener() {
         boot: [0; 16],
         forced: true,
         provider: given_provider.into(),
-        kind: StartKind::Primary { nbd: given_nbd.into() },
+        kind: StartKind::Primary {
+            nbd: has.0.then(|| given_nbd.into()),
+            gate: has.1.then(|| given_gate.into()),
+        },
     };
     supervisor.send_to_worker(ToWorker::Start(Box::new(start))).unwrap();
     let Some(ToWorker::Start(start)) = worker.recv_from_supervisor().unwrap() else { panic!() };
     assert_eq!(start.role(), Role::Primary);
     assert_eq!(start.resource, resource("tcp4://10.9.0.2"));
     assert!(start.forced);
-    let StartKind::Primary { nbd: received } = start.kind else { panic!() };
+    let StartKind::Primary { nbd: received, gate: received_gate } = start.kind else { panic!() };
     assert!(connected(start.provider, &mut provider));
-    assert!(connected(received, &mut nbd));
+    assert_eq!((received.is_some(), received_gate.is_some()), has);
+    assert!(received.is_none_or(|received| connected(received, &mut nbd)));
+    assert!(received_gate.is_none_or(|received| connected(received, &mut gate)));
 }
 
 #[test]

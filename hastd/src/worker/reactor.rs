@@ -19,6 +19,7 @@ use polling::{Events, Poller};
 
 use super::disk::Disk;
 use super::engine::Engine;
+use super::gate;
 use super::nbd::Server;
 use super::peer::Link;
 use super::signals::Signals;
@@ -56,10 +57,15 @@ pub(super) struct Reactor {
     disk: Disk,
     link: Link,
     nbd: Option<Server>,
+    gate: Option<gate::Server>,
     resource: Resource,
     phase: Phase,
     /// The supervisor is gone.
     orphaned: bool,
+    /// The device cannot be served any longer, and the exit code says so whatever the engine does.
+    fault: Option<i32>,
+    /// A stop was asked for: nobody takes the device over.
+    told_to_stop: bool,
     /// Frames of the first connection wait until there is room for what they ask.
     held_back: bool,
     completions: Vec<(OpId, DiskResult)>,
@@ -93,18 +99,25 @@ impl Reactor {
         })?;
         let role = if engine.is_primary() { Role::Primary } else { Role::Secondary };
         let mut link = Link::new(&poller, (OUT, IN), pool.clone(), role, start::link_settings(&resource));
-        let nbd = match device {
-            Device::Listener { listener, size, sector } => {
+        let (nbd, gate) = match device {
+            Device::Primary { nbd, gate, size, sector } => {
+                let has_gate = gate.is_some();
+                let waker = Arc::clone(&poller);
+                let wake = move || drop(waker.notify());
+                let gate = gate.map(|gate| gate::Server::start(gate, pool.clone(), wake)).transpose()?;
                 let export = Export::new(resource.provname.clone(), size, sector);
                 let keys = (LISTENER, FIRST_CLIENT);
-                let server = Server::new(&poller, keys, listener, export, pool)?;
-                log::info!("Device hast/{} created.", resource.provname);
-                Some(server)
+                let nbd =
+                    nbd.map(|listener| Server::new(&poller, keys, listener, export, pool)).transpose()?;
+                if !has_gate {
+                    log::info!("Device hast/{} created.", resource.provname);
+                }
+                (nbd, gate)
             }
             Device::Connections { out, in_ } => {
                 link.adopt(Side::Out, out)?;
                 link.adopt(Side::In, in_)?;
-                None
+                (None, None)
             }
         };
         Ok(Reactor {
@@ -116,9 +129,12 @@ impl Reactor {
             disk,
             link,
             nbd,
+            gate,
             resource,
             phase: Phase::Running,
             orphaned: false,
+            fault: None,
+            told_to_stop: false,
             held_back: false,
             completions: Vec::new(),
         })
@@ -131,6 +147,7 @@ impl Reactor {
         loop {
             self.settle();
             if let Some(code) = self.over() {
+                self.part_from_device(code);
                 return code;
             }
             self.watch();
@@ -148,6 +165,7 @@ impl Reactor {
             }
             self.take_completions();
             self.check_clock();
+            self.check_device();
         }
     }
 
@@ -160,6 +178,7 @@ impl Reactor {
             CHANNEL => self.hear_supervisor(),
             SIGNALS => {
                 if self.signals.get().is_some_and(Signals::ended) {
+                    self.told_to_stop = true;
                     self.stop(self.stop_limit());
                 }
             }
@@ -241,14 +260,17 @@ impl Reactor {
         }
     }
 
-    /// Hands clients' requests to the engine, as many as it may have.
+    /// Hands the device's requests to the engine, as many as it may have.
     fn admit(&mut self) {
         while self.phase == Phase::Running && !self.link.is_busy() {
-            let Some(nbd) = &mut self.nbd else { return };
-            if nbd.in_flight() >= MAX_REQUESTS {
+            let (nbd, gate) = (self.nbd.as_ref(), self.gate.as_ref());
+            let in_flight = nbd.map_or(0, Server::in_flight) + gate.map_or(0, gate::Server::in_flight);
+            if in_flight >= MAX_REQUESTS {
                 return;
             }
-            let Some((id, op)) = nbd.next_request() else { return };
+            let request = self.gate.as_mut().and_then(gate::Server::next_request);
+            let request = request.or_else(|| self.nbd.as_mut().and_then(Server::next_request));
+            let Some((id, op)) = request else { return };
             let now = self.now();
             self.engine.handle_request(now, id, op);
             self.act();
@@ -257,7 +279,9 @@ impl Reactor {
 
     /// Carries out what the engine asks for.
     fn act(&mut self) {
-        while let Some(action) = self.engine.poll_action() {
+        while self.is_trusted()
+            && let Some(action) = self.engine.poll_action()
+        {
             match action {
                 Action::Disk { id, op } => self.disk.submit(id, op),
                 Action::Connect(side) => {
@@ -269,6 +293,11 @@ impl Reactor {
                     self.link.send(now, side, version, &message);
                 }
                 Action::Close => self.close(),
+                Action::Complete { id, result } if gate::Server::owns(id) => {
+                    if let Some(gate) = &mut self.gate {
+                        gate.complete(id, result);
+                    }
+                }
                 Action::Complete { id, result } => {
                     if let Some(nbd) = &mut self.nbd {
                         nbd.complete(id, result);
@@ -278,10 +307,42 @@ impl Reactor {
                     self.link.note(event);
                     self.tell(ToSupervisor::Event(event));
                 }
-                // An NBD client has no way around this process.
-                Action::DirectReads(_) => {}
+                Action::DirectReads(allowed) => self.direct_reads(allowed),
                 Action::Exit(code) => self.leave(code),
             }
+        }
+    }
+
+    /// L17: the kernel may read the disk by itself, or not any more. An NBD client has no way around this
+    /// process.
+    fn direct_reads(&mut self, allowed: bool) {
+        let Some(gate) = &mut self.gate else { return };
+        if let Err(error) = gate.direct_reads(allowed) {
+            log::error!("{error}");
+            // Nothing is acknowledged any more, least of all what made the disk out of date.
+            self.fault = Some(OS_ERROR);
+            self.phase = Phase::Leaving { code: OS_ERROR, deadline: Duration::ZERO };
+        }
+    }
+
+    /// Whether what is acknowledged can be read back.
+    fn is_trusted(&self) -> bool {
+        !matches!(self.phase, Phase::Leaving { deadline: Duration::ZERO, .. })
+    }
+
+    /// Comes to an end if the device cannot be served.
+    fn check_device(&mut self) {
+        if let Some(error) = self.gate.as_mut().and_then(gate::Server::take_failure) {
+            log::error!("{error}.");
+            self.fault = Some(OS_ERROR);
+            self.stop(self.stop_limit());
+        }
+    }
+
+    /// The device goes with its worker, unless the worker is about to be replaced.
+    fn part_from_device(&mut self, code: i32) {
+        if let Some(gate) = &mut self.gate {
+            gate.finish(code == TEMPORARY && !self.told_to_stop && !self.orphaned);
         }
     }
 
@@ -362,7 +423,10 @@ impl Reactor {
             ToWorker::Status { id } => {
                 self.tell(ToSupervisor::Status { id, status: self.engine.status() });
             }
-            ToWorker::Stop => self.stop(self.stop_limit()),
+            ToWorker::Stop => {
+                self.told_to_stop = true;
+                self.stop(self.stop_limit());
+            }
         }
         self.act();
     }
@@ -389,13 +453,11 @@ impl Reactor {
             Phase::Stopping { deadline } => *deadline = limit.min(*deadline),
             Phase::Running => {
                 // The original's secondary goes without a word.
-                if self.engine.is_primary() && !self.orphaned {
+                if self.engine.is_primary() && !self.orphaned && self.fault.is_none() {
                     log::info!("Termination signal received, exiting.");
                 }
                 self.phase = Phase::Stopping { deadline: limit };
-                if let Some(nbd) = &mut self.nbd {
-                    nbd.stop();
-                }
+                self.stop_devices();
                 let now = self.now();
                 self.engine.handle_stop(now);
                 self.act();
@@ -405,10 +467,18 @@ impl Reactor {
 
     /// The engine has come to its end.
     fn leave(&mut self, code: i32) {
+        self.stop_devices();
+        let code = self.fault.unwrap_or(code);
+        self.phase = Phase::Leaving { code, deadline: self.now().saturating_add(LEAVE_LIMIT) };
+    }
+
+    fn stop_devices(&mut self) {
         if let Some(nbd) = &mut self.nbd {
             nbd.stop();
         }
-        self.phase = Phase::Leaving { code, deadline: self.now().saturating_add(LEAVE_LIMIT) };
+        if let Some(gate) = &mut self.gate {
+            gate.stop();
+        }
     }
 
     fn is_leaving(&self) -> bool {

@@ -5,17 +5,20 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hast_conf::Resource;
 use hast_engine::{Host, Primary, PrimaryStart, Secondary, SecondaryStart, Settings};
 use hast_format::layout::{Layout, LayoutError};
+use hast_ggate::{Create, DeviceError, Gate};
 use hast_log::{Sink, error_text};
 use hast_net::payload::Stages;
 use hast_provider::{Provider, ProviderError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::engine::Engine;
+use super::gate;
 use super::peer::LinkSettings;
 use super::privileges::{self, PrivilegesError};
 use crate::ipc::{Channel, Start, StartKind, ToWorker};
@@ -36,6 +39,8 @@ pub(super) enum StartError {
     Layout { path: String, error: LayoutError },
     #[error(transparent)]
     Privileges(#[from] PrivilegesError),
+    #[error("Unable to create {name} device: {error}.")]
+    Device { name: String, error: DeviceError },
     #[error("Unable to draw random numbers: {0}.")]
     Random(String),
     #[error("Unable to receive from the supervisor: {}.", error_text(.0))]
@@ -52,7 +57,8 @@ impl StartError {
         match self {
             StartError::Provider(_) | StartError::Layout { .. } => NO_INPUT,
             StartError::Privileges(_) => CONFIG,
-            StartError::Random(_)
+            StartError::Device { .. }
+            | StartError::Random(_)
             | StartError::Channel(_)
             | StartError::OutOfTurn
             | StartError::System(_) => OS_ERROR,
@@ -68,9 +74,9 @@ pub(super) struct Started {
     pub(super) device: Device,
 }
 
-/// What the role brings: the device of a primary, the connections of a secondary.
+/// What the role brings: the devices of a primary, the connections of a secondary.
 pub(super) enum Device {
-    Listener { listener: OwnedFd, size: u64, sector: u32 },
+    Primary { nbd: Option<OwnedFd>, gate: Option<gate::Opened>, size: u64, sector: u32 },
     Connections { out: OwnedFd, in_: OwnedFd },
 }
 
@@ -93,8 +99,20 @@ pub(super) fn receive(channel: &Channel) -> Result<Option<Start>, StartError> {
     }
 }
 
-/// Opens the log, checks the provider, makes the engine (at time zero) and drops privileges.
-pub(super) fn open(start: Start) -> Result<Started, StartError> {
+/// Opens the log, checks the provider, makes the engine (at time zero) and the device, and drops privileges.
+pub(super) fn open(mut start: Start) -> Result<Started, StartError> {
+    let control = match &mut start.kind {
+        StartKind::Primary { gate, .. } => gate.take(),
+        StartKind::Secondary { .. } => None,
+    };
+    let name = hast_ggate::device_name(&start.resource.provname);
+    let refused = |error| StartError::Device { name, error };
+    let gate = control.map(gate::kernel).transpose().map_err(refused)?;
+    open_with(start, gate)
+}
+
+/// The same, with this GEOM Gate.
+pub(super) fn open_with(start: Start, gate: Option<Arc<dyn Gate>>) -> Result<Started, StartError> {
     let role = start.role();
     let Start { resource, debug, background, drop_privileges, boot, forced, provider, kind } = start;
     // The socket to the system log must be open before the root directory changes.
@@ -113,10 +131,11 @@ pub(super) fn open(start: Start) -> Result<Started, StartError> {
     let host = Host { boot, wall };
     let (size, sector) = (layout.datasize(), layout.sectorsize());
     let (engine, device) = match kind {
-        StartKind::Primary { nbd } => {
+        StartKind::Primary { nbd, .. } => {
+            let gate = gate.map(|gate| open_device(gate, &resource, &layout)).transpose()?;
             let start = PrimaryStart { settings, metadata, layout, map, random: random()?, host, forced };
             let primary = Primary::new(start, Duration::ZERO);
-            (Engine::Primary(Box::new(primary)), Device::Listener { listener: nbd, size, sector })
+            (Engine::Primary(Box::new(primary)), Device::Primary { nbd, gate, size, sector })
         }
         StartKind::Secondary { out, in_, version, ext, hello } => {
             let start = SecondaryStart { metadata, layout, map, settings, version, ext, host, hello };
@@ -128,6 +147,23 @@ pub(super) fn open(start: Start) -> Result<Started, StartError> {
         log::info!("Privileges successfully dropped.");
     }
     Ok(Started { engine, provider, resource, device })
+}
+
+/// Creates the device, or takes over what a predecessor left.
+fn open_device(
+    gate: Arc<dyn Gate>,
+    resource: &Resource,
+    layout: &Layout,
+) -> Result<gate::Opened, StartError> {
+    let name = hast_ggate::device_name(&resource.provname);
+    let create = Create {
+        name: name.clone(),
+        mediasize: layout.datasize(),
+        sectorsize: layout.sectorsize(),
+        info: resource.remote_text().to_owned(),
+    };
+    let source = (resource.localpath.to_string_lossy().into_owned(), layout.localoff());
+    gate::Opened::open(gate, &create, source).map_err(|error| StartError::Device { name, error })
 }
 
 /// The part of the configuration that the engine goes by.
