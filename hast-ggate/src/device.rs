@@ -1,5 +1,6 @@
 //! A device and the requests of its users.
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -166,6 +167,12 @@ impl Device {
     #[must_use]
     pub fn unit(&self) -> i32 {
         self.unit
+    }
+
+    /// The descriptor of the control device, if there is one.
+    #[must_use]
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.gate.descriptor()
     }
 
     /// Waits for a request that has to be looked at; several threads may. A write's data comes to the

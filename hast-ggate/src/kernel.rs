@@ -70,7 +70,7 @@ impl Kernel {
     /// # Errors
     ///
     /// When there are too many descriptors.
-    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
         self.control.as_fd().try_clone_to_owned()
     }
 
@@ -94,6 +94,10 @@ impl AsFd for Kernel {
 }
 
 impl Gate for Kernel {
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.control.as_fd())
+    }
+
     fn create(&self, create: &Create) -> Result<i32, Errno> {
         let mut argument = abi::Create {
             version: abi::VERSION,

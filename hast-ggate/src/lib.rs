@@ -16,6 +16,8 @@ pub use device::{Device, DeviceError, Kind, Next, Origin, Request};
 #[cfg(target_os = "freebsd")]
 pub use kernel::{Kernel, OpenError, max_request};
 
+use std::os::fd::BorrowedFd;
+
 use hast_net::errno::Errno;
 
 /// Longest device name in bytes, with the directory in front.
@@ -123,6 +125,11 @@ pub enum Answer<'a> {
 
 /// The calls of `/dev/ggctl`. Errors are what the call itself failed with.
 pub trait Gate: Send + Sync {
+    /// The descriptor that the calls are made on, if there is one.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
     /// Makes a device and gives its number. EEXIST: there is one of that name.
     fn create(&self, create: &Create) -> Result<i32, Errno>;
 

@@ -1,7 +1,7 @@
 //! Both ends of the channel against each other.
 
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use hast_conf::{Replication, Resource};
@@ -13,7 +13,7 @@ use hast_net::handshake::{Extensions, SecondHello};
 use hast_net::payload::{Checksum, Compression};
 
 use super::codec::message;
-use super::{Channel, Packet, Reload, Start, StartKind, ToSupervisor, ToWorker};
+use super::{Channel, Outgoing, Packet, Reload, Start, StartKind, ToSupervisor, ToWorker};
 
 fn channels() -> (Channel, Channel) {
     let (ours, theirs) = Channel::pair().unwrap();
@@ -238,4 +238,39 @@ fn rubbish_is_refused() {
     supervisor.send(missing.into()).unwrap();
     let error = worker.recv_from_supervisor().unwrap_err();
     assert!(error.to_string().contains("descriptor"), "{error}");
+}
+
+/// Since FreeBSD 15 a packet may be taken, and come, in pieces.
+#[test]
+fn a_packet_in_pieces_is_put_together() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let channel = Channel::new(theirs.into()).unwrap();
+    let (mut kept, given) = UnixStream::pair().unwrap();
+    let connected_message = ToWorker::Connected { side: Side::In, id: 7, socket: given.into() };
+    let mut outgoing = Outgoing::from(connected_message.encode());
+    let rest = outgoing.bytes.split_off(3);
+    assert!(outgoing.send(ours.as_fd()).unwrap());
+    for byte in rest {
+        assert_eq!(channel.recv_from_supervisor().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        (&ours).write_all(&[byte]).unwrap();
+    }
+    let Some(ToWorker::Connected { side: Side::In, id: 7, socket }) = channel.recv_from_supervisor().unwrap()
+    else {
+        panic!()
+    };
+    assert!(connected(socket, &mut kept));
+}
+
+#[test]
+fn a_packet_whose_length_is_wrong_is_refused() {
+    for head in [0, 1, u32::MAX, 65_536] {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let channel = Channel::new(theirs).unwrap();
+        let bytes = [&head.to_le_bytes()[..], b"four and more"].concat();
+        Outgoing { bytes, descriptors: Vec::new() }.send(ours.as_fd()).unwrap();
+        assert_eq!(channel.recv_from_supervisor().unwrap_err().kind(), io::ErrorKind::InvalidData);
+        // What comes next is read from its beginning.
+        ours.send_to_worker(ToWorker::Stop).unwrap();
+        assert!(matches!(channel.recv_from_supervisor().unwrap(), Some(ToWorker::Stop)));
+    }
 }

@@ -81,7 +81,7 @@ mod system {
             return Ok(None);
         }
         let kernel = Kernel::open().map_err(|error| error.to_string())?;
-        let control = kernel.descriptor().map_err(|error| hast_log::error_text(&error))?;
+        let control = kernel.duplicate().map_err(|error| hast_log::error_text(&error))?;
         let name = hast_ggate::device_name(provider_name);
         Ok(Some(GateDevice { gate: Box::new(kernel), control, name }))
     }

@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::mem;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
@@ -51,6 +51,11 @@ pub(super) struct Opened {
 }
 
 impl Opened {
+    /// The descriptor of the control device.
+    pub(super) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.device.descriptor()
+    }
+
     /// Creates the device or takes it over. `source` says where the kernel may read by itself, once that is
     /// allowed.
     pub(super) fn open(

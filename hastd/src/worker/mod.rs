@@ -15,6 +15,7 @@ mod peer;
 mod privileges;
 mod reactor;
 mod requests;
+mod sandbox;
 mod sendqueue;
 mod signals;
 mod start;
@@ -42,5 +43,6 @@ fn serve(channel: Channel) -> Result<i32, StartError> {
     let signals = Signals::catch().map_err(StartError::System)?;
     let Some(start) = start::receive(&channel)? else { return Ok(0) };
     let started = start::open(start)?;
+    start::confine(&channel, &started)?;
     Ok(Reactor::new(channel, signals, started).map_err(StartError::System)?.run())
 }

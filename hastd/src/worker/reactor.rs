@@ -89,7 +89,7 @@ enum Phase {
 impl Reactor {
     /// Puts everything together. The engine's time starts here.
     pub(super) fn new(channel: Channel, signals: Signals, started: Started) -> io::Result<Reactor> {
-        let Started { engine, provider, resource, device } = started;
+        let Started { engine, provider, resource, device, .. } = started;
         let poller = Arc::new(Poller::new()?);
         let pool = Pool::new();
         let waker = Arc::clone(&poller);

@@ -4,7 +4,7 @@
 //! Owns the refusals that end a worker before it serves anything, and their exit codes.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -21,7 +21,9 @@ use super::engine::Engine;
 use super::gate;
 use super::peer::LinkSettings;
 use super::privileges::{self, PrivilegesError};
+use super::sandbox::{self, Purpose};
 use crate::ipc::{Channel, Start, StartKind, ToWorker};
+use crate::supervisor::process::TITLE_PREFIX;
 
 /// Exit code: the provider or what is on it cannot be used (EX_NOINPUT).
 const NO_INPUT: i32 = 66;
@@ -47,6 +49,8 @@ pub(super) enum StartError {
     Channel(io::Error),
     #[error("The supervisor sent something before the start message.")]
     OutOfTurn,
+    #[error("Unable to limit the worker's rights: {}.", error_text(.0))]
+    Sandbox(io::Error),
     #[error("Unable to set up the worker: {}.", error_text(.0))]
     System(io::Error),
 }
@@ -56,7 +60,7 @@ impl StartError {
     pub(super) fn code(&self) -> i32 {
         match self {
             StartError::Provider(_) | StartError::Layout { .. } => NO_INPUT,
-            StartError::Privileges(_) => CONFIG,
+            StartError::Privileges(_) | StartError::Sandbox(_) => CONFIG,
             StartError::Device { .. }
             | StartError::Random(_)
             | StartError::Channel(_)
@@ -72,6 +76,8 @@ pub(super) struct Started {
     pub(super) provider: Provider,
     pub(super) resource: Resource,
     pub(super) device: Device,
+    /// Privileges were dropped: what is open now is all that will be.
+    pub(super) dropped: bool,
 }
 
 /// What the role brings: the devices of a primary, the connections of a secondary.
@@ -143,10 +149,36 @@ pub(super) fn open_with(start: Start, gate: Option<Arc<dyn Gate>>) -> Result<Sta
             (Engine::Secondary(Box::new(secondary)), Device::Connections { out, in_ })
         }
     };
-    if drop_privileges && privileges::drop_privileges()? {
+    let title = format!("{TITLE_PREFIX}{} ({})", resource.name, role.as_str());
+    let dropped = drop_privileges && privileges::drop_privileges(&title)?;
+    if dropped {
         log::info!("Privileges successfully dropped.");
     }
-    Ok(Started { engine, provider, resource, device })
+    Ok(Started { engine, provider, resource, device, dropped })
+}
+
+/// Leaves a worker that has dropped its privileges only what it needs of what is open, where the system can do
+/// that.
+pub(super) fn confine(channel: &Channel, started: &Started) -> Result<(), StartError> {
+    if !started.dropped {
+        return Ok(());
+    }
+    let limit = |fd: BorrowedFd<'_>, purpose| sandbox::limit(fd, purpose).map_err(StartError::Sandbox);
+    limit(channel.as_fd(), Purpose::Channel)?;
+    limit(started.provider.as_file().as_fd(), Purpose::Disk)?;
+    // A secondary's connections are limited where they are taken into use, as a primary's are.
+    if let Device::Primary { nbd, gate, .. } = &started.device {
+        if let Some(nbd) = nbd {
+            limit(nbd.as_fd(), Purpose::NbdListener)?;
+        }
+        if let Some(control) = gate.as_ref().and_then(gate::Opened::descriptor) {
+            limit(control, Purpose::Gate)?;
+        }
+    }
+    if sandbox::enter().map_err(StartError::Sandbox)? {
+        log::debug!("Capability mode entered.");
+    }
+    Ok(())
 }
 
 /// Creates the device, or takes over what a predecessor left.

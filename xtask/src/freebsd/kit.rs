@@ -316,20 +316,20 @@ fn debian_source() -> Result<PathBuf, Failure> {
     Ok(library)
 }
 
-/// The first package mirror that this machine's apt knows.
+/// The mirror of Debian's packages that this machine's apt knows.
 fn mirror() -> Result<String, Failure> {
     let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
     files.extend(fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten().map(|e| e.path()));
-    let found =
-        files.iter().filter_map(|file| fs::read_to_string(file).ok()).find_map(|text| mirror_in(&text));
-    found.ok_or_else(|| "apt knows no package mirror".to_owned())
+    let texts: Vec<String> = files.iter().filter_map(|file| fs::read_to_string(file).ok()).collect();
+    mirror_in(&texts.join("\n")).ok_or_else(|| "apt knows no mirror of Debian's packages".to_owned())
 }
 
+/// Other people's packages and the security updates are on mirrors too, but not this suite.
 fn mirror_in(text: &str) -> Option<String> {
-    text.lines().filter(|line| line.starts_with("URIs:") || line.starts_with("deb ")).find_map(|line| {
-        let mut words = line.split_whitespace();
-        words.find(|word| word.starts_with("http:") || word.starts_with("https:")).map(str::to_owned)
-    })
+    let lines = text.lines().filter(|line| line.starts_with("URIs:") || line.starts_with("deb "));
+    let mut words = lines.flat_map(str::split_whitespace);
+    let is_address = |word: &&str| word.starts_with("http:") || word.starts_with("https:");
+    words.find(|word| is_address(word) && word.trim_end_matches('/').ends_with("/debian")).map(str::to_owned)
 }
 
 fn install(packages: &[&str]) -> Result<(), Failure> {
@@ -348,11 +348,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mirror_is_found_in_both_forms_of_lists() {
-        let one_line = "# deb http://old main\ndeb [signed-by=/k] https://a.example/debian suite main\n";
+    fn the_mirror_is_found_among_others_in_both_forms_of_lists() {
+        let one_line = "# deb http://old/debian x main\ndeb [signed-by=/k] https://a.example/debian x main\n";
         assert_eq!(mirror_in(one_line).as_deref(), Some("https://a.example/debian"));
-        let stanza = "Types: deb\nURIs: http://b.example/debian\nSuites: x\n";
-        assert_eq!(mirror_in(stanza).as_deref(), Some("http://b.example/debian"));
-        assert_eq!(mirror_in("Types: deb\n"), None);
+        let others =
+            "deb https://node.example/ x main\ndeb http://c.example/debian-security x-security main\n";
+        assert_eq!(mirror_in(others), None);
+        let stanza = "Types: deb\nURIs: http://b.example/debian/\nSuites: x\n";
+        assert_eq!(mirror_in(&format!("{others}{stanza}")).as_deref(), Some("http://b.example/debian/"));
     }
 }
