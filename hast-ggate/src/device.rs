@@ -148,7 +148,11 @@ impl Device {
                     // Until it is known to be in order it is not ours to destroy.
                     device.leave();
                     device.read_here()?;
-                    device.resize(create.mediasize)?;
+                    match device.resize(create.mediasize) {
+                        // Some kernels have no other size for a device than its first.
+                        Ok(()) | Err(DeviceError::Refused { errno: Errno::EOPNOTSUPP, .. }) => {}
+                        Err(error) => return Err(error),
+                    }
                     device.released.store(false, Ordering::Relaxed);
                     return Ok((device, Origin::TakenOver));
                 }

@@ -24,8 +24,8 @@ const THREADS: usize = 2;
 const MAX_TAKEN: usize = 256;
 /// Bytes of room for a write until one needs more.
 const ROOM: usize = MAX_REQUEST as usize;
-/// The longest request, where the kernel is no real one.
-const FAKE_MAX_REQUEST: usize = 1 << 20;
+/// Bytes of the longest request that is taken, whatever the kernel says is its longest.
+const TAKEN_ANYWAY: usize = 1 << 20;
 /// How often a wait may end without a reason in a row. A device that is being destroyed ends all.
 const MAX_CANCELLED: u32 = 16;
 /// Numbers of requests from here on are this device's; below they are NBD's.
@@ -48,6 +48,8 @@ pub(super) struct Opened {
     device: Device,
     /// Where the kernel may read by itself: the provider, and where the data begins on it.
     source: (String, u64),
+    /// The longest request, in bytes. Asked for here: in capability mode the kernel does not tell.
+    longest: usize,
 }
 
 impl Opened {
@@ -68,7 +70,7 @@ impl Opened {
             Origin::Created => log::info!("Device {} created.", create.name),
             Origin::TakenOver => log::info!("Device {} recovered.", create.name),
         }
-        Ok(Opened { device, source })
+        Ok(Opened { device, source, longest: max_request() })
     }
 }
 
@@ -108,9 +110,10 @@ impl Server {
         pool: Pool,
         wake: impl Fn() + Send + Sync + 'static,
     ) -> std::io::Result<Server> {
-        let Opened { device, source } = opened;
+        let Opened { device, source, longest } = opened;
         let shared = Arc::new(Shared {
             device,
+            longest,
             pool: pool.clone(),
             state: Mutex::new(State::default()),
             room: Condvar::new(),
@@ -322,6 +325,7 @@ impl Taken {
 /// What the threads and the reactor share.
 struct Shared {
     device: Device,
+    longest: usize,
     pool: Pool,
     state: Mutex<State>,
     /// There may be room for another request, or the end has come.
@@ -366,8 +370,7 @@ impl Shared {
     }
 
     fn serve(&self) -> Result<(), DeviceError> {
-        let most = max_request();
-        let room = ROOM.min(most);
+        let room = ROOM.min(self.longest);
         let mut buffer = self.pool.take(room);
         let mut cancelled = 0;
         while self.wait_for_room() {
@@ -384,7 +387,7 @@ impl Shared {
                     };
                     self.arrive(request, data);
                 }
-                Next::TooSmall(length) if length > buffer.len() && length <= most => {
+                Next::TooSmall(length) if length > buffer.len() && length <= self.longest => {
                     buffer = self.pool.take(length);
                 }
                 Next::TooSmall(_) => {
@@ -426,12 +429,12 @@ impl Shared {
 
 #[cfg(target_os = "freebsd")]
 fn max_request() -> usize {
-    hast_ggate::max_request().max(FAKE_MAX_REQUEST)
+    hast_ggate::max_request().max(TAKEN_ANYWAY)
 }
 
 #[cfg(not(target_os = "freebsd"))]
 fn max_request() -> usize {
-    FAKE_MAX_REQUEST
+    TAKEN_ANYWAY
 }
 
 /// A write in pieces that every peer takes.
