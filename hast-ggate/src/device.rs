@@ -124,9 +124,9 @@ impl std::fmt::Display for DeviceError {
 }
 
 impl Device {
-    /// Creates the device, or takes over what a process that is gone has left under its name: then the
-    /// size is set anew, and every request comes here first (L17): the kernel may still have served reads
-    /// from a disk that is out of date by now.
+    /// Creates the device, or takes over what a process that is gone has left under its name, as large as it
+    /// is: then every request comes here first (L17), because the kernel may still have served reads from a
+    /// disk that is out of date by now.
     ///
     /// # Errors
     ///
@@ -148,11 +148,6 @@ impl Device {
                     // Until it is known to be in order it is not ours to destroy.
                     device.leave();
                     device.read_here()?;
-                    match device.resize(create.mediasize) {
-                        // Some kernels have no other size for a device than its first.
-                        Ok(()) | Err(DeviceError::Refused { errno: Errno::EOPNOTSUPP, .. }) => {}
-                        Err(error) => return Err(error),
-                    }
                     device.released.store(false, Ordering::Relaxed);
                     return Ok((device, Origin::TakenOver));
                 }
@@ -254,7 +249,8 @@ impl Device {
         self.modify("switching direct reads off", &Change::ReadHere)
     }
 
-    /// Gives the device another size in bytes.
+    /// Gives the device another size in bytes. Another thread must be waiting for requests: the kernel lets
+    /// all its classes look at the device again, and returns when they have read what they want.
     ///
     /// # Errors
     ///
