@@ -6,6 +6,7 @@
 //! `hast-engine` and nowhere here.
 
 mod command;
+mod devices;
 mod discard;
 mod disk;
 mod engine;

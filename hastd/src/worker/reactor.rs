@@ -13,14 +13,12 @@ use hast_conf::Resource;
 use hast_engine::{Action, DiskResult, OpId, Side};
 use hast_format::metadata::Role;
 use hast_log::error_text;
-use hast_nbd::Export;
 use hast_net::buffer::Pool;
 use polling::{Events, Poller};
 
+use super::devices::Devices;
 use super::disk::Disk;
 use super::engine::Engine;
-use super::gate;
-use super::nbd::Server;
 use super::peer::Link;
 use super::signals::Signals;
 use super::start::{self, Device, OS_ERROR, Started};
@@ -56,8 +54,7 @@ pub(super) struct Reactor {
     engine: Engine,
     disk: Disk,
     link: Link,
-    nbd: Option<Server>,
-    gate: Option<gate::Server>,
+    devices: Devices,
     resource: Resource,
     phase: Phase,
     /// The supervisor is gone.
@@ -99,25 +96,13 @@ impl Reactor {
         })?;
         let role = if engine.is_primary() { Role::Primary } else { Role::Secondary };
         let mut link = Link::new(&poller, (OUT, IN), pool.clone(), role, start::link_settings(&resource));
-        let (nbd, gate) = match device {
-            Device::Primary { nbd, gate, size, sector } => {
-                let has_gate = gate.is_some();
-                let waker = Arc::clone(&poller);
-                let wake = move || drop(waker.notify());
-                let gate = gate.map(|gate| gate::Server::start(gate, pool.clone(), wake)).transpose()?;
-                let export = Export::new(resource.provname.clone(), size, sector);
-                let keys = (LISTENER, FIRST_CLIENT);
-                let nbd =
-                    nbd.map(|listener| Server::new(&poller, keys, listener, export, pool)).transpose()?;
-                if !has_gate {
-                    log::info!("Device hast/{} created.", resource.provname);
-                }
-                (nbd, gate)
-            }
+        let keys = (LISTENER, FIRST_CLIENT);
+        let devices = match device {
+            Device::Primary { .. } => Devices::start(device, &resource.provname, &poller, keys, &pool)?,
             Device::Connections { out, in_ } => {
                 link.adopt(Side::Out, out)?;
                 link.adopt(Side::In, in_)?;
-                (None, None)
+                Devices::default()
             }
         };
         Ok(Reactor {
@@ -128,8 +113,7 @@ impl Reactor {
             engine,
             disk,
             link,
-            nbd,
-            gate,
+            devices,
             resource,
             phase: Phase::Running,
             orphaned: false,
@@ -147,7 +131,7 @@ impl Reactor {
         loop {
             self.settle();
             if let Some(code) = self.over() {
-                self.part_from_device(code);
+                self.devices.finish(self.has_successor(code));
                 return code;
             }
             self.watch();
@@ -165,7 +149,6 @@ impl Reactor {
             }
             self.take_completions();
             self.check_clock();
-            self.check_device();
         }
     }
 
@@ -186,15 +169,9 @@ impl Reactor {
             IN => self.receive(Side::In),
             LISTENER => {
                 let now = self.now();
-                if let Some(nbd) = &mut self.nbd {
-                    nbd.accept(now);
-                }
+                self.devices.accept(now);
             }
-            client => {
-                if let Some(nbd) = &mut self.nbd {
-                    nbd.receive(client);
-                }
-            }
+            client => self.devices.receive(client),
         }
     }
 
@@ -253,7 +230,7 @@ impl Reactor {
             // No event will say that there is room again: it was made just now.
             let has_room = was_busy && !self.link.is_busy();
             let has_room = has_room || (self.held_back && self.has_room());
-            let answered = self.nbd.as_mut().is_some_and(Server::transmit);
+            let answered = self.devices.transmit();
             if !has_room && !answered {
                 return;
             }
@@ -263,14 +240,10 @@ impl Reactor {
     /// Hands the device's requests to the engine, as many as it may have.
     fn admit(&mut self) {
         while self.phase == Phase::Running && !self.link.is_busy() {
-            let (nbd, gate) = (self.nbd.as_ref(), self.gate.as_ref());
-            let in_flight = nbd.map_or(0, Server::in_flight) + gate.map_or(0, gate::Server::in_flight);
-            if in_flight >= MAX_REQUESTS {
+            if self.devices.in_flight() >= MAX_REQUESTS {
                 return;
             }
-            let request = self.gate.as_mut().and_then(gate::Server::next_request);
-            let request = request.or_else(|| self.nbd.as_mut().and_then(Server::next_request));
-            let Some((id, op)) = request else { return };
+            let Some((id, op)) = self.devices.next_request() else { return };
             let now = self.now();
             self.engine.handle_request(now, id, op);
             self.act();
@@ -293,16 +266,7 @@ impl Reactor {
                     self.link.send(now, side, version, &message);
                 }
                 Action::Close => self.close(),
-                Action::Complete { id, result } if gate::Server::owns(id) => {
-                    if let Some(gate) = &mut self.gate {
-                        gate.complete(id, result);
-                    }
-                }
-                Action::Complete { id, result } => {
-                    if let Some(nbd) = &mut self.nbd {
-                        nbd.complete(id, result);
-                    }
-                }
+                Action::Complete { id, result } => self.devices.complete(id, result),
                 Action::Event(event) => {
                     self.link.note(event);
                     self.tell(ToSupervisor::Event(event));
@@ -313,11 +277,9 @@ impl Reactor {
         }
     }
 
-    /// L17: the kernel may read the disk by itself, or not any more. An NBD client has no way around this
-    /// process.
+    /// L17: the kernel may read the disk by itself, or not any more.
     fn direct_reads(&mut self, allowed: bool) {
-        let Some(gate) = &mut self.gate else { return };
-        if let Err(error) = gate.direct_reads(allowed) {
+        if let Err(error) = self.devices.direct_reads(allowed) {
             log::error!("{error}");
             // Nothing is acknowledged any more, least of all what made the disk out of date.
             self.fault = Some(OS_ERROR);
@@ -328,22 +290,6 @@ impl Reactor {
     /// Whether what is acknowledged can be read back.
     fn is_trusted(&self) -> bool {
         !matches!(self.phase, Phase::Leaving { deadline: Duration::ZERO, .. })
-    }
-
-    /// Comes to an end if the device cannot be served.
-    fn check_device(&mut self) {
-        if let Some(error) = self.gate.as_mut().and_then(gate::Server::take_failure) {
-            log::error!("{error}.");
-            self.fault = Some(OS_ERROR);
-            self.stop(self.stop_limit());
-        }
-    }
-
-    /// The device goes with its worker, unless the worker is about to be replaced.
-    fn part_from_device(&mut self, code: i32) {
-        if let Some(gate) = &mut self.gate {
-            gate.finish(code == TEMPORARY && !self.told_to_stop && !self.orphaned);
-        }
     }
 
     /// Drops both connections and what is being opened.
@@ -457,7 +403,7 @@ impl Reactor {
                     log::info!("Termination signal received, exiting.");
                 }
                 self.phase = Phase::Stopping { deadline: limit };
-                self.stop_devices();
+                self.devices.stop();
                 let now = self.now();
                 self.engine.handle_stop(now);
                 self.act();
@@ -467,18 +413,14 @@ impl Reactor {
 
     /// The engine has come to its end.
     fn leave(&mut self, code: i32) {
-        self.stop_devices();
+        self.devices.stop();
         let code = self.fault.unwrap_or(code);
         self.phase = Phase::Leaving { code, deadline: self.now().saturating_add(LEAVE_LIMIT) };
     }
 
-    fn stop_devices(&mut self) {
-        if let Some(nbd) = &mut self.nbd {
-            nbd.stop();
-        }
-        if let Some(gate) = &mut self.gate {
-            gate.stop();
-        }
+    /// Whether another worker will take the device over.
+    fn has_successor(&self, code: i32) -> bool {
+        code == TEMPORARY && !self.told_to_stop && !self.orphaned
     }
 
     fn is_leaving(&self) -> bool {
@@ -490,7 +432,7 @@ impl Reactor {
         let Phase::Leaving { code, deadline } = self.phase else { return None };
         let channel = self.channel.get().filter(|_| !self.orphaned);
         let pending = self.link.unsent_bytes() > 0
-            || self.nbd.as_ref().is_some_and(Server::has_unsent)
+            || self.devices.has_unsent()
             || channel.is_some_and(Channel::wants_write);
         (!pending || self.now() >= deadline).then_some(code)
     }
@@ -515,8 +457,10 @@ impl Reactor {
             self.act();
         }
         self.link.check(now);
-        if let Some(nbd) = &mut self.nbd {
-            nbd.check(now);
+        if let Err(error) = self.devices.check(now) {
+            log::error!("{error}.");
+            self.fault = Some(OS_ERROR);
+            self.stop(self.stop_limit());
         }
         if let Phase::Stopping { deadline } = self.phase
             && deadline <= now
@@ -533,11 +477,11 @@ impl Reactor {
             Phase::Stopping { deadline } | Phase::Leaving { deadline, .. } => Some(deadline),
         };
         let engine = self.engine.poll_timeout().filter(|_| !self.is_leaving());
-        let nbd = self.nbd.as_ref().and_then(Server::deadline);
         if self.link.has_failed() {
             return Some(Duration::ZERO);
         }
-        let first = [phase, engine, nbd, self.link.deadline()].into_iter().flatten().min()?;
+        let first =
+            [phase, engine, self.devices.deadline(), self.link.deadline()].into_iter().flatten().min()?;
         Some(first.saturating_sub(self.now()))
     }
 
@@ -545,9 +489,7 @@ impl Reactor {
     fn watch(&mut self) {
         let receive = !self.is_leaving();
         self.link.watch((receive && !self.held_back, receive));
-        if let Some(nbd) = &mut self.nbd {
-            nbd.watch();
-        }
+        self.devices.watch();
         let write = self.channel.get().is_some_and(Channel::wants_write);
         let (read, write) = (!self.orphaned, write && !self.orphaned);
         if let Err(error) = self.channel.want(read, write) {
