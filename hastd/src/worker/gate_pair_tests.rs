@@ -163,11 +163,12 @@ fn the_kernel_reads_by_itself_only_while_the_nodes_are_in_step() {
     }
     assert!(pair.kernel.direct_reads(DEVICE) > 0);
 
-    // Without the other node too, whoever serves them.
+    // Without the other node they come here.
     pair.reachable = false;
     pair.cut();
     pair.until("the loss of the connection", |pair| pair.events.contains(&Event::Disconnect));
     assert_eq!(pair.run(Bio::write(0, pattern(50, 4096))), Ok(Vec::new()));
+    assert_eq!(pair.kernel.reads_from(DEVICE), None, "not in step, and yet a write was acknowledged");
     assert!(pair.run(Bio::read(0, 4096)) == Ok(pattern(50, 4096)));
 
     // A new worker does not allow them until it is in step itself.
