@@ -18,6 +18,9 @@ pub const DEFAULT_PIDFILE: &str = "/var/run/hastd.pid";
 /// Seconds, unless a `timeout` statement says otherwise.
 pub const DEFAULT_TIMEOUT: u32 = 20;
 
+/// Whether devices are NBD exports unless the file says otherwise: everywhere but on FreeBSD.
+pub(crate) const HAS_NBD_BY_DEFAULT: bool = cfg!(not(target_os = "freebsd"));
+
 /// Bytes of a file that are read at most: thousands of resources.
 const MAX_FILE: u64 = 1 << 20;
 
@@ -33,8 +36,10 @@ pub struct Config {
     pub listen: Vec<Address>,
     /// No `listen` was given, so that `listen` holds the defaults for the kernel's IP families.
     pub listen_is_default: bool,
-    /// The directory in which NBD sockets appear.
+    /// The directory in which NBD sockets appear, where they do ([`Config::nbd_directory`]).
     pub nbd: PathBuf,
+    /// No `nbd` was given, so that `nbd` is the default.
+    pub nbd_is_default: bool,
     /// The resources in the order of the file.
     pub resources: Vec<Resource>,
     /// What was skipped in the file, one message each, with file, line and column.
@@ -46,6 +51,13 @@ impl Config {
     #[must_use]
     pub fn resource(&self, name: &str) -> Option<&Resource> {
         self.resources.iter().find(|resource| resource.name == name)
+    }
+
+    /// The directory in which NBD sockets appear. None if there are none: where devices are GEOM Gate's,
+    /// NBD has to be asked for.
+    #[must_use]
+    pub fn nbd_directory(&self) -> Option<&Path> {
+        (HAS_NBD_BY_DEFAULT || !self.nbd_is_default).then_some(&self.nbd)
     }
 }
 

@@ -34,7 +34,7 @@ pub fn diff(old: &Config, listening: &[Address], new: &Config) -> Changes {
                 let changed = ChangedResource {
                     old: before.clone(),
                     new: resource.clone(),
-                    nbd_moved: old.nbd != new.nbd,
+                    nbd_moved: old.nbd_directory() != new.nbd_directory(),
                 };
                 if changed.old != changed.new || changed.nbd_moved {
                     changes.changed.push(changed);

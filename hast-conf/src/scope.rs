@@ -3,10 +3,11 @@
 //! resource-node → resource → global → default; node sections before global statements. Nothing
 //! here depends on the order of the file, but that the last statement of a kind wins at its level.
 
+use crate::config::HAS_NBD_BY_DEFAULT;
 use crate::config::{Config, DEFAULT_CONTROL, DEFAULT_PIDFILE, DEFAULT_TIMEOUT, Resource};
 use crate::error::{Problem, one_of};
 use crate::lex::{Position, Token};
-use crate::nbd::{DEFAULT_NBD_DIRECTORY, nbd_socket_path};
+use crate::nbd::{DEFAULT_NBD_DIRECTORY, NbdPathError, nbd_socket_path};
 use crate::node::Node;
 use hast_net::Replication;
 use hast_net::address::{Address, DEFAULT_PORT, Endpoint, Family, Host};
@@ -97,10 +98,13 @@ impl<'a> Global<'a> {
     }
 
     pub(crate) fn finish(self, node: &Node, warnings: Vec<String>) -> Result<Config, Missing> {
-        let nbd = self.node.nbd.or(self.daemon.nbd).unwrap_or_else(|| DEFAULT_NBD_DIRECTORY.into());
+        let nbd = self.node.nbd.or(self.daemon.nbd);
+        let nbd_is_default = nbd.is_none();
+        let nbd = nbd.unwrap_or_else(|| DEFAULT_NBD_DIRECTORY.into());
+        let has_nbd = HAS_NBD_BY_DEFAULT || !nbd_is_default;
         let mut resources = Vec::with_capacity(self.sections.len());
         for section in self.sections {
-            resources.push(section.finish(&self.settings, node, &nbd)?);
+            resources.push(section.finish(&self.settings, node, &nbd, has_nbd)?);
         }
         let mut listen: Vec<Address> = Vec::new();
         for address in self.node.listen.into_iter().chain(self.daemon.listen) {
@@ -120,6 +124,7 @@ impl<'a> Global<'a> {
             listen,
             listen_is_default,
             nbd,
+            nbd_is_default,
             resources,
             warnings,
         })
@@ -149,7 +154,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    fn finish(self, global: &Settings, node: &Node, nbd: &Path) -> Result<Resource, Missing> {
+    fn finish(self, global: &Settings, node: &Node, nbd: &Path, has_nbd: bool) -> Result<Resource, Missing> {
         let Section { at, settings: own, node: values, .. } = self;
         let name = self.name.to_owned();
         if !self.has_node {
@@ -170,7 +175,9 @@ impl<'a> Section<'a> {
             return Err(Missing { at, problem: Problem::NoLocal { resource: name }, expected });
         };
         let provname = values.provname.or(self.provname).unwrap_or(Placed { value: name.clone(), at });
-        if let Err(error) = nbd_socket_path(nbd, &provname.value) {
+        if let Err(error) = nbd_socket_path(nbd, &provname.value)
+            && (has_nbd || !matches!(error, NbdPathError::TooLong { .. }))
+        {
             let expected = "another `name` or another `nbd` directory".to_owned();
             let problem = Problem::NbdPath { resource: name, error };
             return Err(Missing { at: provname.at, problem, expected });

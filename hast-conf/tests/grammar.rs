@@ -4,7 +4,7 @@
 mod common;
 
 use common::{config, error, node, resource, with};
-use hast_conf::{Address, Checksum, Compression, Replication, parse};
+use hast_conf::{Address, Checksum, Compression, DEFAULT_NBD_DIRECTORY, Replication, parse};
 use std::path::{Path, PathBuf};
 
 fn texts(addresses: &[Address]) -> Vec<&str> {
@@ -446,5 +446,17 @@ fn other_nodes_values_are_checked_too() {
         "on b { nbd relative }",
     ] {
         error(text);
+    }
+}
+
+/// Where devices are GEOM Gate's, NBD has to be asked for; elsewhere it is what there is.
+#[test]
+fn nbd_sockets_appear_where_the_file_or_the_system_says() {
+    let by_default = config("");
+    let directory = (!cfg!(target_os = "freebsd")).then(|| Path::new(DEFAULT_NBD_DIRECTORY));
+    assert_eq!((by_default.nbd_directory(), by_default.nbd_is_default), (directory, true));
+    for text in ["nbd /n", "#% nbd /n", "on a { nbd /n }"] {
+        let asked_for = config(text);
+        assert_eq!((asked_for.nbd_directory(), asked_for.nbd_is_default), (Some(Path::new("/n")), false));
     }
 }

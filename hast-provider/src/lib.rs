@@ -11,7 +11,7 @@ mod device;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -51,18 +51,22 @@ impl Provider {
         };
         // O_NONBLOCK: opening a FIFO by mistake must not hang.
         let mut flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-        if write
-            && cfg!(target_os = "linux")
-            && fs::metadata(path).map_err(open)?.file_type().is_block_device()
-        {
+        let is_disk = device::is_disk(fs::metadata(path).map_err(open)?.file_type());
+        if is_disk && cfg!(target_os = "freebsd") {
+            // GEOM knows no such flag: taking it away again would fail.
+            flags -= OFlag::O_NONBLOCK;
+        }
+        if is_disk && write && cfg!(target_os = "linux") {
             flags |= OFlag::O_EXCL;
         }
         let file =
             OpenOptions::new().read(true).write(write).custom_flags(flags.bits()).open(path).map_err(open)?;
         let provider = Provider::measure(file, path)?;
-        let flags = if write { OFlag::O_RDWR } else { OFlag::O_RDONLY };
-        fcntl(&provider.file, FcntlArg::F_SETFL(flags))
-            .map_err(|errno| ProviderError::Open { path: path.to_owned(), error: errno.into() })?;
+        if flags.contains(OFlag::O_NONBLOCK) {
+            let flags = if write { OFlag::O_RDWR } else { OFlag::O_RDONLY };
+            fcntl(&provider.file, FcntlArg::F_SETFL(flags))
+                .map_err(|errno| ProviderError::Open { path: path.to_owned(), error: errno.into() })?;
+        }
         Ok(provider)
     }
 

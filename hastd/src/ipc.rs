@@ -26,9 +26,9 @@ use nix::sys::socket::{
     sendmsg, socketpair,
 };
 
-/// Longest packet, in bytes. FreeBSD's limit for one packet is 65536 by default; a start message is below 10 KiB.
+/// Longest packet, in bytes, its length included. FreeBSD's limit for one packet is 65536 by default; a start message is below 10 KiB.
 const PACKET_MAX: usize = 65536;
-/// Most descriptors in one packet: provider and two sockets.
+/// Most descriptors in one packet: provider and two sockets, or provider and both kinds of device.
 const DESCRIPTORS_MAX: usize = 3;
 /// Packets kept for a peer that does not read; one more is an error.
 const QUEUE_MAX: usize = 1024;
@@ -104,8 +104,10 @@ impl Start {
 pub enum StartKind {
     /// A primary.
     Primary {
-        /// Listening socket for NBD clients, non-blocking.
-        nbd: OwnedFd,
+        /// Listening socket for NBD clients, non-blocking, if there is to be one.
+        nbd: Option<OwnedFd>,
+        /// GEOM Gate's control device, if the device is to be made there.
+        gate: Option<OwnedFd>,
     },
     /// A secondary with a primary that has completed the second step of the handshake.
     Secondary {
@@ -163,7 +165,8 @@ pub enum ToSupervisor {
 #[derive(Debug)]
 pub struct Channel {
     socket: OwnedFd,
-    unsent: RefCell<VecDeque<Packet>>,
+    unsent: RefCell<VecDeque<Outgoing>>,
+    incoming: RefCell<Incoming>,
 }
 
 impl Channel {
@@ -171,14 +174,14 @@ impl Channel {
     pub fn pair() -> io::Result<(Channel, OwnedFd)> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
-        Ok((Channel { socket: ours, unsent: RefCell::default() }, theirs))
+        Ok((Channel { socket: ours, unsent: RefCell::default(), incoming: RefCell::default() }, theirs))
     }
 
     /// The channel on a descriptor that came from elsewhere; makes it non-blocking.
     pub fn new(socket: OwnedFd) -> io::Result<Channel> {
         let flags = OFlag::from_bits_retain(fcntl(&socket, FcntlArg::F_GETFL)?);
         fcntl(&socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        Ok(Channel { socket, unsent: RefCell::default() })
+        Ok(Channel { socket, unsent: RefCell::default(), incoming: RefCell::default() })
     }
 
     /// Sends to the worker, or keeps the message until [`Channel::flush`] when the socket is full.
@@ -211,12 +214,11 @@ impl Channel {
     /// Sends what waits, as far as the socket takes it.
     pub fn flush(&self) -> io::Result<()> {
         let mut unsent = self.unsent.borrow_mut();
-        while let Some(packet) = unsent.front() {
-            match packet.send(self.socket.as_fd()) {
-                Ok(()) => drop(unsent.pop_front()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error),
+        while let Some(packet) = unsent.front_mut() {
+            if !packet.send(self.socket.as_fd())? {
+                return Ok(());
             }
+            unsent.pop_front();
         }
         Ok(())
     }
@@ -230,15 +232,18 @@ impl Channel {
                     "the other process does not read its messages",
                 ));
             }
-            unsent.push_back(packet);
+            unsent.push_back(packet.into());
         }
         self.flush()
     }
 
     fn recv(&self) -> io::Result<Option<Packet>> {
-        match Packet::recv(self.socket.as_fd()) {
+        let mut incoming = self.incoming.borrow_mut();
+        match incoming.recv(self.socket.as_fd()) {
             // Linux says so once, and only then hands out what the other end had still sent.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Packet::recv(self.socket.as_fd()),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                incoming.recv(self.socket.as_fd())
+            }
             other => other,
         }
     }
@@ -256,33 +261,84 @@ impl AsRawFd for Channel {
     }
 }
 
-/// One packet: the list, and the descriptors that travel with it.
+/// One message: the list, and the descriptors that travel with it.
 #[derive(Debug)]
 struct Packet {
     nv: Vec<u8>,
     descriptors: Vec<OwnedFd>,
 }
 
-impl Packet {
-    fn send(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
-        let bytes = [IoSlice::new(&self.nv)];
-        let descriptors: Vec<RawFd> = self.descriptors.iter().map(AsRawFd::as_raw_fd).collect();
-        let rights = [ControlMessage::ScmRights(&descriptors)];
-        let rights: &[ControlMessage<'_>] = if descriptors.is_empty() { &[] } else { &rights };
+/// A packet on its way out: its length, its list, and what the socket has not taken of either.
+#[derive(Debug)]
+struct Outgoing {
+    bytes: Vec<u8>,
+    descriptors: Vec<OwnedFd>,
+}
+
+impl From<Packet> for Outgoing {
+    fn from(packet: Packet) -> Outgoing {
+        let length = u32::try_from(packet.nv.len()).unwrap_or(u32::MAX);
+        let bytes = [&length.to_le_bytes()[..], &packet.nv].concat();
+        Outgoing { bytes, descriptors: packet.descriptors }
+    }
+}
+
+impl Outgoing {
+    /// Sends as much as the socket takes. True once nothing is left; false if the socket is full.
+    fn send(&mut self, socket: BorrowedFd<'_>) -> io::Result<bool> {
+        // Since FreeBSD 15 a packet ends where the sender says so.
+        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_EOR;
+        while !self.bytes.is_empty() {
+            let bytes = [IoSlice::new(&self.bytes)];
+            let descriptors: Vec<RawFd> = self.descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+            let rights = [ControlMessage::ScmRights(&descriptors)];
+            let rights: &[ControlMessage<'_>] = if descriptors.is_empty() { &[] } else { &rights };
+            match sendmsg::<UnixAddr>(socket.as_raw_fd(), &bytes, rights, flags, None) {
+                Ok(0) => return Ok(false),
+                Ok(sent) => {
+                    self.bytes.drain(..sent.min(self.bytes.len()));
+                    // They go with the first byte.
+                    self.descriptors.clear();
+                }
+                Err(Errno::EINTR) => {}
+                Err(error) if is_full(error) => return Ok(false),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Whether there is only no room now. FreeBSD up to 14 says so in other words if there is some, but not enough.
+fn is_full(error: Errno) -> bool {
+    error == Errno::EAGAIN
+        || (cfg!(target_os = "freebsd") && matches!(error, Errno::EMSGSIZE | Errno::ENOBUFS))
+}
+
+/// What has come of a packet. It comes in one piece, except that since FreeBSD 15 it need not.
+#[derive(Debug, Default)]
+struct Incoming {
+    bytes: Vec<u8>,
+    descriptors: Vec<OwnedFd>,
+}
+
+impl Incoming {
+    /// The next packet. None: the other end is closed.
+    fn recv(&mut self, socket: BorrowedFd<'_>) -> io::Result<Option<Packet>> {
         loop {
-            return match sendmsg::<UnixAddr>(socket.as_raw_fd(), &bytes, rights, MsgFlags::MSG_NOSIGNAL, None)
-            {
-                Ok(_) => Ok(()),
-                Err(Errno::EINTR) => continue,
-                Err(error) => Err(error.into()),
-            };
+            if !self.read(socket)? {
+                return Ok(None);
+            }
+            if let Some(packet) = self.complete()? {
+                return Ok(Some(packet));
+            }
         }
     }
 
-    fn recv(socket: BorrowedFd<'_>) -> io::Result<Option<Packet>> {
+    /// Receives once. False: the other end is closed.
+    fn read(&mut self, socket: BorrowedFd<'_>) -> io::Result<bool> {
         let mut bytes = vec![0; PACKET_MAX];
         let mut space = nix::cmsg_space!([RawFd; DESCRIPTORS_MAX]);
-        let mut descriptors = Vec::new();
         let (length, flags) = {
             let mut slices = [IoSliceMut::new(&mut bytes)];
             let received = recvmsg::<UnixAddr>(
@@ -296,19 +352,37 @@ impl Packet {
                     for number in numbers {
                         // SAFETY: the kernel has just installed this descriptor for this very message and
                         // told its number to nobody else: it is open and has no owner yet.
-                        descriptors.push(unsafe { OwnedFd::from_raw_fd(number) });
+                        self.descriptors.push(unsafe { OwnedFd::from_raw_fd(number) });
                     }
                 }
             }
             (received.bytes, received.flags)
         };
         if length == 0 {
-            return Ok(None);
+            return Ok(false);
         }
         if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+            *self = Incoming::default();
             return Err(codec::invalid("it was cut"));
         }
-        bytes.truncate(length);
-        Ok(Some(Packet { nv: bytes, descriptors }))
+        self.bytes.extend_from_slice(bytes.get(..length).unwrap_or_default());
+        Ok(true)
+    }
+
+    /// The packet, if all of it is there.
+    fn complete(&mut self) -> io::Result<Option<Packet>> {
+        let Some((head, nv)) = self.bytes.split_first_chunk() else { return Ok(None) };
+        let expected = u32::from_le_bytes(*head) as usize;
+        if nv.len() < expected && expected < PACKET_MAX {
+            return Ok(None);
+        }
+        let Incoming { bytes, descriptors } = std::mem::take(self);
+        if bytes.len() != expected.saturating_add(HEAD) {
+            return Err(codec::invalid("its length is wrong"));
+        }
+        Ok(Some(Packet { nv: bytes.get(HEAD..).unwrap_or_default().to_vec(), descriptors }))
     }
 }
+
+/// Bytes in front of the list: its length.
+const HEAD: usize = size_of::<u32>();

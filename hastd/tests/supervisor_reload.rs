@@ -150,7 +150,7 @@ fn an_address_that_was_taken_is_tried_again_at_each_reload() {
     }
     drop(taken);
     daemon.reload();
-    assert!(place.log().contains(&format!("Listening on address tcp4://{}:{busy}.", place.address)));
+    place.wait_for_log(&format!("Listening on address tcp4://{}:{busy}.", place.address));
     TcpStream::connect((place.address, busy)).unwrap();
     // Once it is open it stays open.
     daemon.reload();

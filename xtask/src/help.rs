@@ -9,6 +9,13 @@ cargo xtask demo [--keep]
     brought back. Needs no root and no packages; ends within two minutes with
     a verdict. --keep leaves the pair running and says how to use it.
 
+cargo xtask freebsd check|clippy|build|test [--arch aarch64]
+    Checks, lints or builds the workspace for FreeBSD 14 on Linux. What it needs
+    comes from package registries and is kept in ~/.cache/hast-freebsd, or where
+    HAST_FREEBSD_HOME says. build makes hastd and hastctl and looks whether they
+    are programs that FreeBSD runs; test links the test programs too. ci is what
+    CI does: lint, link, look, and see that what only Linux has does not link.
+
 cargo xtask test [--list] [STEP ...]
     Runs everything that CI runs, or only the steps named. As root on a system
     with apt it installs the packages that the tests need; otherwise it says

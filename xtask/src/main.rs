@@ -1,6 +1,7 @@
 //! `cargo xtask <command>`: what the README asks a person to type.
 
 mod demo;
+mod freebsd;
 mod help;
 mod sim;
 mod test;
@@ -27,6 +28,7 @@ fn run() -> Result<ExitCode, lexopt::Error> {
         Some(Value(command)) => match command.to_str() {
             Some("help") => Ok(help::show()),
             Some("demo") => demo::main(parser),
+            Some("freebsd") => freebsd::main(parser),
             Some("sim") => sim::main(parser),
             Some("test") => test::main(parser),
             Some("torture") => torture::main(parser),

@@ -81,7 +81,11 @@ impl Start {
         nv.u8_array("boot", &self.boot);
         nv.u8("forced", self.forced.into());
         let descriptors = match self.kind {
-            StartKind::Primary { nbd } => vec![self.provider, nbd],
+            StartKind::Primary { nbd, gate } => {
+                nv.u8("nbd", nbd.is_some().into());
+                nv.u8("gate", gate.is_some().into());
+                [Some(self.provider), nbd, gate].into_iter().flatten().collect()
+            }
             StartKind::Secondary { out, in_, version, ext, hello } => {
                 nv.u8("version", version);
                 nv.str("ext", &ext.words());
@@ -103,7 +107,13 @@ impl Start {
         let resource = get_resource(list)?;
         let provider = descriptors.next()?;
         let kind = match need(list.str("role").and_then(Role::parse), "role")? {
-            Role::Primary => StartKind::Primary { nbd: descriptors.next()? },
+            Role::Primary => {
+                let mut if_sent = |name: &str| match need(list.u8(name), name)? {
+                    0 => Ok(None),
+                    _ => descriptors.next().map(Some),
+                };
+                StartKind::Primary { nbd: if_sent("nbd")?, gate: if_sent("gate")? }
+            }
             Role::Secondary => StartKind::Secondary {
                 out: descriptors.next()?,
                 in_: descriptors.next()?,

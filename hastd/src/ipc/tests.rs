@@ -1,7 +1,7 @@
 //! Both ends of the channel against each other.
 
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use hast_conf::{Replication, Resource};
@@ -13,7 +13,7 @@ use hast_net::handshake::{Extensions, SecondHello};
 use hast_net::payload::{Checksum, Compression};
 
 use super::codec::message;
-use super::{Channel, Packet, Reload, Start, StartKind, ToSupervisor, ToWorker};
+use super::{Channel, Outgoing, Packet, Reload, Start, StartKind, ToSupervisor, ToWorker};
 
 fn channels() -> (Channel, Channel) {
     let (ours, theirs) = Channel::pair().unwrap();
@@ -90,10 +90,17 @@ fn a_secondary_starts_with_everything_it_was_given() {
 }
 
 #[test]
-fn a_primary_starts_with_its_listener() {
+fn a_primary_starts_with_its_devices() {
+    for has in [(true, false), (false, true), (true, true), (false, false)] {
+        a_primary_starts_with(has);
+    }
+}
+
+fn a_primary_starts_with(has: (bool, bool)) {
     let (supervisor, worker) = channels();
     let (mut provider, given_provider) = UnixStream::pair().unwrap();
     let (mut nbd, given_nbd) = UnixStream::pair().unwrap();
+    let (mut gate, given_gate) = UnixStream::pair().unwrap();
     let start = Start {
         resource: resource("tcp4://10.9.0.2"),
         debug: 0,
@@ -102,16 +109,21 @@ fn a_primary_starts_with_its_listener() {
         boot: [0; 16],
         forced: true,
         provider: given_provider.into(),
-        kind: StartKind::Primary { nbd: given_nbd.into() },
+        kind: StartKind::Primary {
+            nbd: has.0.then(|| given_nbd.into()),
+            gate: has.1.then(|| given_gate.into()),
+        },
     };
     supervisor.send_to_worker(ToWorker::Start(Box::new(start))).unwrap();
     let Some(ToWorker::Start(start)) = worker.recv_from_supervisor().unwrap() else { panic!() };
     assert_eq!(start.role(), Role::Primary);
     assert_eq!(start.resource, resource("tcp4://10.9.0.2"));
     assert!(start.forced);
-    let StartKind::Primary { nbd: received } = start.kind else { panic!() };
+    let StartKind::Primary { nbd: received, gate: received_gate } = start.kind else { panic!() };
     assert!(connected(start.provider, &mut provider));
-    assert!(connected(received, &mut nbd));
+    assert_eq!((received.is_some(), received_gate.is_some()), has);
+    assert!(received.is_none_or(|received| connected(received, &mut nbd)));
+    assert!(received_gate.is_none_or(|received| connected(received, &mut gate)));
 }
 
 #[test]
@@ -228,4 +240,39 @@ fn rubbish_is_refused() {
     supervisor.send(missing.into()).unwrap();
     let error = worker.recv_from_supervisor().unwrap_err();
     assert!(error.to_string().contains("descriptor"), "{error}");
+}
+
+/// Since FreeBSD 15 a packet may be taken, and come, in pieces.
+#[test]
+fn a_packet_in_pieces_is_put_together() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let channel = Channel::new(theirs.into()).unwrap();
+    let (mut kept, given) = UnixStream::pair().unwrap();
+    let connected_message = ToWorker::Connected { side: Side::In, id: 7, socket: given.into() };
+    let mut outgoing = Outgoing::from(connected_message.encode());
+    let rest = outgoing.bytes.split_off(3);
+    assert!(outgoing.send(ours.as_fd()).unwrap());
+    for byte in rest {
+        assert_eq!(channel.recv_from_supervisor().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        (&ours).write_all(&[byte]).unwrap();
+    }
+    let Some(ToWorker::Connected { side: Side::In, id: 7, socket }) = channel.recv_from_supervisor().unwrap()
+    else {
+        panic!()
+    };
+    assert!(connected(socket, &mut kept));
+}
+
+#[test]
+fn a_packet_whose_length_is_wrong_is_refused() {
+    for head in [0, 1, u32::MAX, 65_536] {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let channel = Channel::new(theirs).unwrap();
+        let bytes = [&head.to_le_bytes()[..], b"four and more"].concat();
+        Outgoing { bytes, descriptors: Vec::new() }.send(ours.as_fd()).unwrap();
+        assert_eq!(channel.recv_from_supervisor().unwrap_err().kind(), io::ErrorKind::InvalidData);
+        // What comes next is read from its beginning.
+        ours.send_to_worker(ToWorker::Stop).unwrap();
+        assert!(matches!(channel.recv_from_supervisor().unwrap(), Some(ToWorker::Stop)));
+    }
 }

@@ -8,6 +8,7 @@
 mod connect;
 mod control;
 mod daemon;
+mod device;
 mod handshake;
 mod hooks;
 mod jobs;
@@ -293,7 +294,7 @@ impl Supervisor {
         self.resources.iter().position(|resource| !resource.leaving && resource.config.name == name)
     }
 
-    fn add_resource(&mut self, config: hast_conf::Resource, nbd_directory: PathBuf) {
+    fn add_resource(&mut self, config: hast_conf::Resource, nbd_directory: Option<PathBuf>) {
         let id = ResourceId(self.next_resource);
         self.next_resource = self.next_resource.wrapping_add(1);
         self.resources.push(Resource::new(id, config, nbd_directory));

@@ -233,11 +233,11 @@ impl Supervisor {
         let Some(resource) = self.resources.get_mut(index) else { return false };
         resource.forced = forced;
         let scope = resource.scope();
-        let nbd = match &resource.nbd {
-            Some(nbd) => nbd.socket().try_clone().map(OwnedFd::from),
-            None => Err(io::Error::new(io::ErrorKind::NotFound, "the device has no socket")),
+        let kind = match &resource.device {
+            Some(device) => device.for_worker(),
+            None => Err(io::Error::new(io::ErrorKind::NotFound, "there is no device")),
         };
-        let started = nbd.and_then(|nbd| self.start_worker(index, StartKind::Primary { nbd }, forced));
+        let started = kind.and_then(|kind| self.start_worker(index, kind, forced));
         drop(scope);
         if let Err(error) = &started {
             if let Some(resource) = self.resources.get(index) {
@@ -278,7 +278,7 @@ impl Supervisor {
         log::warn!("Role changed back to {}: there is no worker.", Role::Init.as_str());
         resource.role = Role::Init;
         resource.provider = None;
-        resource.nbd = None;
+        resource.device = None;
         resource.restart = None;
         resource.forced = false;
     }

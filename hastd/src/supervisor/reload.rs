@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use hast_conf::{Action, Changes, Config};
@@ -194,7 +195,7 @@ impl Supervisor {
     }
 
     fn change_resources(&mut self, reload: &Reload, now: Instant) {
-        let (changes, nbd) = (&reload.changes, &reload.config.nbd);
+        let (changes, nbd) = (&reload.changes, reload.config.nbd_directory().map(Path::to_owned));
         for gone in &changes.removed {
             let Some(index) = self.resource_named(&gone.name) else { continue };
             log::info!("Resource {} removed.", gone.name);
@@ -221,7 +222,7 @@ impl Supervisor {
                     let told = WorkerReload { resource: changed.new.clone(), reconnect };
                     self.tell_worker(index, ToWorker::Reload(Box::new(told)));
                 }
-                Action::Nothing if resource.is_settled() => resource.nbd_directory.clone_from(nbd),
+                Action::Nothing if resource.is_settled() => resource.nbd_directory.clone_from(&nbd),
                 Action::Apply { .. } | Action::Nothing | Action::Restart => {
                     log::info!("Resource {} restarted.", changed.new.name);
                     drop(scope);

@@ -9,10 +9,10 @@ use hast_net::handshake::{Extensions, SecondHello, Token};
 use hast_provider::Provider;
 use socket2::Socket;
 
+use super::device::Device;
 use super::jobs::JobId;
 use super::process::Worker;
 use super::promotion::Promotion;
-use super::unix::UnixListener;
 use crate::watch::Watched;
 use crate::worker::longest_end;
 
@@ -28,16 +28,16 @@ pub(super) struct ResourceId(pub(super) u64);
 pub(super) struct Resource {
     pub(super) id: ResourceId,
     pub(super) config: hast_conf::Resource,
-    /// Where the socket of its device appears.
-    pub(super) nbd_directory: PathBuf,
+    /// Where the socket of its device appears, if it has one.
+    pub(super) nbd_directory: Option<PathBuf>,
     pub(super) role: Role,
     /// Open and locked in every role but init. A secondary may lack it: then it is tried again when a primary
     /// comes.
     pub(super) provider: Option<Provider>,
     /// That is being done.
     pub(super) opening: Option<JobId>,
-    /// The device's socket: there as long as the role is primary, across restarts of the worker.
-    pub(super) nbd: Option<UnixListener>,
+    /// There as long as the role is primary, across restarts of the worker.
+    pub(super) device: Option<Device>,
     pub(super) worker: Option<Worker>,
     /// A primary's data is wanted whatever is known of it, and no worker has written that down yet.
     pub(super) forced: bool,
@@ -54,7 +54,11 @@ pub(super) struct Resource {
 }
 
 impl Resource {
-    pub(super) fn new(id: ResourceId, config: hast_conf::Resource, nbd_directory: PathBuf) -> Resource {
+    pub(super) fn new(
+        id: ResourceId,
+        config: hast_conf::Resource,
+        nbd_directory: Option<PathBuf>,
+    ) -> Resource {
         Resource {
             id,
             config,
@@ -62,7 +66,7 @@ impl Resource {
             role: Role::Init,
             provider: None,
             opening: None,
-            nbd: None,
+            device: None,
             worker: None,
             forced: false,
             restart: None,
@@ -138,7 +142,7 @@ pub(super) enum Task {
         waiter: Option<Waiter>,
     },
     /// Take another configuration; only in role init.
-    Replace(Box<(hast_conf::Resource, PathBuf)>),
+    Replace(Box<(hast_conf::Resource, Option<PathBuf>)>),
     /// Forget the resource; only in role init.
     Remove,
 }
@@ -220,7 +224,7 @@ mod tests {
         let node = hast_conf::Node::named("a");
         let text = "resource r { timeout 5 local /dev/null on a { remote none } }";
         let config = hast_conf::parse(text, "test", &node).unwrap();
-        Resource::new(ResourceId(1), config.resources[0].clone(), config.nbd)
+        Resource::new(ResourceId(1), config.resources[0].clone(), Some(config.nbd))
     }
 
     fn change(role: Role) -> Option<Change> {

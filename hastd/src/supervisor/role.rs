@@ -14,10 +14,10 @@ use hast_format::metadata::{Metadata, Role};
 use hast_net::control::Entry;
 use hast_provider::Provider;
 
+use super::device::Device;
 use super::jobs::{JobId, UnusableError};
 use super::promotion::{Outdated, Promotion};
 use super::resource::{Change, Pending, Step, Task, Waiter};
-use super::unix::UnixListener;
 use super::{EX_NOINPUT, EX_OSERR, Supervisor};
 
 impl Supervisor {
@@ -160,14 +160,10 @@ impl Supervisor {
         let role = change.role;
         let was = resource.role;
         let scope = resource.scope();
-        resource.nbd = None;
+        resource.device = None;
         if role == Role::Primary {
-            match hast_conf::nbd_socket_path(&resource.nbd_directory, &resource.config.provname)
-                .map_err(|error| error.to_string())
-                .and_then(|path| {
-                    UnixListener::bind_with_directories(&path).map_err(|error| error.to_string())
-                }) {
-                Ok(nbd) => resource.nbd = Some(nbd),
+            match Device::open(resource.nbd_directory.as_deref(), &resource.config.provname) {
+                Ok(device) => resource.device = Some(device),
                 Err(error) => {
                     log::error!("Device cannot be created: {error}");
                     drop(scope);

@@ -1,7 +1,7 @@
 //! From the command line to a running supervisor: what can fail fails before the daemon goes into the
 //! background, with the exit statuses of the original.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hast_conf::{Config, Node};
@@ -139,7 +139,8 @@ impl Prepared {
             pidfile: self.pidfile,
         };
         for resource in supervisor.config.resources.clone() {
-            supervisor.add_resource(resource, supervisor.config.nbd.clone());
+            let nbd = supervisor.config.nbd_directory().map(Path::to_owned);
+            supervisor.add_resource(resource, nbd);
         }
         if let Some(pidfile) = &mut supervisor.pidfile {
             match pidfile.write() {

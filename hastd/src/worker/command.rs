@@ -1,17 +1,14 @@
 //! One NBD command as a series of engine requests, and what becomes of it.
 //!
-//! Owns the cutting of long commands into requests that every peer takes, the flush that a FUA command ends
-//! with, and the translation of errors. Knows neither sockets nor other commands.
+//! Owns what a command means in requests, the flush that a FUA command ends with, and the translation of
+//! errors. Knows neither sockets nor other commands.
 
-use std::vec;
-
-use hast_engine::{DiskResult, MAX_REQUEST, Op};
+use hast_engine::{DiskResult, Op};
 use hast_nbd::{CommandId, Kind, NbdError};
 use hast_net::buffer::Buffer;
 use hast_net::errno::Errno;
 
-/// Bytes that one delete request covers at most.
-const MAX_DELETE: u64 = 1 << 30;
+use super::requests::Requests;
 
 /// A command on its way through the engine.
 pub(super) struct Command {
@@ -53,7 +50,7 @@ impl Command {
         Command {
             client,
             handle,
-            requests: Requests::new(kind, sector, zeroes),
+            requests: requests(kind, sector, zeroes),
             outstanding: 0,
             data: Vec::new(),
             flush: if durable { Flush::Wanted } else { Flush::No },
@@ -131,83 +128,19 @@ impl Command {
     }
 }
 
-/// The requests that a command consists of, in order of their offsets; its flush apart.
-struct Requests {
-    what: What,
-    offset: u64,
-    left: u64,
-}
-
-enum What {
-    Nothing,
-    Read,
-    Write(vec::IntoIter<Buffer>),
-    Zeroes(Buffer),
-    Delete,
-}
-
-impl Requests {
-    fn new(kind: Kind, sector: u32, zeroes: &Buffer) -> Requests {
-        let (what, offset, left) = match kind {
-            Kind::Read { offset, length } => (What::Read, offset, length.into()),
-            Kind::Write { offset, data, .. } => {
-                let length = data.iter().map(|piece| piece.len() as u64).sum();
-                (What::Write(data.into_iter()), offset, length)
-            }
-            Kind::Trim { offset, length, .. } => {
-                let (offset, length) = inward(offset, length.into(), sector);
-                (What::Delete, offset, length)
-            }
-            // What a deleted range reads as is up to the disks, and may differ between the nodes: zeroes
-            // are written, whether the client would mind a hole or not.
-            Kind::WriteZeroes { offset, length, .. } => (What::Zeroes(zeroes.clone()), offset, length.into()),
-            Kind::Cache { .. } | Kind::Flush => (What::Nothing, 0, 0),
-        };
-        Requests { what, offset, left }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.left == 0
-    }
-
-    fn is_trim(&self) -> bool {
-        matches!(self.what, What::Delete)
-    }
-}
-
-impl Iterator for Requests {
-    type Item = Op;
-
-    fn next(&mut self) -> Option<Op> {
-        if self.left == 0 {
-            return None;
+/// What a command asks of the engine, its flush apart.
+fn requests(kind: Kind, sector: u32, zeroes: &Buffer) -> Requests {
+    match kind {
+        Kind::Read { offset, length } => Requests::read(offset, length.into()),
+        Kind::Write { offset, data, .. } => Requests::write(offset, data),
+        Kind::Trim { offset, length, .. } => {
+            let (offset, length) = inward(offset, length.into(), sector);
+            Requests::delete(offset, length)
         }
-        let offset = self.offset;
-        let short = u32::try_from(self.left).unwrap_or(u32::MAX).min(MAX_REQUEST);
-        let (op, length) = match &mut self.what {
-            What::Nothing => return None,
-            What::Read => (Op::Read { offset, length: short }, u64::from(short)),
-            What::Zeroes(zeroes) => {
-                let data = zeroes.slice(0..short as usize);
-                (Op::Write { offset, data }, u64::from(short))
-            }
-            What::Write(pieces) => {
-                // An empty or missing piece cannot be; it must not end in a loop.
-                let Some(data) = pieces.next().filter(|data| !data.is_empty()) else {
-                    self.left = 0;
-                    return None;
-                };
-                let length = data.len() as u64;
-                (Op::Write { offset, data }, length)
-            }
-            What::Delete => {
-                let length = self.left.min(MAX_DELETE);
-                (Op::Delete { offset, length }, length)
-            }
-        };
-        self.left = self.left.saturating_sub(length);
-        self.offset = self.offset.saturating_add(length);
-        Some(op)
+        // What a deleted range reads as is up to the disks, and may differ between the nodes: zeroes
+        // are written, whether the client would mind a hole or not.
+        Kind::WriteZeroes { offset, length, .. } => Requests::zeroes(offset, length.into(), zeroes),
+        Kind::Cache { .. } | Kind::Flush => Requests::none(),
     }
 }
 
@@ -234,7 +167,9 @@ fn nbd_error(error: Errno) -> NbdError {
 
 #[cfg(test)]
 mod tests {
+    use super::super::requests::MAX_DELETE;
     use super::*;
+    use hast_engine::MAX_REQUEST;
     use proptest::prelude::*;
 
     fn zeroes() -> Buffer {

@@ -64,7 +64,41 @@ mod system {
         Ok(())
     }
 
-    pub(super) fn punch(_file: &File, _offset: u64, _length: u64) -> io::Result<()> {
-        Err(Errno::EOPNOTSUPP.into())
+    /// fspacectl(2). It is there since FreeBSD 14, so it is looked up: a program that names it would not even
+    /// start on an older one.
+    pub(super) fn punch(file: &File, offset: u64, length: u64) -> io::Result<()> {
+        type Fspacectl = unsafe extern "C" fn(
+            fd: libc::c_int,
+            command: libc::c_int,
+            range: *const libc::spacectl_range,
+            flags: libc::c_int,
+            left: *mut libc::spacectl_range,
+        ) -> libc::c_int;
+        let offset = libc::off_t::try_from(offset).map_err(|_| Errno::EINVAL)?;
+        let length = libc::off_t::try_from(length).map_err(|_| Errno::EINVAL)?;
+        // SAFETY: the name ends with a NUL.
+        let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"fspacectl".as_ptr()) };
+        if found.is_null() {
+            return Err(Errno::EOPNOTSUPP.into());
+        }
+        // SAFETY: the C library's function of this name has this type, and it is not null.
+        let fspacectl: Fspacectl = unsafe { std::mem::transmute(found) };
+        let mut left = libc::spacectl_range { r_offset: offset, r_len: length };
+        while left.r_len > 0 {
+            let range = left;
+            // SAFETY: both ranges are valid for the call, one to be read and one to be written; the descriptor
+            // is open because `file` is borrowed.
+            let result = unsafe {
+                fspacectl(file.as_raw_fd(), libc::SPACECTL_DEALLOC, &raw const range, 0, &raw mut left)
+            };
+            match Errno::result(result) {
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+                // Beyond the end of the file nothing can be freed, and nothing is left to be.
+                Ok(_) if left.r_offset <= range.r_offset => return Ok(()),
+                Ok(_) => {}
+            }
+        }
+        Ok(())
     }
 }

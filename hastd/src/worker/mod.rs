@@ -6,13 +6,17 @@
 //! `hast-engine` and nowhere here.
 
 mod command;
+mod devices;
 mod discard;
 mod disk;
 mod engine;
+mod gate;
 mod nbd;
 mod peer;
 mod privileges;
 mod reactor;
+mod requests;
+mod sandbox;
 mod sendqueue;
 mod signals;
 mod start;
@@ -61,5 +65,6 @@ fn serve(channel: Channel) -> Result<i32, StartError> {
         std::process::abort();
     }
     let started = start::open(start)?;
+    start::confine(&channel, &started)?;
     Ok(Reactor::new(channel, signals, started).map_err(StartError::System)?.run())
 }

@@ -19,6 +19,7 @@ use hast_net::payload::{self, Stages};
 use polling::Poller;
 use socket2::{SockRef, Socket, TcpKeepalive};
 
+use super::sandbox::{self, Purpose};
 use super::sendqueue::{Piece, SendQueue};
 use crate::watch::Watched;
 
@@ -143,6 +144,7 @@ impl Link {
             socket.set_tcp_nodelay(true)?;
         }
         watch_for_silence(&socket, self.settings.timeout);
+        sandbox::limit(socket.as_fd(), Purpose::Peer)?;
         let socket = Watched::new(&self.poller, *self.keys.get(side), socket, true, false)?;
         let receiver = Receiver::new(Limits::PEER, self.pool.clone());
         *self.connections.get_mut(side) = Some(Connection {

@@ -27,16 +27,16 @@ pub(super) enum PrivilegesError {
     Left { user: String, left: &'static str },
 }
 
-/// Becomes user [`USER`], confined to its home directory, if this process is root and the user exists.
-/// Returns whether anything was dropped.
-pub(super) fn drop_privileges() -> Result<bool, PrivilegesError> {
+/// Becomes user [`USER`], confined to its home directory, if this process is root and the user exists: in a
+/// jail of its own where there are jails, which is called `title`. Returns whether anything was dropped.
+pub(super) fn drop_privileges(title: &str) -> Result<bool, PrivilegesError> {
     if !geteuid().is_root() {
         return Ok(false);
     }
     let found = User::from_name(USER)
         .map_err(|error| PrivilegesError::Lookup { user: USER.to_owned(), error: error.into() })?;
     let Some(user) = found else { return Ok(false) };
-    Account { name: user.name, uid: user.uid, gid: user.gid, root: user.dir }.become_it()?;
+    Account { name: user.name, uid: user.uid, gid: user.gid, root: user.dir }.become_it(title)?;
     Ok(true)
 }
 
@@ -50,7 +50,7 @@ struct Account {
 }
 
 impl Account {
-    fn become_it(&self) -> Result<(), PrivilegesError> {
+    fn become_it(&self, title: &str) -> Result<(), PrivilegesError> {
         let step = |step: &str, result: nix::Result<()>| {
             result.map_err(|error| PrivilegesError::Step {
                 user: self.name.clone(),
@@ -58,7 +58,18 @@ impl Account {
                 error: error.into(),
             })
         };
-        step(&format!("change root directory to {}", self.root.display()), chroot(&self.root))?;
+        let jailed = jail::enter(&self.root, title).unwrap_or_else(|error| {
+            // None may be allowed where hastd itself runs in one.
+            log::debug!(
+                "Unable to make a jail in {}: {}.",
+                self.root.display(),
+                hast_log::error_text(&error)
+            );
+            false
+        });
+        if !jailed {
+            step(&format!("change root directory to {}", self.root.display()), chroot(&self.root))?;
+        }
         step("change directory to /", chdir(Path::new("/")))?;
         step("set groups", setgroups(&[self.gid]))?;
         step("set group", setgid(self.gid))?;
@@ -86,6 +97,46 @@ impl Account {
     }
 }
 
+#[cfg(target_os = "freebsd")]
+mod jail {
+    use std::ffi::CString;
+    use std::io;
+    use std::os::unix::ffi::OsStrExt;
+    use std::path::Path;
+    use std::ptr;
+
+    /// Makes a jail without addresses, whose root directory is `root`, and goes there.
+    pub(super) fn enter(root: &Path, title: &str) -> io::Result<bool> {
+        let path = CString::new(root.as_os_str().as_bytes())?;
+        let hostname = CString::new(title)?;
+        let mut jail = libc::jail {
+            version: libc::JAIL_API_VERSION,
+            path: path.as_ptr().cast_mut(),
+            hostname: hostname.as_ptr().cast_mut(),
+            jailname: ptr::null_mut(),
+            ip4s: 0,
+            ip6s: 0,
+            ip4: ptr::null_mut(),
+            ip6: ptr::null_mut(),
+        };
+        // SAFETY: the structure is this version's; its texts end with NUL, outlive the call and are only read;
+        // a jail may have no name, and there are no addresses behind the pointers that are null.
+        let result = unsafe { libc::jail(&raw mut jail) };
+        if result == -1 { Err(io::Error::last_os_error()) } else { Ok(true) }
+    }
+}
+
+#[cfg(not(target_os = "freebsd"))]
+mod jail {
+    use std::io;
+    use std::path::Path;
+
+    /// There are none.
+    pub(super) fn enter(_: &Path, _: &str) -> io::Result<bool> {
+        Ok(false)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,7 +158,7 @@ mod tests {
     #[test]
     fn the_process_is_confined_and_cannot_come_back() {
         if let Some(root) = std::env::var_os(ROLE) {
-            let outcome = nobody(Path::new(&root)).become_it();
+            let outcome = nobody(Path::new(&root)).become_it("hastd: test (primary)");
             let code = match outcome {
                 Ok(()) if Path::new("/only-here").exists() && !Path::new("/etc").exists() => 10,
                 Ok(()) => 11,
@@ -131,9 +182,9 @@ mod tests {
     #[test]
     fn nothing_happens_for_a_user_that_is_not_root() {
         if !geteuid().is_root() {
-            assert!(!drop_privileges().unwrap());
+            assert!(!drop_privileges("hastd: test (primary)").unwrap());
         } else if User::from_name(USER).unwrap().is_none() {
-            assert!(!drop_privileges().unwrap());
+            assert!(!drop_privileges("hastd: test (primary)").unwrap());
             assert!(geteuid().is_root());
         }
     }

@@ -12,13 +12,12 @@ use std::time::{Duration, Instant};
 use hast_conf::Resource;
 use hast_engine::{Action, DiskResult, OpId, Side};
 use hast_log::error_text;
-use hast_nbd::Export;
 use hast_net::buffer::Pool;
 use polling::{Events, Poller};
 
+use super::devices::Devices;
 use super::disk::Disk;
 use super::engine::Engine;
-use super::nbd::Server;
 use super::peer::Link;
 use super::signals::Signals;
 use super::start::{self, Device, OS_ERROR, Started};
@@ -52,13 +51,17 @@ pub(super) struct Reactor {
     engine: Engine,
     disk: Disk,
     link: Link,
-    nbd: Option<Server>,
+    devices: Devices,
     resource: Resource,
     phase: Phase,
     /// The supervisor is gone.
     orphaned: bool,
     /// The supervisor does not know yet that what was forced is durable.
     forced: bool,
+    /// The device cannot be served any longer, and the exit code says so whatever the engine does.
+    fault: Option<i32>,
+    /// A stop was asked for: nobody takes the device over.
+    told_to_stop: bool,
     /// Frames of the first connection wait until there is room for what they ask.
     held_back: bool,
     completions: Vec<(OpId, DiskResult)>,
@@ -82,7 +85,7 @@ enum Phase {
 impl Reactor {
     /// Puts everything together. The engine's time starts here.
     pub(super) fn new(channel: Channel, signals: Signals, started: Started) -> io::Result<Reactor> {
-        let Started { engine, provider, resource, device, forced } = started;
+        let Started { engine, provider, resource, device, forced, .. } = started;
         let poller = Arc::new(Poller::new()?);
         let pool = Pool::new();
         let waker = Arc::clone(&poller);
@@ -92,18 +95,13 @@ impl Reactor {
         })?;
         let mut link =
             Link::new(&poller, (OUT, IN), pool.clone(), engine.role(), start::link_settings(&resource));
-        let nbd = match device {
-            Device::Listener { listener, size, sector } => {
-                let export = Export::new(resource.provname.clone(), size, sector);
-                let keys = (LISTENER, FIRST_CLIENT);
-                let server = Server::new(&poller, keys, listener, export, pool)?;
-                log::info!("Device hast/{} created.", resource.provname);
-                Some(server)
-            }
+        let keys = (LISTENER, FIRST_CLIENT);
+        let devices = match device {
+            Device::Primary { .. } => Devices::start(device, &resource.provname, &poller, keys, &pool)?,
             Device::Connections { out, in_ } => {
                 link.adopt(Side::Out, out)?;
                 link.adopt(Side::In, in_)?;
-                None
+                Devices::default()
             }
         };
         Ok(Reactor {
@@ -114,11 +112,13 @@ impl Reactor {
             engine,
             disk,
             link,
-            nbd,
+            devices,
             resource,
             phase: Phase::Running,
             orphaned: false,
             forced,
+            fault: None,
+            told_to_stop: false,
             held_back: false,
             completions: Vec::new(),
         })
@@ -131,6 +131,7 @@ impl Reactor {
         loop {
             self.settle();
             if let Some(code) = self.over() {
+                self.devices.finish(self.has_successor(code));
                 return code;
             }
             self.watch();
@@ -160,6 +161,7 @@ impl Reactor {
             CHANNEL => self.hear_supervisor(),
             SIGNALS => {
                 if self.signals.get().is_some_and(Signals::ended) {
+                    self.told_to_stop = true;
                     self.stop(self.stop_limit());
                 }
             }
@@ -167,15 +169,9 @@ impl Reactor {
             IN => self.receive(Side::In),
             LISTENER => {
                 let now = self.now();
-                if let Some(nbd) = &mut self.nbd {
-                    nbd.accept(now);
-                }
+                self.devices.accept(now);
             }
-            client => {
-                if let Some(nbd) = &mut self.nbd {
-                    nbd.receive(client);
-                }
-            }
+            client => self.devices.receive(client),
         }
     }
 
@@ -234,21 +230,20 @@ impl Reactor {
             // No event will say that there is room again: it was made just now.
             let has_room = was_busy && !self.link.is_busy();
             let has_room = has_room || (self.held_back && self.has_room());
-            let answered = self.nbd.as_mut().is_some_and(Server::transmit);
+            let answered = self.devices.transmit();
             if !has_room && !answered {
                 return;
             }
         }
     }
 
-    /// Hands clients' requests to the engine, as many as it may have.
+    /// Hands the device's requests to the engine, as many as it may have.
     fn admit(&mut self) {
         while self.phase == Phase::Running && !self.link.is_busy() && self.engine.wants_requests() {
-            let Some(nbd) = &mut self.nbd else { return };
-            if nbd.in_flight() >= MAX_REQUESTS {
+            if self.devices.in_flight() >= MAX_REQUESTS {
                 return;
             }
-            let Some((id, op)) = nbd.next_request() else { return };
+            let Some((id, op)) = self.devices.next_request() else { return };
             let now = self.now();
             self.engine.handle_request(now, id, op);
             self.act();
@@ -262,7 +257,9 @@ impl Reactor {
             self.forced = false;
             self.tell(ToSupervisor::Begun);
         }
-        while let Some(action) = self.engine.poll_action() {
+        while self.is_trusted()
+            && let Some(action) = self.engine.poll_action()
+        {
             match action {
                 Action::Disk { id, op } => self.disk.submit(id, op),
                 Action::Connect(side) => {
@@ -274,20 +271,30 @@ impl Reactor {
                     self.link.send(now, side, version, &message);
                 }
                 Action::Close => self.close(),
-                Action::Complete { id, result } => {
-                    if let Some(nbd) = &mut self.nbd {
-                        nbd.complete(id, result);
-                    }
-                }
+                Action::Complete { id, result } => self.devices.complete(id, result),
                 Action::Event(event) => {
                     self.link.note(event);
                     self.tell(ToSupervisor::Event(event));
                 }
-                // An NBD client has no way around this process.
-                Action::DirectReads(_) => {}
+                Action::DirectReads(allowed) => self.direct_reads(allowed),
                 Action::Exit(code) => self.leave(code),
             }
         }
+    }
+
+    /// L17: the kernel may read the disk by itself, or not any more.
+    fn direct_reads(&mut self, allowed: bool) {
+        if let Err(error) = self.devices.direct_reads(allowed) {
+            log::error!("{error}");
+            // Nothing is acknowledged any more, least of all what made the disk out of date.
+            self.fault = Some(OS_ERROR);
+            self.phase = Phase::Leaving { code: OS_ERROR, deadline: Duration::ZERO };
+        }
+    }
+
+    /// Whether what is acknowledged can be read back.
+    fn is_trusted(&self) -> bool {
+        !matches!(self.phase, Phase::Leaving { deadline: Duration::ZERO, .. })
     }
 
     /// Drops both connections and what is being opened.
@@ -367,7 +374,10 @@ impl Reactor {
             ToWorker::Status { id } => {
                 self.tell(ToSupervisor::Status { id, status: self.engine.status() });
             }
-            ToWorker::Stop => self.stop(self.stop_limit()),
+            ToWorker::Stop => {
+                self.told_to_stop = true;
+                self.stop(self.stop_limit());
+            }
         }
         self.act();
     }
@@ -395,13 +405,11 @@ impl Reactor {
             Phase::Stopping { deadline } => *deadline = limit.min(*deadline),
             Phase::Running => {
                 // The original's secondary goes without a word.
-                if self.engine.is_primary() && !self.orphaned {
+                if self.engine.is_primary() && !self.orphaned && self.fault.is_none() {
                     log::info!("Termination signal received, exiting.");
                 }
                 self.phase = Phase::Stopping { deadline: limit };
-                if let Some(nbd) = &mut self.nbd {
-                    nbd.stop();
-                }
+                self.devices.stop();
                 let now = self.now();
                 self.engine.handle_stop(now);
                 self.act();
@@ -411,10 +419,14 @@ impl Reactor {
 
     /// The engine has come to its end.
     fn leave(&mut self, code: i32) {
-        if let Some(nbd) = &mut self.nbd {
-            nbd.stop();
-        }
+        self.devices.stop();
+        let code = self.fault.unwrap_or(code);
         self.phase = Phase::Leaving { code, deadline: self.now().saturating_add(LEAVE_LIMIT) };
+    }
+
+    /// Whether another worker will take the device over.
+    fn has_successor(&self, code: i32) -> bool {
+        code == TEMPORARY && !self.told_to_stop && !self.orphaned
     }
 
     fn is_leaving(&self) -> bool {
@@ -426,7 +438,7 @@ impl Reactor {
         let Phase::Leaving { code, deadline } = self.phase else { return None };
         let channel = self.channel.get().filter(|_| !self.orphaned);
         let pending = self.link.unsent_bytes() > 0
-            || self.nbd.as_ref().is_some_and(Server::has_unsent)
+            || self.devices.has_unsent()
             || channel.is_some_and(Channel::wants_write);
         (!pending || self.now() >= deadline).then_some(code)
     }
@@ -451,8 +463,10 @@ impl Reactor {
             self.act();
         }
         self.link.check(now);
-        if let Some(nbd) = &mut self.nbd {
-            nbd.check(now);
+        if let Err(error) = self.devices.check(now) {
+            log::error!("{error}.");
+            self.fault = Some(OS_ERROR);
+            self.stop(self.stop_limit());
         }
         if let Phase::Stopping { deadline } = self.phase
             && deadline <= now
@@ -469,11 +483,11 @@ impl Reactor {
             Phase::Stopping { deadline } | Phase::Leaving { deadline, .. } => Some(deadline),
         };
         let engine = self.engine.poll_timeout().filter(|_| !self.is_leaving());
-        let nbd = self.nbd.as_ref().and_then(Server::deadline);
         if self.link.has_failed() {
             return Some(Duration::ZERO);
         }
-        let first = [phase, engine, nbd, self.link.deadline()].into_iter().flatten().min()?;
+        let first =
+            [phase, engine, self.devices.deadline(), self.link.deadline()].into_iter().flatten().min()?;
         Some(first.saturating_sub(self.now()))
     }
 
@@ -481,9 +495,7 @@ impl Reactor {
     fn watch(&mut self) {
         let receive = !self.is_leaving();
         self.link.watch((receive && !self.held_back, receive));
-        if let Some(nbd) = &mut self.nbd {
-            nbd.watch();
-        }
+        self.devices.watch();
         let write = self.channel.get().is_some_and(Channel::wants_write);
         let (read, write) = (!self.orphaned, write && !self.orphaned);
         if let Err(error) = self.channel.want(read, write) {

@@ -4,21 +4,26 @@
 //! Owns the refusals that end a worker before it serves anything, and their exit codes.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hast_conf::Resource;
 use hast_engine::{Host, Primary, PrimaryStart, Secondary, SecondaryStart, Settings};
 use hast_format::layout::{Layout, LayoutError};
+use hast_ggate::{Create, DeviceError, Gate};
 use hast_log::{Sink, error_text};
 use hast_net::payload::Stages;
 use hast_provider::{Provider, ProviderError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::engine::Engine;
+use super::gate;
 use super::peer::LinkSettings;
 use super::privileges::{self, PrivilegesError};
+use super::sandbox::{self, Purpose};
 use crate::ipc::{Channel, Start, StartKind, ToWorker};
+use crate::supervisor::process::TITLE_PREFIX;
 
 /// Exit code: the provider or what is on it cannot be used (EX_NOINPUT).
 const NO_INPUT: i32 = 66;
@@ -36,12 +41,16 @@ pub(super) enum StartError {
     Layout { path: String, error: LayoutError },
     #[error(transparent)]
     Privileges(#[from] PrivilegesError),
+    #[error("Unable to create {name} device: {error}.")]
+    Device { name: String, error: DeviceError },
     #[error("Unable to draw random numbers: {0}.")]
     Random(String),
     #[error("Unable to receive from the supervisor: {}.", error_text(.0))]
     Channel(io::Error),
     #[error("The supervisor sent something before the start message.")]
     OutOfTurn,
+    #[error("Unable to limit the worker's rights: {}.", error_text(.0))]
+    Sandbox(io::Error),
     #[error("Unable to set up the worker: {}.", error_text(.0))]
     System(io::Error),
 }
@@ -51,8 +60,9 @@ impl StartError {
     pub(super) fn code(&self) -> i32 {
         match self {
             StartError::Provider(_) | StartError::Layout { .. } => NO_INPUT,
-            StartError::Privileges(_) => CONFIG,
-            StartError::Random(_)
+            StartError::Privileges(_) | StartError::Sandbox(_) => CONFIG,
+            StartError::Device { .. }
+            | StartError::Random(_)
             | StartError::Channel(_)
             | StartError::OutOfTurn
             | StartError::System(_) => OS_ERROR,
@@ -68,11 +78,13 @@ pub(super) struct Started {
     pub(super) device: Device,
     /// A primary is to use its data whatever is known of it.
     pub(super) forced: bool,
+    /// Privileges were dropped: what is open now is all that will be.
+    pub(super) dropped: bool,
 }
 
-/// What the role brings: the device of a primary, the connections of a secondary.
+/// What the role brings: the devices of a primary, the connections of a secondary.
 pub(super) enum Device {
-    Listener { listener: OwnedFd, size: u64, sector: u32 },
+    Primary { nbd: Option<OwnedFd>, gate: Option<gate::Opened>, size: u64, sector: u32 },
     Connections { out: OwnedFd, in_: OwnedFd },
 }
 
@@ -95,8 +107,20 @@ pub(super) fn receive(channel: &Channel) -> Result<Option<Start>, StartError> {
     }
 }
 
-/// Opens the log, checks the provider, makes the engine (at time zero) and drops privileges.
-pub(super) fn open(start: Start) -> Result<Started, StartError> {
+/// Opens the log, checks the provider, makes the engine (at time zero) and the device, and drops privileges.
+pub(super) fn open(mut start: Start) -> Result<Started, StartError> {
+    let control = match &mut start.kind {
+        StartKind::Primary { gate, .. } => gate.take(),
+        StartKind::Secondary { .. } => None,
+    };
+    let name = hast_ggate::device_name(&start.resource.provname);
+    let refused = |error| StartError::Device { name, error };
+    let gate = control.map(gate::kernel).transpose().map_err(refused)?;
+    open_with(start, gate)
+}
+
+/// The same, with this GEOM Gate.
+pub(super) fn open_with(start: Start, gate: Option<Arc<dyn Gate>>) -> Result<Started, StartError> {
     let role = start.role();
     let Start { resource, debug, background, drop_privileges, boot, forced, provider, kind } = start;
     // The socket to the system log must be open before the root directory changes.
@@ -115,10 +139,11 @@ pub(super) fn open(start: Start) -> Result<Started, StartError> {
     let host = Host { boot, wall };
     let (size, sector) = (layout.datasize(), layout.sectorsize());
     let (engine, device) = match kind {
-        StartKind::Primary { nbd } => {
+        StartKind::Primary { nbd, .. } => {
+            let gate = gate.map(|gate| open_device(gate, &resource, &layout)).transpose()?;
             let start = PrimaryStart { settings, metadata, layout, map, random: random()?, host, forced };
             let primary = Primary::new(start, Duration::ZERO);
-            (Engine::Primary(Box::new(primary)), Device::Listener { listener: nbd, size, sector })
+            (Engine::Primary(Box::new(primary)), Device::Primary { nbd, gate, size, sector })
         }
         StartKind::Secondary { out, in_, version, ext, hello } => {
             let start = SecondaryStart { metadata, layout, map, settings, version, ext, host, hello };
@@ -126,10 +151,53 @@ pub(super) fn open(start: Start) -> Result<Started, StartError> {
             (Engine::Secondary(Box::new(secondary)), Device::Connections { out, in_ })
         }
     };
-    if drop_privileges && privileges::drop_privileges()? {
+    let title = format!("{TITLE_PREFIX}{} ({})", resource.name, role.as_str());
+    let dropped = drop_privileges && privileges::drop_privileges(&title)?;
+    if dropped {
         log::info!("Privileges successfully dropped.");
     }
-    Ok(Started { engine, provider, resource, device, forced })
+    Ok(Started { engine, provider, resource, device, forced, dropped })
+}
+
+/// Leaves a worker that has dropped its privileges only what it needs of what is open, where the system can do
+/// that.
+pub(super) fn confine(channel: &Channel, started: &Started) -> Result<(), StartError> {
+    if !started.dropped {
+        return Ok(());
+    }
+    let limit = |fd: BorrowedFd<'_>, purpose| sandbox::limit(fd, purpose).map_err(StartError::Sandbox);
+    limit(channel.as_fd(), Purpose::Channel)?;
+    limit(started.provider.as_file().as_fd(), Purpose::Disk)?;
+    // A secondary's connections are limited where they are taken into use, as a primary's are.
+    if let Device::Primary { nbd, gate, .. } = &started.device {
+        if let Some(nbd) = nbd {
+            limit(nbd.as_fd(), Purpose::NbdListener)?;
+        }
+        if let Some(control) = gate.as_ref().and_then(gate::Opened::descriptor) {
+            limit(control, Purpose::Gate)?;
+        }
+    }
+    if sandbox::enter().map_err(StartError::Sandbox)? {
+        log::debug!("Capability mode entered.");
+    }
+    Ok(())
+}
+
+/// Creates the device, or takes over what a predecessor left.
+fn open_device(
+    gate: Arc<dyn Gate>,
+    resource: &Resource,
+    layout: &Layout,
+) -> Result<gate::Opened, StartError> {
+    let name = hast_ggate::device_name(&resource.provname);
+    let create = Create {
+        name: name.clone(),
+        mediasize: layout.datasize(),
+        sectorsize: layout.sectorsize(),
+        info: resource.remote_text().to_owned(),
+    };
+    let source = (resource.localpath.to_string_lossy().into_owned(), layout.localoff());
+    gate::Opened::open(gate, &create, source).map_err(|error| StartError::Device { name, error })
 }
 
 /// The part of the configuration that the engine goes by.

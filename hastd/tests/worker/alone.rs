@@ -1,6 +1,7 @@
 //! A primary without a secondary: the device, the disk, the ways to end.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
@@ -111,16 +112,20 @@ fn several_connections_share_one_device() {
 fn a_stop_under_load_keeps_every_promise() {
     let mut alone = Alone::start();
     let client = Arc::new(alone.device.connect());
+    let begun: Arc<[AtomicBool; 4]> = Arc::default();
     let writers: Vec<_> = (0..4_u64)
         .map(|writer| {
-            let client = Arc::clone(&client);
+            let (client, begun) = (Arc::clone(&client), Arc::clone(&begun));
             thread::spawn(move || {
                 let mut kept = Vec::new();
                 for round in 0.. {
                     let slot = writer * 24 + round % 24;
                     let data = pattern(slot * 1000 + round, 128 << 10);
                     match client.write(slot * (128 << 10), &data) {
-                        Ok(()) => kept.push((slot, data)),
+                        Ok(()) => {
+                            kept.push((slot, data));
+                            begun[writer as usize].store(true, Ordering::Relaxed);
+                        }
                         Err(error) => {
                             assert!(is_shutdown(&error), "{error}");
                             return kept;
@@ -131,10 +136,10 @@ fn a_stop_under_load_keeps_every_promise() {
             })
         })
         .collect();
-    wait_for("some writes", || (alone.disk.dirty_extents() > 8).then_some(()));
-    let begun = Instant::now();
+    wait_for("a write of each", || begun.iter().all(|begun| begun.load(Ordering::Relaxed)).then_some(()));
+    let asked = Instant::now();
     assert_eq!(alone.worker.stop(), Some(0));
-    assert!(begun.elapsed() < PATIENCE);
+    assert!(asked.elapsed() < PATIENCE);
     let disk = alone.disk.data();
     for writer in writers {
         let mut latest = std::collections::HashMap::new();

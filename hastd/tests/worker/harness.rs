@@ -237,7 +237,7 @@ impl Device {
     }
 
     pub fn kind(&self) -> StartKind {
-        StartKind::Primary { nbd: self.listener.try_clone().unwrap().into() }
+        StartKind::Primary { nbd: Some(self.listener.try_clone().unwrap().into()), gate: None }
     }
 
     pub fn connect(&self) -> Client {

@@ -15,6 +15,7 @@ pub(super) const ALL: &[Step] = &[
     Step { name: "tests", run: tests },
     Step { name: "doctests", run: doctests },
     Step { name: "rustdoc", run: rustdoc },
+    Step { name: "freebsd", run: freebsd },
     Step { name: "demo", run: demo },
     Step { name: "simulator", run: simulator },
     Step { name: "mutants", run: mutants },
@@ -94,6 +95,14 @@ fn no_mutants(around: &Surroundings) -> Outcome {
         Ok(_) => Outcome::Passed,
         Err(error) => Outcome::Failed(format!("cargo tree: {error}")),
     }
+}
+
+/// Checked, linted and linked for FreeBSD; nothing of it can run here.
+fn freebsd(around: &Surroundings) -> Outcome {
+    if hast_tests::tools::find("apt-get").is_none() {
+        return around.cannot("the standard library for FreeBSD comes from Debian's packages");
+    }
+    ourselves(&["freebsd", "ci"])
 }
 
 fn demo(_: &Surroundings) -> Outcome {

@@ -1,0 +1,141 @@
+//! A primary's device, whichever kinds of it there are: an NBD export, GEOM Gate's device, or both.
+//!
+//! A secondary has none, and everything here is nothing then.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hast_engine::{DiskResult, Op, RequestId};
+use hast_ggate::DeviceError;
+use hast_nbd::Export;
+use hast_net::buffer::Pool;
+use polling::Poller;
+
+use super::start::Device;
+use super::{gate, nbd};
+
+/// The device.
+#[derive(Default)]
+pub(super) struct Devices {
+    nbd: Option<nbd::Server>,
+    gate: Option<gate::Server>,
+}
+
+impl Devices {
+    /// Serves the device of the provider called `name`. NBD's sockets are watched under the first of `keys`
+    /// and the keys from the second on. Of a secondary's connections nothing is used.
+    pub(super) fn start(
+        device: Device,
+        name: &str,
+        poller: &Arc<Poller>,
+        keys: (usize, usize),
+        pool: &Pool,
+    ) -> io::Result<Devices> {
+        let Device::Primary { nbd, gate, size, sector } = device else { return Ok(Devices::default()) };
+        if gate.is_none() {
+            log::info!("Device {} created.", hast_ggate::device_name(name));
+        }
+        let waker = Arc::clone(poller);
+        // Fails only when the poller is broken, and then waiting on it fails too.
+        let wake = move || drop(waker.notify());
+        let gate = gate.map(|gate| gate::Server::start(gate, pool.clone(), wake)).transpose()?;
+        let serve = |listener| {
+            let export = Export::new(name, size, sector);
+            nbd::Server::new(poller, keys, listener, export, pool.clone())
+        };
+        Ok(Devices { nbd: nbd.map(serve).transpose()?, gate })
+    }
+
+    /// Accepts NBD clients that wait.
+    pub(super) fn accept(&mut self, now: Duration) {
+        if let Some(nbd) = &mut self.nbd {
+            nbd.accept(now);
+        }
+    }
+
+    /// Takes what the NBD client under `key` has sent.
+    pub(super) fn receive(&mut self, key: usize) {
+        if let Some(nbd) = &mut self.nbd {
+            nbd.receive(key);
+        }
+    }
+
+    /// The next request for the engine.
+    pub(super) fn next_request(&mut self) -> Option<(RequestId, Op)> {
+        let request = self.gate.as_mut().and_then(gate::Server::next_request);
+        request.or_else(|| self.nbd.as_mut().and_then(nbd::Server::next_request))
+    }
+
+    /// Requests that the engine has.
+    pub(super) fn in_flight(&self) -> usize {
+        let gate = self.gate.as_ref().map_or(0, gate::Server::in_flight);
+        gate.saturating_add(self.nbd.as_ref().map_or(0, nbd::Server::in_flight))
+    }
+
+    /// Takes the end of a request.
+    pub(super) fn complete(&mut self, id: RequestId, result: DiskResult) {
+        if gate::Server::owns(id) {
+            if let Some(gate) = &mut self.gate {
+                gate.complete(id, result);
+            }
+        } else if let Some(nbd) = &mut self.nbd {
+            nbd.complete(id, result);
+        }
+    }
+
+    /// Lets the kernel read the local disk by itself, or not any more (L17). An NBD client has no way around
+    /// this process.
+    ///
+    /// An error means that it may go on reading what is old: nothing may be acknowledged any more.
+    pub(super) fn direct_reads(&mut self, allowed: bool) -> Result<(), DeviceError> {
+        self.gate.as_mut().map_or(Ok(()), |gate| gate.direct_reads(allowed))
+    }
+
+    /// Sends answers. True if that may have made room for further requests.
+    pub(super) fn transmit(&mut self) -> bool {
+        self.nbd.as_mut().is_some_and(nbd::Server::transmit)
+    }
+
+    /// Whether some client has not taken all of its answers yet.
+    pub(super) fn has_unsent(&self) -> bool {
+        self.nbd.as_ref().is_some_and(nbd::Server::has_unsent)
+    }
+
+    /// Tells the poller what is of interest.
+    pub(super) fn watch(&mut self) {
+        if let Some(nbd) = &mut self.nbd {
+            nbd.watch();
+        }
+    }
+
+    /// When [`Devices::check`] has something to do.
+    pub(super) fn deadline(&self) -> Option<Duration> {
+        self.nbd.as_ref().and_then(nbd::Server::deadline)
+    }
+
+    /// Does what is due. An error: the device cannot be served any longer.
+    pub(super) fn check(&mut self, now: Duration) -> Result<(), DeviceError> {
+        if let Some(nbd) = &mut self.nbd {
+            nbd.check(now);
+        }
+        self.gate.as_mut().and_then(gate::Server::take_failure).map_or(Ok(()), Err)
+    }
+
+    /// Takes nothing more from here on. What the engine has is finished and answered.
+    pub(super) fn stop(&mut self) {
+        if let Some(nbd) = &mut self.nbd {
+            nbd.stop();
+        }
+        if let Some(gate) = &mut self.gate {
+            gate.stop();
+        }
+    }
+
+    /// Parts from what outlives a worker: it is left to a successor, or goes.
+    pub(super) fn finish(&mut self, successor: bool) {
+        if let Some(gate) = &mut self.gate {
+            gate.finish(successor);
+        }
+    }
+}
