@@ -38,6 +38,11 @@ cargo xtask sim [--seed N | --plan 'SCENE MODE N'] [--minutes M]
 cargo xtask sim --mutant RULE [--minutes M]
     Breaks one rule of the engine and looks for a history that notices.
 
+cargo xtask fuzz [--seconds N] [TARGET ...]
+    Every fuzz target, or those named, for N seconds (60) each, and a table of
+    executions and coverage. An input that fails is kept, and it is said how to
+    replay it. Needs a C++ compiler; installs cargo-fuzz if it is not there.
+
 cargo xtask help
     Shows this.
 ";

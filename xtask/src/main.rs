@@ -2,9 +2,11 @@
 
 mod demo;
 mod freebsd;
+mod fuzz;
 mod help;
 mod sim;
 mod test;
+mod tools;
 mod torture;
 
 use std::process::ExitCode;
@@ -29,6 +31,7 @@ fn run() -> Result<ExitCode, lexopt::Error> {
             Some("help") => Ok(help::show()),
             Some("demo") => demo::main(parser),
             Some("freebsd") => freebsd::main(parser),
+            Some("fuzz") => fuzz::main(parser),
             Some("sim") => sim::main(parser),
             Some("test") => test::main(parser),
             Some("torture") => torture::main(parser),

@@ -81,10 +81,7 @@ pub(crate) fn main(mut parser: lexopt::Parser) -> Result<ExitCode, lexopt::Error
     if chosen.is_empty() {
         chosen.extend(steps::ALL);
     }
-    // Everything below speaks of files relative to the root.
-    if let Err(error) = std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")) {
-        return Err(format!("the project's root: {error}").into());
-    }
+    crate::tools::enter_root()?;
     Ok(run(&chosen))
 }
 

@@ -16,6 +16,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("nbdkit", "nbdkit"),
     ("mandoc", "mandoc"),
     ("shellcheck", "shellcheck"),
+    ("c++", "g++"),
 ];
 
 pub(super) fn install(around: &Surroundings) -> Outcome {

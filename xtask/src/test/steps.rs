@@ -4,6 +4,9 @@ use std::process::Command;
 
 use super::{Outcome, Step, Surroundings, deny, packages, pass, shell};
 
+/// How long each fuzz target runs: all of them, with what has to be built, within four minutes.
+const FUZZ_SECONDS: u32 = 5;
+
 pub(super) const ALL: &[Step] = &[
     Step { name: "packages", run: packages::install },
     Step { name: "format", run: format },
@@ -21,6 +24,7 @@ pub(super) const ALL: &[Step] = &[
     Step { name: "mutants", run: mutants },
     Step { name: "no-mutants", run: no_mutants },
     Step { name: "torture", run: torture },
+    Step { name: "fuzz", run: fuzz },
     Step { name: "deny", run: deny::check },
 ];
 
@@ -103,6 +107,21 @@ fn freebsd(around: &Surroundings) -> Outcome {
         return around.cannot("the standard library for FreeBSD comes from Debian's packages");
     }
     ourselves(&["freebsd", "ci"])
+}
+
+/// Every target for a few seconds. (The corpora, and what failed once, are replayed by the tests.)
+fn fuzz(around: &Surroundings) -> Outcome {
+    if hast_tests::tools::find("c++").is_none() {
+        return around.cannot("libFuzzer needs a C++ compiler, and none is installed");
+    }
+    if let Err(why) = crate::fuzz::tool() {
+        return around.cannot(why);
+    }
+    match crate::fuzz::all(FUZZ_SECONDS) {
+        Ok(failed) if failed.is_empty() => Outcome::Passed,
+        Ok(failed) => Outcome::Failed(failed.join(", ")),
+        Err(why) => Outcome::Failed(why),
+    }
 }
 
 fn demo(_: &Surroundings) -> Outcome {

@@ -1,0 +1,368 @@
+//! An arbitrary primary against the shipping secondary.
+//!
+//! Whatever the primary says, and however the disk answers: no panic; every disk operation in the data area is
+//! one that the primary asked for, with its bytes, once, and no two meet; other writes are metadata or map and
+//! leave the metadata readable; every request is answered as often as it should be; what is accepted and not
+//! answered stays within a bound; and the worker ends when it is told to.
+
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+use std::time::Duration;
+
+use hast_engine::{Action, DiskOp, OpId, Secondary, SecondaryStart, Side};
+use hast_net::buffer::{Buffer, Pool};
+use hast_net::extensions::Extensions;
+use hast_net::frame::{Frame, Limits, Receiver};
+use hast_net::handshake::SecondHello;
+use hast_net::message::{Command, FromPrimary, Message, Reply};
+
+use crate::messages::{self, Area, feed, to_bytes, unpack};
+use crate::provider::{Provider, RESUID, host, settings};
+use crate::source::Source;
+
+/// Requests and marks that are accepted and not answered, at most: the engine's own bound, and the one mark that
+/// is being written down.
+const UNANSWERED: usize = 513;
+/// Bytes of requests under way, at most, and one request more.
+const BYTES: u64 = (64 << 20) + (1 << 20);
+/// More frames than this are not sent in one session ...
+const FRAMES: usize = 4096;
+/// ... nor more bytes, as they are once unpacked.
+const SENT: usize = 16 << 20;
+
+/// One input is one session: the node's past, the primary's greeting, then what happens.
+pub fn run(data: &[u8]) {
+    let source = &mut Source::new(data);
+    let mut session = Session::begin(source);
+    session.drain();
+    while !source.is_empty() && !session.over {
+        session.step(source);
+    }
+    session.conclude();
+}
+
+struct Session {
+    engine: Secondary,
+    provider: Provider,
+    ext: Extensions,
+    now: Duration,
+    receiver: Receiver,
+    /// Frames that the engine had no room for.
+    inbox: VecDeque<Frame>,
+    /// The primary has sent something that ends the connection.
+    broken: bool,
+    sent: usize,
+    sent_bytes: usize,
+    seq: u64,
+    answered: bool,
+    closed: bool,
+    over: bool,
+    model: Model,
+}
+
+/// What the primary may expect.
+#[derive(Default)]
+struct Model {
+    /// Final answers that are due, by number.
+    owed: HashMap<u64, usize>,
+    owed_total: usize,
+    owed_bytes: HashMap<u64, Vec<u64>>,
+    bytes: u64,
+    /// Accepted requests whose disk operation has not been seen.
+    unissued: Vec<(Command, Range<u64>, Option<Buffer>)>,
+}
+
+impl Session {
+    fn begin(source: &mut Source<'_>) -> Session {
+        let provider = Provider::new(source);
+        let ext = messages::extensions(source);
+        let hello = SecondHello {
+            resource: "disk0".into(),
+            token: [7; 16],
+            virgin: source.one_in(4),
+            resuid: source.choose(&[RESUID, RESUID, RESUID, 0, u64::MAX]),
+            localcnt: source.count(),
+            remotecnt: source.count(),
+            boot: source.flag().then(|| [source.byte() & 3; 16]),
+        };
+        let start = SecondaryStart {
+            settings: settings(source),
+            metadata: provider.metadata(),
+            layout: *provider.layout(),
+            map: provider.map(),
+            version: source.choose(&[2, 2, 2, 1]),
+            ext,
+            host: host(source),
+            hello,
+        };
+        Session {
+            engine: Secondary::new(start, Duration::ZERO),
+            provider,
+            ext,
+            now: Duration::ZERO,
+            receiver: Receiver::new(Limits::PEER, Pool::new()),
+            inbox: VecDeque::new(),
+            broken: false,
+            sent: 0,
+            sent_bytes: 0,
+            seq: 0,
+            answered: false,
+            closed: false,
+            over: false,
+            model: Model::default(),
+        }
+    }
+
+    fn step(&mut self, source: &mut Source<'_>) {
+        match source.below(16) {
+            0..=5 => self.send_message(source, 1),
+            6 => {
+                let times = usize::from(source.number::<u16>() % 1024);
+                self.send_message(source, times);
+            }
+            7 => {
+                let length = usize::from(source.number::<u16>());
+                self.receive(source.bytes(length), 1 + source.below(256));
+            }
+            8..=11 => self.end_one(source),
+            12 => self.end_all(),
+            13 => self.pass_time(Duration::from_millis(source.number::<u16>().into())),
+            14 => {
+                let due = self.engine.poll_timeout().unwrap_or(self.now);
+                self.pass_time(due.saturating_sub(self.now));
+            }
+            _ => match source.below(8) {
+                0 => self.engine.handle_stop(self.now),
+                1 => self.engine.handle_lost(self.now, "the link broke"),
+                _ => _ = self.engine.status(),
+            },
+        }
+        self.drain();
+        self.hand_over();
+    }
+
+    /// The primary says something of the protocol, so many times.
+    fn send_message(&mut self, source: &mut Source<'_>, times: usize) {
+        let layout = self.provider.layout();
+        let area = Area { size: layout.datasize(), sector: layout.sectorsize() };
+        let message = messages::from_primary(source, area, self.seq + 1);
+        let stages = messages::stages(source);
+        let mut bytes = to_bytes(&message, 2, stages);
+        if source.one_in(32) {
+            messages::corrupt(source, &mut bytes);
+        }
+        for _ in 0..times {
+            self.seq += 1;
+            self.receive(&bytes, usize::MAX);
+        }
+    }
+
+    /// Bytes arrive.
+    fn receive(&mut self, bytes: &[u8], piece: usize) {
+        if self.broken || self.closed || self.over || self.sent >= FRAMES || self.sent_bytes >= SENT {
+            return;
+        }
+        let (frames, outcome) = feed(&mut self.receiver, bytes, piece);
+        self.sent += frames.len();
+        let limit = Limits::PEER.payload;
+        let unpacked: Vec<Option<Frame>> =
+            frames.into_iter().map(|frame| unpack(frame, limit, &Pool::new())).collect();
+        self.broken = outcome.is_err() || unpacked.contains(&None);
+        let length = |frame: &Frame| frame.payload.as_ref().map_or(0, |payload| payload.len());
+        self.sent_bytes += unpacked.iter().flatten().map(length).sum::<usize>();
+        self.inbox.extend(unpacked.into_iter().map_while(|frame| frame));
+        self.hand_over();
+    }
+
+    /// As the worker does it: frames while there is room, then the end of the connection.
+    fn hand_over(&mut self) {
+        while !self.closed && !self.over && self.engine.wants_input() {
+            let Some(frame) = self.inbox.pop_front() else { break };
+            if self.answered {
+                self.expect(&frame);
+            }
+            self.engine.handle_frame(self.now, frame);
+            self.drain();
+        }
+        if self.broken && self.inbox.is_empty() && !self.closed && !self.over {
+            self.engine.handle_lost(self.now, "what came is no frame");
+            self.drain();
+            assert!(self.closed, "a lost connection is given up");
+        }
+    }
+
+    /// Writes down what the engine owes for a frame.
+    fn expect(&mut self, frame: &Frame) {
+        let Ok(message) = FromPrimary::decode_extended(frame.clone(), self.ext) else { return };
+        let (seq, bytes) = match message {
+            FromPrimary::Keepalive => return,
+            FromPrimary::Mark(mark) => (mark.seq, 0),
+            FromPrimary::Invalid { seq, .. } => (seq, 0),
+            FromPrimary::Request(request) => {
+                let (seq, length) = (request.seq, request.length);
+                let limit = if request.command == Command::Delete { u64::MAX } else { 1 << 20 };
+                let valid = self.provider.layout().check_range(request.offset, length).is_ok();
+                if request.command == Command::Flush || !valid || length > limit {
+                    (seq, 0)
+                } else {
+                    let range = request.offset..request.offset + length;
+                    self.model.unissued.push((request.command, range, request.data));
+                    (seq, if request.command == Command::Delete { 0 } else { length })
+                }
+            }
+        };
+        self.model.owe(seq, bytes);
+    }
+
+    /// One disk operation ends.
+    fn end_one(&mut self, source: &mut Source<'_>) {
+        let pending = self.provider.pending();
+        if pending == 0 {
+            return;
+        }
+        let index = usize::from(source.byte()) % pending;
+        let fails = source.one_in(16).then(|| messages::errno(source));
+        let (id, result) = self.provider.end(index, fails);
+        crate::trace(&(id, &result));
+        self.engine.handle_disk(self.now, id, result);
+    }
+
+    /// Every operation ends well, and those that follow from it.
+    fn end_all(&mut self) {
+        for _ in 0..100_000 {
+            self.drain();
+            if self.over {
+                return;
+            }
+            self.hand_over();
+            if self.provider.pending() == 0 {
+                return;
+            }
+            let (id, result) = self.provider.end(0, None);
+            crate::trace(&(id, &result));
+            self.engine.handle_disk(self.now, id, result);
+        }
+        panic!("the disk is asked for more without end");
+    }
+
+    fn pass_time(&mut self, by: Duration) {
+        self.now = self.now.saturating_add(by);
+        for _ in 0..100 {
+            if self.over || self.engine.poll_timeout().is_none_or(|due| due > self.now) {
+                return;
+            }
+            self.engine.handle_timeout(self.now);
+            self.drain();
+        }
+        panic!("the engine is due all the time");
+    }
+
+    /// Carries out what the engine asks for.
+    fn drain(&mut self) {
+        while let Some(action) = self.engine.poll_action() {
+            crate::trace(&action);
+            assert!(!self.over, "{action:?} after the end");
+            match action {
+                Action::Disk { id, op } => self.submit(id, op),
+                Action::Send { side, message, version } => self.check_sent(side, version, message),
+                Action::Close => {
+                    self.closed = true;
+                    self.inbox.clear();
+                }
+                Action::Exit(code) => {
+                    assert!([0, 66, 75, 78].contains(&code), "exit {code}");
+                    self.over = true;
+                }
+                Action::Event(_) => {}
+                Action::Connect(_) | Action::Complete { .. } | Action::DirectReads(_) => {
+                    panic!("a secondary asks for {action:?}")
+                }
+            }
+        }
+        self.provider.check();
+        assert!(self.model.owed_total <= UNANSWERED, "{} requests unanswered", self.model.owed_total);
+        assert!(self.model.bytes <= BYTES, "{} bytes under way", self.model.bytes);
+    }
+
+    /// What goes to the data area is what the primary asked for.
+    fn submit(&mut self, id: OpId, op: DiskOp) {
+        let (command, data) = match &op {
+            DiskOp::Read { .. } => (Command::Read, None),
+            DiskOp::Write { data, .. } => (Command::Write, Some(data.clone())),
+            DiskOp::Delete { .. } => (Command::Delete, None),
+            DiskOp::Flush => (Command::Flush, None),
+        };
+        let Some(place) = self.provider.submit(id, op) else { return };
+        let asked =
+            self.model.unissued.iter().position(|asked| *asked == (command, place.clone(), data.clone()));
+        let asked = asked.unwrap_or_else(|| panic!("nobody asked for {command} of {place:?}"));
+        self.model.unissued.remove(asked);
+    }
+
+    fn check_sent(&mut self, side: Side, version: u8, message: Message) {
+        assert!(!self.closed, "{message:?} on a closed connection");
+        match message {
+            Message::SecondAnswer(answer, map) => {
+                assert_eq!(side, Side::Out);
+                assert!(!self.answered, "one answer");
+                self.answered = true;
+                assert_eq!(answer.mapsize as usize, map.map_or(0, |map| map.len()));
+                assert!(u64::from(answer.mapsize) <= self.provider.layout().sent_map_bytes());
+            }
+            Message::SecondRefusal(_) => assert!(side == Side::Out && !self.answered),
+            Message::Reply(reply) => {
+                assert!(side == Side::In && self.answered);
+                self.model.settle(&reply);
+                let bytes =
+                    to_bytes(&Message::Reply(reply), version, messages::stages(&mut Source::new(&[])));
+                let mut receiver = Receiver::new(Limits::PEER, Pool::new());
+                assert_eq!(feed(&mut receiver, &bytes, usize::MAX).1, Ok(()), "a primary can read it");
+            }
+            other => panic!("a secondary says {other:?}"),
+        }
+    }
+
+    /// Nothing more comes: what was accepted is answered, and the worker ends when it is told to.
+    fn conclude(&mut self) {
+        self.end_all();
+        if !self.closed {
+            self.pass_time(Duration::from_secs(1));
+            self.end_all();
+            if !self.closed && self.answered {
+                assert_eq!(self.model.owed_total, 0, "everything is answered: {:?}", self.model.owed);
+                assert_eq!(self.model.unissued, [], "and was carried out");
+            }
+        }
+        if !self.over {
+            self.engine.handle_stop(self.now);
+            self.end_all();
+        }
+        assert!(self.over, "the end comes when the disk has answered");
+        self.provider.check();
+    }
+}
+
+impl Model {
+    fn owe(&mut self, seq: u64, bytes: u64) {
+        *self.owed.entry(seq).or_default() += 1;
+        self.owed_total += 1;
+        if bytes > 0 {
+            self.owed_bytes.entry(seq).or_default().push(bytes);
+            self.bytes += bytes;
+        }
+    }
+
+    fn settle(&mut self, reply: &Reply) {
+        let owed = self.owed.get_mut(&reply.seq).filter(|owed| **owed > 0);
+        let owed = owed.unwrap_or_else(|| panic!("answer {} was not asked for", reply.seq));
+        if reply.received && reply.error.is_none() {
+            return;
+        }
+        *owed -= 1;
+        self.owed_total -= 1;
+        // Numbers may be used twice; which of them was answered does not matter to the bound.
+        if let Some(bytes) = self.owed_bytes.get_mut(&reply.seq).and_then(Vec::pop) {
+            self.bytes -= bytes;
+        }
+    }
+}
