@@ -4,7 +4,7 @@
 //! more of it than was sent.
 
 use hast_format::metadata::Role;
-use hast_format::nv::{List, Writer};
+use hast_format::nv::List;
 use hast_net::buffer::Pool;
 use hast_net::control::{Command, Entry, Facts, Reply, Request, ResourceStatus, Statistics, WorkerStatus};
 use hast_net::frame::{self, Limits, Receiver};
@@ -163,15 +163,4 @@ fn facts(source: &mut Source<'_>) -> Facts {
         synchronising: source.flag(),
         to_synchronise_bytes: source.number(),
     }
-}
-
-/// A list with many pairs of few names, as an attacker would make it: reading it is linear.
-#[must_use]
-pub fn crowded(pairs: u32) -> Vec<u8> {
-    let mut list = Writer::new();
-    list.u8("cmd", 2);
-    for index in 0..pairs {
-        list.str(&format!("resource{index}"), "");
-    }
-    list.into_bytes()
 }

@@ -62,7 +62,8 @@ struct Session {
 
 impl Session {
     fn begin(source: &mut Source<'_>) -> Session {
-        let provider = Provider::new(source);
+        let mut provider = Provider::new(source);
+        provider.expect_repairs();
         let start = PrimaryStart {
             settings: settings(source),
             metadata: provider.metadata(),

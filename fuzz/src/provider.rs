@@ -30,6 +30,8 @@ pub struct Provider {
     created_as: Layout,
     pending: Vec<Pending>,
     no_cache: bool,
+    /// Where reads have failed: there a primary writes back what the secondary has, beside other reads.
+    repairs: Option<Vec<Range<u64>>>,
     /// The metadata was written since it was looked at.
     touched: bool,
 }
@@ -84,6 +86,7 @@ impl Provider {
             created_as: created,
             pending: Vec::new(),
             no_cache,
+            repairs: None,
             touched: true,
         }
     }
@@ -123,6 +126,12 @@ impl Provider {
         &mut self.contents[data_range(&self.layout)]
     }
 
+    /// The engine may write where a read has failed, though other reads, or repairs, of the same bytes are under
+    /// way.
+    pub fn expect_repairs(&mut self) {
+        self.repairs = Some(Vec::new());
+    }
+
     /// How many operations have not ended.
     #[must_use]
     pub fn pending(&self) -> usize {
@@ -135,7 +144,9 @@ impl Provider {
     /// It goes where the engine has no business, or meets another one.
     pub fn submit(&mut self, id: OpId, op: DiskOp) -> Option<Range<u64>> {
         let place = place(&op, &self.layout);
-        if let Some(place) = &place {
+        let repaired =
+            |place: &Range<u64>| self.repairs.iter().flatten().any(|failed| overlap(place, failed));
+        if let Some(place) = place.as_ref().filter(|place| !repaired(place)) {
             let reads = matches!(op, DiskOp::Read { .. });
             for Pending { op: other, .. } in &self.pending {
                 let meets = self::place(other, &self.layout).is_some_and(|other| overlap(place, &other));
@@ -154,6 +165,9 @@ impl Provider {
     pub fn end(&mut self, index: usize, fails: Option<Errno>) -> (OpId, DiskResult) {
         let Pending { id, op, covers } = self.pending.remove(index);
         if let Some(error) = fails {
+            if let (Some(repairs), DiskOp::Read { .. }) = (&mut self.repairs, &op) {
+                repairs.extend(place(&op, &self.layout));
+            }
             return (id, Err(error));
         }
         let range = |offset: u64, length: usize| {

@@ -26,7 +26,7 @@ const UNANSWERED: usize = 513;
 /// Bytes of requests under way, at most, and one request more.
 const BYTES: u64 = (64 << 20) + (1 << 20);
 /// More frames than this are not sent in one session ...
-const FRAMES: usize = 4096;
+const FRAMES: usize = 1200;
 /// ... nor more bytes, as they are once unpacked.
 const SENT: usize = 16 << 20;
 

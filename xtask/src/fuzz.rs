@@ -16,6 +16,8 @@ use crate::tools::{self, cargo, cargo_tool, target};
 const VERSION: &str = "0.13.2";
 /// How long each target runs unless told otherwise.
 const SECONDS: u32 = 60;
+/// The longest input in bytes: somewhat more than a metadata block.
+const LONGEST: u32 = 5000;
 /// One input that takes longer is a failure, in seconds.
 const TIMEOUT: u32 = 25;
 /// More memory than this is a failure, in MiB.
@@ -160,7 +162,10 @@ impl Run {
             .arg(format!("-dict=fuzz/dictionaries/{name}.dict"))
             .arg(format!("-artifact_prefix={artifacts}"));
         fuzzer.arg(format!("-max_total_time={}", seconds.max(1))).arg("-print_final_stats=1");
-        fuzzer.arg(format!("-timeout={TIMEOUT}")).arg(format!("-rss_limit_mb={MEMORY}"));
+        fuzzer
+            .arg(format!("-max_len={LONGEST}"))
+            .arg(format!("-timeout={TIMEOUT}"))
+            .arg(format!("-rss_limit_mb={MEMORY}"));
         let status = fuzzer.stdin(Stdio::null()).stdout(Stdio::null()).stderr(to_log).status();
         let status = status.map_err(|error| format!("{name}: {error}"))?;
         let text = fs::read(&log).map_err(|error| format!("{}: {error}", log.display()))?;
