@@ -3,7 +3,7 @@
 use hast_net::buffer::Pool;
 use hast_net::extensions::Extensions;
 use hast_net::frame::{self, Frame, FrameError, Limits, Receiver};
-use hast_net::message::{FromPrimary, Message, Reply};
+use hast_net::message::{FromPrimary, FromSecondary, Message, Reply};
 use hast_net::payload::Stages;
 
 use crate::messages::{self, Area, feed, to_bytes, unpack};
@@ -64,9 +64,14 @@ pub fn understand(frame: Frame) {
             check_again(&message, active);
         }
     }
-    if let Ok(reply) = Reply::decode(frame) {
-        let sent = to_bytes(&Message::Reply(reply.clone()), 2, Stages::default());
-        assert_eq!(Reply::decode(receive(&sent)), Ok(reply));
+    for active in [Extensions::NONE, Extensions::ALL] {
+        let Ok(message) = FromSecondary::decode_extended(frame.clone(), active) else { continue };
+        let again = match message.clone() {
+            FromSecondary::Reply(reply) => Message::Reply(reply),
+            FromSecondary::Busy { seq } => Message::Busy(seq),
+        };
+        let sent = to_bytes(&again, 2, Stages::default());
+        assert_eq!(FromSecondary::decode_extended(receive(&sent), active), Ok(message));
     }
 }
 

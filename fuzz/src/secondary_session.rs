@@ -22,13 +22,13 @@ use crate::source::Source;
 
 /// Requests and marks that are accepted and not answered, at most: the engine's own bound, and the one mark that
 /// is being written down.
-const UNANSWERED: usize = 513;
+const UNANSWERED: usize = 8193;
 /// Bytes of requests under way, at most, and one request more.
 const BYTES: u64 = (64 << 20) + (1 << 20);
 /// More frames than this are not sent in one session ...
-const FRAMES: usize = 1200;
+const FRAMES: usize = 10_000;
 /// ... nor more bytes, as they are once unpacked.
-const SENT: usize = 16 << 20;
+const SENT: usize = 80 << 20;
 
 /// One input is one session: the node's past, the primary's greeting, then what happens.
 pub fn run(data: &[u8]) {
@@ -117,7 +117,11 @@ impl Session {
         match source.below(16) {
             0..=5 => self.send_message(source, 1),
             6 => {
-                let times = usize::from(source.number::<u16>() % 1024);
+                // Mostly a few; rarely more than there may be room for.
+                let times = match source.number::<u16>() {
+                    0xfff7 => FRAMES,
+                    few => usize::from(few % 1024),
+                };
                 self.send_message(source, times);
             }
             7 => {
@@ -317,6 +321,13 @@ impl Session {
                     to_bytes(&Message::Reply(reply), version, messages::stages(&mut Source::new(&[])));
                 let mut receiver = Receiver::new(Limits::PEER, Pool::new());
                 assert_eq!(feed(&mut receiver, &bytes, usize::MAX).1, Ok(()), "a primary can read it");
+            }
+            Message::Busy(seq) => {
+                assert!(
+                    side == Side::In && self.ext.contains(Extensions::BUSY),
+                    "an original does not know it"
+                );
+                assert!(self.model.owed.get(&seq).is_some_and(|owed| *owed > 0), "{seq} is not in hand");
             }
             other => panic!("a secondary says {other:?}"),
         }
