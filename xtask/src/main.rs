@@ -8,6 +8,7 @@ mod sim;
 mod test;
 mod tools;
 mod torture;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -35,6 +36,7 @@ fn run() -> Result<ExitCode, lexopt::Error> {
             Some("sim") => sim::main(parser),
             Some("test") => test::main(parser),
             Some("torture") => torture::main(parser),
+            Some("trace") => trace::main(parser),
             _ => Err(format!("no command {command:?}").into()),
         },
         Some(other) => Err(other.unexpected()),

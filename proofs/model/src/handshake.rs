@@ -1,0 +1,150 @@
+//! From "who are you" to "up": the counts are the engine's to compare, and the map its to merge.
+
+use hast_engine::{Counts, Decision, Hello, MapToSend, decide, written_alone};
+use hast_format::bitmap::Bitmap;
+use hast_net::handshake::SyncSource;
+
+use crate::play::{Play, to_synchronise};
+use crate::state::{Counted, Extents, Link, Meta, NodeId, bit, other};
+
+impl Play<'_> {
+    /// The primary says who it is; if it has no resuid yet it draws one, durably, first.
+    pub(crate) fn hello(&mut self, p: NodeId) {
+        let drawn = self.state.drawn + 1;
+        let Some(engine) = self.engine(p) else { return };
+        let virgin = engine.meta.resuid == 0;
+        if virgin {
+            engine.meta.resuid = drawn;
+        }
+        let said = engine.meta.local;
+        if virgin {
+            self.state.drawn = drawn;
+            self.saved(p);
+        }
+        self.state.link = Link::Hello { virgin, said };
+    }
+
+    /// The secondary decides, and writes down what must be durable before its answer.
+    pub(crate) fn decide(&mut self, p: NodeId, virgin: bool, said: u8) {
+        let s = other(p);
+        self.node(s).disk.flush(); // what an earlier worker left in caches
+        let Some(engine) = self.engine(p) else { return };
+        let resuid = engine.meta.resuid;
+        let counts = Counts { local: said.into(), remote: engine.meta.remote.into() };
+        let hello = Hello { resuid: resuid.into(), counts, virgin };
+        let (meta, map) = (self.state.nodes[s].disk.meta.now, self.state.nodes[s].disk.map.now);
+        let extents = u32::try_from(self.world.extents).unwrap_or(0);
+        let written = written_alone(meta.was_primary, &Bitmap::from_bytes(extents, &[map]));
+        match decide(hello, meta.resuid.into(), meta.counts(), written) {
+            Decision::Mismatch => self.close(true),
+            Decision::SplitBrain => {
+                self.split_brain_found(meta.resuid == 0);
+                self.close(true);
+            }
+            Decision::Accept { adopt: true, map: MapToSend::Full, .. } => {
+                let all = self.all();
+                self.write_meta(s, Meta { was_primary: false, ..meta });
+                self.node(s).disk.map.write_durably(all);
+                self.state.link = Link::FullMap { said };
+            }
+            Decision::Accept { adopt: true, .. } => {
+                self.write_meta(s, Meta { was_primary: false, resuid, ..meta });
+                self.met();
+                self.state.link = Link::Answered { said, virgin: true, map: 0, from_secondary: false };
+            }
+            Decision::Accept { adopt: false, map: send, source } => {
+                // What this node missed long ago has been made up for.
+                let in_step = meta.counts().local == counts.remote && meta.counts().remote == counts.local;
+                let stale = if in_step && map == 0 && !meta.mark { 0 } else { meta.stale };
+                let map = match send {
+                    MapToSend::Nothing => 0,
+                    MapToSend::Own => map | stale,
+                    MapToSend::Full => self.all(),
+                };
+                let from_secondary = source == SyncSource::Secondary;
+                self.state.link = Link::Answered { said, virgin: false, map, from_secondary };
+            }
+        }
+    }
+
+    /// The secondary takes the resuid over, durably, once its whole map is set (L19).
+    pub(crate) fn adopt(&mut self, p: NodeId, said: u8) {
+        let Some(engine) = self.engine(p) else { return };
+        let resuid = engine.meta.resuid;
+        let meta = Meta { resuid, was_primary: false, ..self.state.nodes[other(p)].disk.meta.now };
+        self.write_meta(other(p), meta);
+        self.met();
+        let map = self.all();
+        self.state.link = Link::Answered { said, virgin: true, map, from_secondary: false };
+    }
+
+    /// The primary has the answer: what is right where is written down before anything else.
+    pub(crate) fn merge(
+        &mut self,
+        p: NodeId,
+        (said, virgin): (u8, bool),
+        map: Extents,
+        from_secondary: bool,
+    ) {
+        let peer = self.state.nodes[other(p)].disk.meta.now;
+        let extents = u32::try_from(self.world.extents).unwrap_or(0);
+        let Some(engine) = self.engine(p) else { return };
+        let before = engine.peer;
+        let written_meanwhile = from_secondary && said != engine.meta.local;
+        let source_gone = !from_secondary && engine.target;
+        if !written_meanwhile {
+            engine.peer = (peer.local, peer.remote);
+            if virgin {
+                engine.meta.set_counts(engine.meta.counts().met_virgin());
+            }
+            engine.unconfirmed |= map & !to_synchronise(engine) != 0;
+        }
+        if written_meanwhile || source_gone {
+            return self.close(true);
+        }
+        self.together();
+        let Some(engine) = self.engine(p) else { return };
+        engine.map.merge(&Bitmap::from_bytes(extents, &[map]));
+        if from_secondary {
+            // What was written on both nodes since this node became the target is right here.
+            if !engine.target || engine.peer != before {
+                engine.stale |= to_synchronise(engine);
+            }
+            engine.target = true;
+            engine.meta.target = true;
+            engine.meta.mark = true;
+            engine.save = true;
+        }
+        self.state.link = Link::Merging;
+    }
+
+    /// Once the merged map is durable, and that this node is the target, the nodes are connected.
+    pub(crate) fn merged(&mut self, p: NodeId) {
+        let Some(engine) = self.engine(p) else { return };
+        let durable =
+            engine.map.to_synchronise().iter().all(|extent| engine.map.is_durable(extent..extent + 1));
+        let saved = !(engine.target && engine.save);
+        if self.state.link != Link::Merging || !durable || !saved {
+            return;
+        }
+        if self.secondary_lacks_something(p) {
+            self.state.link = Link::Marking;
+        } else {
+            self.up(p);
+        }
+    }
+
+    pub(crate) fn up(&mut self, p: NodeId) {
+        self.state.link = Link::Up { cleared: false };
+        if let Some(engine) = self.engine(p) {
+            engine.counted = Counted::No;
+        }
+        self.begin_session(p);
+        self.state.ghost.behind = [0; 2];
+    }
+
+    /// Every extent.
+    pub(crate) fn all(&self) -> Extents {
+        self.extents().fold(0, |bits, extent| bits | bit(extent))
+    }
+}

@@ -1,0 +1,316 @@
+//! The model as the checker sees it: what may happen next, what follows, what must hold.
+
+use hast_engine::Half;
+use hast_net::Replication;
+use stateright::{Model, Property};
+
+use crate::observer::{in_step_is_equal, is_in_step, reads_are_right};
+use crate::play::Play;
+use crate::state::{Link, NodeId, State, Step, There, other};
+use crate::sync::Fails;
+use crate::worlds::World;
+
+/// One thing that happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// The client writes a whole extent.
+    Write(usize),
+    /// The map write under way is durable.
+    MapWritten,
+    /// The metadata as it is in memory is durable.
+    Saved,
+    /// The primary's disk has stored that write.
+    StoredHere(usize),
+    /// It has failed.
+    FailedHere(usize),
+    /// The secondary has received it, and said so.
+    Received(usize),
+    /// The secondary's disk has stored it.
+    StoredThere(usize),
+    /// The primary hears of that.
+    Confirmed(usize),
+    /// The secondary's disk failed, and the primary hears of that.
+    FailedThere(usize),
+    /// A flush begins on both nodes.
+    Flush(Fails),
+    /// It has ended.
+    Flushed,
+    /// The primary connects and says who it is.
+    Hello,
+    /// The secondary compares the counts.
+    Decide,
+    /// The secondary takes the resuid over.
+    Adopt,
+    /// The primary merges the secondary's map.
+    Merge,
+    /// The secondary writes down that it is out of date.
+    Mark,
+    /// An extent is copied.
+    Copy(usize),
+    /// The secondary writes the equal counts down.
+    SyncDone,
+    /// The connection breaks.
+    Cut,
+    /// A node loses power; the disk keeps that one of what it may keep.
+    Power(NodeId, usize),
+    /// A node's worker is killed.
+    Kill(NodeId),
+    /// The primary becomes secondary.
+    Demote,
+    /// A node becomes primary, by force or not.
+    Promote(NodeId, bool),
+    /// A node's provider is created anew.
+    Create(NodeId),
+}
+
+/// No read gives anything but what was promised.
+pub const READS: &str = "an acknowledged write is read";
+/// Nodes in step are equal and hold what was promised.
+pub const IN_STEP: &str = "nodes that say they are in step are equal and hold every acknowledged write";
+/// A split-brain is noticed.
+pub const NOT_MISSED: &str = "no split-brain is missed";
+/// ... and not made up.
+pub const NOT_INVENTED: &str =
+    "no split-brain is reported that did not happen, but in the windows of C2 and C5";
+/// L6.
+pub const REFUSED: &str = "no node that was connected while it missed something becomes primary unforced";
+/// What must hold.
+pub const SAFETY: [&str; 5] = [READS, IN_STEP, NOT_MISSED, NOT_INVENTED, REFUSED];
+
+/// What must happen somewhere in the worlds, or they would show nothing.
+pub const SIGHTS: [&str; 6] = [
+    "nodes in step after two writes",
+    "a split-brain that happened is found",
+    "a split-brain in the window of C2",
+    "a split-brain in the window of C5",
+    "a promotion is refused",
+    "a primary that is the target is connected",
+];
+
+impl Model for World {
+    type State = State;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<State> {
+        vec![self.initial()]
+    }
+
+    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+        self.of_operator(state, actions);
+        let Some(p) = state.primary() else { return };
+        self.of_link(state, p, actions);
+        self.of_disks(state, p, actions);
+        self.of_writes(state, p, actions);
+    }
+
+    fn next_state(&self, state: &State, action: Action) -> Option<State> {
+        let mut play = Play::new(self, state);
+        play.carry_out(action);
+        Some(play.settle())
+    }
+
+    fn properties(&self) -> Vec<Property<World>> {
+        vec![
+            Property::always(READS, |world: &World, state: &State| reads_are_right(state, world.extents)),
+            Property::always(IN_STEP, |world: &World, state: &State| in_step_is_equal(state, world.extents)),
+            Property::always(NOT_MISSED, |_, state: &State| !state.ghost.seen.missed_split),
+            Property::always(NOT_INVENTED, |_, state: &State| !state.ghost.seen.invented_split),
+            Property::always(REFUSED, |_, state: &State| !state.ghost.seen.promoted_outdated),
+            Property::sometimes(SIGHTS[0], |_, state: &State| state.written > 1 && is_in_step(state)),
+            Property::sometimes(SIGHTS[1], |_, state: &State| state.ghost.seen.split),
+            Property::sometimes(SIGHTS[2], |_, state: &State| state.ghost.seen.split_in_window),
+            Property::sometimes(SIGHTS[3], |_, state: &State| state.ghost.seen.split_before_meeting),
+            Property::sometimes(SIGHTS[4], |_, state: &State| state.ghost.seen.refused),
+            Property::sometimes(SIGHTS[5], |_, state: &State| is_target(state) && state.is_up()),
+        ]
+    }
+}
+
+impl World {
+    fn of_operator(&self, state: &State, actions: &mut Vec<Action>) {
+        let left = &state.left;
+        let p = state.primary();
+        for node in [0, 1] {
+            if left.powers > 0 {
+                let choices = state.nodes[node].disk.outcomes();
+                actions.extend((0..choices).map(|choice| Action::Power(node, choice)));
+            }
+            if left.kills > 0 && (p == Some(node) || state.link != Link::Down) {
+                actions.push(Action::Kill(node));
+            }
+            if left.roles > 0 && p.is_none() {
+                actions.push(Action::Promote(node, false));
+                if left.forced > 0 && state.nodes[node].disk.meta.now.mark {
+                    actions.push(Action::Promote(node, true));
+                }
+            }
+            if left.creates > 0 && p != Some(node) && state.link == Link::Down {
+                actions.push(Action::Create(node));
+            }
+        }
+        if let Some(p) = p
+            && left.roles > 0
+            && Play::new(self, state).is_drained(p)
+        {
+            actions.push(Action::Demote);
+        }
+        if left.cuts > 0 && state.link != Link::Down {
+            actions.push(Action::Cut);
+        }
+    }
+
+    fn of_link(&self, state: &State, p: NodeId, actions: &mut Vec<Action>) {
+        let play = Play::new(self, state);
+        match state.link {
+            Link::Down => actions.push(Action::Hello),
+            Link::Hello { .. } => actions.push(Action::Decide),
+            Link::FullMap { .. } => actions.push(Action::Adopt),
+            Link::Answered { .. } => actions.push(Action::Merge),
+            Link::Merging | Link::Marking | Link::Up { .. } => {}
+        }
+        if play.wants_mark(p) {
+            actions.push(Action::Mark);
+        }
+        actions.extend((0..self.extents).filter(|extent| play.can_copy(p, *extent)).map(Action::Copy));
+        let done = state.nodes[p].primary.as_ref().is_some_and(|engine| engine.done.is_some());
+        if state.is_up() && done {
+            actions.push(Action::SyncDone);
+        }
+    }
+
+    fn of_disks(&self, state: &State, p: NodeId, actions: &mut Vec<Action>) {
+        let Some(engine) = &state.nodes[p].primary else { return };
+        if engine.map_writing.is_some() {
+            actions.push(Action::MapWritten);
+        }
+        if engine.save {
+            actions.push(Action::Saved);
+        }
+        if engine.flush.is_some() {
+            actions.push(Action::Flushed);
+        } else if !engine.writes.iter().any(|write| write.remote == Half::Awaited) {
+            let wanted = !engine.map.not_durable().is_empty()
+                || engine.step == Step::Copying && { Play::new(self, state).wants_flush(p) };
+            let cached = |node: NodeId| state.nodes[node].disk.data.iter().any(|data| data.outcomes() > 1);
+            if wanted || cached(p) || (state.is_up() && cached(other(p))) {
+                actions.push(Action::Flush(Fails::Nothing));
+                if state.left.faults > 0 && state.is_up() {
+                    actions.push(Action::Flush(Fails::There));
+                }
+                if state.left.flush_faults > 0 && state.is_up() {
+                    actions.push(Action::Flush(Fails::Here));
+                }
+            }
+        }
+    }
+
+    fn of_writes(&self, state: &State, p: NodeId, actions: &mut Vec<Action>) {
+        let Some(engine) = &state.nodes[p].primary else { return };
+        if state.left.writes > 0 {
+            let play = Play::new(self, state);
+            let free = |extent: &usize| play.takes_write(engine, *extent);
+            actions.extend((0..self.extents).filter(free).map(Action::Write));
+        }
+        for (at, write) in engine.writes.iter().enumerate() {
+            let first = |earlier: &crate::state::Write| {
+                earlier.extent == write.extent && matches!(earlier.there, There::Sent | There::Received)
+            };
+            let blocked = engine.writes.iter().take(at).any(first);
+            if write.local == Half::Awaited {
+                actions.push(Action::StoredHere(at));
+                if state.left.faults > 0 {
+                    actions.push(Action::FailedHere(at));
+                }
+            }
+            if write.remote != Half::Awaited {
+                continue;
+            }
+            let memsync = self.mode == Replication::Memsync;
+            match write.there {
+                There::Sent if memsync => actions.push(Action::Received(at)),
+                There::Sent | There::Received if !blocked => {
+                    actions.push(Action::StoredThere(at));
+                    if state.left.faults > 0 {
+                        actions.push(Action::FailedThere(at));
+                    }
+                }
+                There::Stored => actions.push(Action::Confirmed(at)),
+                There::Sent | There::Received | There::NotSent => {}
+            }
+        }
+    }
+}
+
+impl Play<'_> {
+    fn carry_out(&mut self, action: Action) {
+        match action {
+            Action::Cut => {
+                self.state.left.cuts -= 1;
+                return self.close(true);
+            }
+            Action::Power(node, choice) => return self.power_lost(node, choice),
+            Action::Kill(node) => return self.killed(node),
+            Action::Promote(node, forced) => return self.promoted(node, forced),
+            Action::Create(node) => return self.created(node),
+            _ => {}
+        }
+        let Some(p) = self.state.primary() else { return };
+        match action {
+            Action::Write(extent) => {
+                self.state.left.writes -= 1;
+                self.begin_write(p, extent);
+            }
+            Action::MapWritten => self.map_written(p),
+            Action::Saved => self.saved(p),
+            Action::StoredHere(at) => self.local_answer(p, at, true),
+            Action::FailedHere(at) => {
+                self.state.left.faults -= 1;
+                self.local_answer(p, at, false);
+            }
+            Action::Received(at) => self.remote_receives(p, at),
+            Action::StoredThere(at) => self.remote_stores(p, at),
+            Action::Confirmed(at) => self.remote_answer(p, at, true),
+            Action::FailedThere(at) => {
+                self.state.left.faults -= 1;
+                self.remote_answer(p, at, false);
+            }
+            Action::Flush(fails) => {
+                self.state.left.faults -= u8::from(fails == Fails::There);
+                self.state.left.flush_faults -= u8::from(fails == Fails::Here);
+                self.begin_flush(p, fails);
+            }
+            Action::Flushed => self.end_flush(p),
+            Action::Hello => self.hello(p),
+            Action::Decide => {
+                if let Link::Hello { virgin, said } = self.state.link {
+                    self.decide(p, virgin, said);
+                }
+            }
+            Action::Adopt => {
+                if let Link::FullMap { said } = self.state.link {
+                    self.adopt(p, said);
+                }
+            }
+            Action::Merge => {
+                if let Link::Answered { said, virgin, map, from_secondary } = self.state.link {
+                    self.merge(p, (said, virgin), map, from_secondary);
+                }
+            }
+            Action::Mark => self.marked(p),
+            Action::Copy(extent) => self.copy(p, extent),
+            Action::SyncDone => {
+                let done = self.engine(p).and_then(|engine| engine.done);
+                if let Some(localcnt) = done {
+                    self.tell(p, localcnt);
+                }
+            }
+            Action::Demote => self.demoted(p),
+            Action::Cut | Action::Power(..) | Action::Kill(_) | Action::Promote(..) | Action::Create(_) => {}
+        }
+    }
+}
+
+/// Whether the primary is out of date as a whole.
+fn is_target(state: &State) -> bool {
+    state.nodes.iter().any(|node| node.primary.as_ref().is_some_and(|engine| engine.target))
+}

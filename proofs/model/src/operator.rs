@@ -1,0 +1,169 @@
+//! What happens to a pair from outside: losses of power, dead workers, changes of roles, `create`.
+
+use hast_format::activemap::Activemap;
+
+use crate::play::Play;
+use crate::state::{Cached, Counted, Disk, Engine, Meta, NodeId, Says, Step, bit, other};
+
+/// A primary's memory as its worker finds it on disk.
+pub(crate) fn start(disk: &Disk, extents: usize, keepdirty: u32) -> Engine {
+    let mut meta = disk.meta.now;
+    meta.set_counts(meta.counts().at_start(meta.resuid.into()));
+    let count = u32::try_from(extents).unwrap_or(0);
+    let target = meta.target || meta.mark;
+    let map = disk.map.now;
+    let mut engine = Engine {
+        save: false,
+        map: Activemap::new(count, keepdirty, 1, &[map]),
+        map_writing: None,
+        counted: Counted::No,
+        stale: meta.stale | if target { map } else { 0 },
+        lone: meta.stale,
+        target,
+        unconfirmed: map != 0,
+        marked: false,
+        session: false,
+        step: Step::Copying,
+        done: None,
+        flush: None,
+        counting: None,
+        writes: Vec::new(),
+        peer: (0, 0),
+        meta,
+    };
+    for extent in (0..extents).filter(|extent| engine.stale & bit(*extent) != 0) {
+        engine.map.mark_dirty(extent as u32);
+    }
+    engine
+}
+
+impl Play<'_> {
+    /// A node loses power. Its daemon starts in role init; whoever wants it to be primary has to say so.
+    pub(crate) fn power_lost(&mut self, node: NodeId, choice: usize) {
+        self.state.left.powers -= 1;
+        let was_primary = self.state.nodes[node].primary.is_some();
+        if was_primary {
+            self.end_primary(node);
+        } else {
+            self.close(false);
+        }
+        let before = self.state.nodes[node].disk.data.clone().map(|data| data.now);
+        let machine = self.node(node);
+        machine.disk.lose(choice);
+        machine.boot = machine.boot.saturating_add(1);
+        self.fell_back(node, before, was_primary);
+    }
+
+    /// A worker dies; what it gave to its disk is there. A primary's is replaced, a secondary's waits for its
+    /// primary.
+    pub(crate) fn killed(&mut self, node: NodeId) {
+        self.state.left.kills -= 1;
+        if self.state.nodes[node].primary.is_some() {
+            self.end_primary(node);
+            let (extents, keepdirty) = (self.world.extents, self.world.keepdirty);
+            let machine = self.node(node);
+            machine.disk.flush();
+            machine.primary = Some(start(&machine.disk, extents, keepdirty));
+        } else {
+            self.close(false);
+        }
+    }
+
+    /// The primary's worker is gone at once, and so is its connection.
+    fn end_primary(&mut self, node: NodeId) {
+        self.primary_gone(node);
+        self.drop_writes(node);
+        self.node(node).primary = None;
+    }
+
+    /// The secondary stores what it accepted; whatever the primary would have made of that it cannot any more.
+    fn drop_writes(&mut self, node: NodeId) {
+        let s = other(node);
+        let accepted: Vec<(u8, u8)> = self.state.nodes[node]
+            .primary
+            .iter()
+            .flat_map(|engine| &engine.writes)
+            .filter(|write| write.there == crate::state::There::Received)
+            .map(|write| (write.extent, write.value))
+            .collect();
+        for (extent, value) in accepted {
+            self.stored(s, extent.into(), value);
+        }
+        if self.state.link != crate::state::Link::Down {
+            self.node(s).disk.flush();
+        }
+        self.state.link = crate::state::Link::Down;
+    }
+
+    /// Whether the primary may be asked to give its role up: what is in flight has ended (C4).
+    pub(crate) fn is_drained(&self, p: NodeId) -> bool {
+        self.state.nodes[p].primary.as_ref().is_some_and(|engine| {
+            engine.writes.is_empty()
+                && engine.flush.is_none()
+                && engine.counting.is_none()
+                && !engine.save
+                && engine.map_writing.is_none()
+        })
+    }
+
+    /// A planned end of the primary role: both nodes flush, then the connection closes (C4).
+    pub(crate) fn demoted(&mut self, p: NodeId) {
+        self.state.left.roles -= 1;
+        let up = self.state.is_up();
+        if up {
+            self.first_request(p);
+        }
+        self.node(p).disk.flush();
+        if self.state.link != crate::state::Link::Down {
+            self.node(other(p)).disk.flush();
+        }
+        let covers = self.acknowledged_extents();
+        if let Some(engine) = self.engine(p) {
+            engine.flush = Some(crate::state::FlushRun {
+                local: Says::Yes,
+                remote: if up { Says::Yes } else { Says::Unknown },
+                covers,
+                lone: std::mem::take(&mut engine.lone),
+            });
+        }
+        self.end_flush(p);
+        self.state.link = crate::state::Link::Down;
+        self.node(p).primary = None;
+    }
+
+    /// A node becomes primary. One that is marked is refused unless it is forced (L6).
+    pub(crate) fn promoted(&mut self, node: NodeId, forced: bool) {
+        self.state.left.roles -= 1;
+        if forced {
+            self.state.left.forced -= 1;
+        }
+        let (extents, keepdirty) = (self.world.extents, self.world.keepdirty);
+        let machine = self.node(node);
+        machine.disk.flush();
+        let marked = machine.disk.meta.now.mark;
+        if marked && !forced {
+            self.state.ghost.seen.refused = true;
+            return;
+        }
+        let given_up = if forced { machine.disk.meta.now.stale } else { 0 };
+        if forced {
+            let meta = Meta { mark: false, target: false, stale: 0, ..machine.disk.meta.now };
+            machine.disk.meta.now = meta;
+        }
+        let engine = start(&machine.disk, extents, keepdirty);
+        let save = forced || engine.meta.resuid == 0;
+        machine.primary = Some(engine);
+        self.promoted_with(node, forced, given_up);
+        if save {
+            self.saved(node);
+        }
+    }
+
+    /// `create` on a node that is not primary: metadata and map as new, and another, empty disk below.
+    pub(crate) fn created(&mut self, node: NodeId) {
+        self.state.left.creates -= 1;
+        let data = [0; crate::state::EXTENTS].map(Cached::new);
+        self.node(node).disk = Disk { data, map: Cached::new(0), meta: Cached::new(Meta::default()) };
+        self.copy_given_up(node);
+    }
+}

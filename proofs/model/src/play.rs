@@ -1,0 +1,168 @@
+//! A state in motion: what every part of the protocol needs.
+
+use hast_engine::{Counts, Half};
+use hast_net::errno::Errno;
+
+use crate::state::{Engine, Extents, Link, Node, NodeId, Seen, State, Step, There, bit, other};
+use crate::variant::Variant;
+use crate::worlds::World;
+
+/// The error of a disk that fails.
+pub(crate) const EIO: Half = Half::Failed(Errno::EIO);
+
+/// A state that is becoming the next one.
+pub(crate) struct Play<'a> {
+    pub(crate) world: &'a World,
+    pub(crate) state: State,
+}
+
+impl<'a> Play<'a> {
+    pub(crate) fn new(world: &'a World, state: &State) -> Play<'a> {
+        let mut state = state.clone();
+        state.ghost.seen = Seen::default();
+        Play { world, state }
+    }
+
+    pub(crate) fn breaks(&self, variant: Variant) -> bool {
+        self.world.variant == Some(variant)
+    }
+
+    pub(crate) fn extents(&self) -> impl Iterator<Item = usize> + use<> {
+        0..self.world.extents
+    }
+
+    pub(crate) fn node(&mut self, node: NodeId) -> &mut Node {
+        &mut self.state.nodes[node]
+    }
+
+    /// The primary's memory.
+    pub(crate) fn engine(&mut self, node: NodeId) -> Option<&mut Engine> {
+        self.state.nodes[node].primary.as_mut()
+    }
+
+    /// What `node` reads from its own disk.
+    pub(crate) fn holds(&self, node: NodeId, extent: usize) -> u8 {
+        self.state.nodes[node].disk.data[extent].now
+    }
+
+    /// Once everything that one event brought about is done.
+    pub(crate) fn settle(mut self) -> State {
+        if let Some(p) = self.state.primary() {
+            self.end_marking_if_pointless(p);
+            self.check_synchronised(p);
+            self.merged(p);
+            self.begin_map_write(p);
+            if let Some(engine) = self.engine(p) {
+                engine.writes.retain(|write| {
+                    !(write.finished && matches!(write.stage, crate::state::Stage::Completed { .. }))
+                });
+            }
+        }
+        self.state
+    }
+
+    /// A save of `node`'s metadata is durable, and with it whatever its disk took before: the flush is one of the
+    /// whole provider. (L7: it is in the cache.)
+    pub(crate) fn write_meta(&mut self, node: NodeId, meta: crate::state::Meta) {
+        let lazily = self.breaks(Variant::L7);
+        let disk = &mut self.node(node).disk;
+        disk.meta.write(meta);
+        if !lazily {
+            disk.flush();
+        }
+    }
+
+    /// The nodes may differ, or their counts do.
+    pub(crate) fn begin_session(&mut self, p: NodeId) {
+        if let Some(engine) = self.engine(p) {
+            engine.session = true;
+            engine.step = Step::Copying;
+        }
+    }
+
+    /// Extents to synchronise of which our copy is right.
+    pub(crate) fn behind(engine: &Engine) -> Extents {
+        to_synchronise(engine) & !engine.stale
+    }
+
+    /// C1, or L5.
+    pub(crate) fn count(&mut self, p: NodeId) {
+        let original = self.breaks(Variant::L5);
+        let Some(engine) = self.engine(p) else { return };
+        if engine.counted != crate::state::Counted::No {
+            return;
+        }
+        let peer = Counts { local: engine.peer.0.into(), remote: engine.peer.1.into() };
+        let resuid = engine.meta.resuid.into();
+        let (counts, durably) = if original {
+            crate::variant::original_raised(engine.meta.counts(), resuid, peer)
+        } else {
+            engine.meta.counts().raised(resuid, peer)
+        };
+        engine.meta.set_counts(counts);
+        engine.save |= durably;
+        engine.counted =
+            if durably { crate::state::Counted::Pending } else { crate::state::Counted::Durable };
+        if !durably {
+            self.counted();
+        }
+    }
+
+    /// The connection ends, however. What the secondary accepted it stores and flushes (L14) if `orderly`.
+    pub(crate) fn close(&mut self, orderly: bool) {
+        let was_up = self.state.is_up();
+        self.state.link = Link::Down;
+        let Some(p) = self.state.primary() else { return };
+        let s = other(p);
+        let Some(engine) = self.engine(p) else { return };
+        engine.session = false;
+        engine.marked = false;
+        engine.step = Step::Copying;
+        engine.done = None;
+        for write in &mut engine.writes {
+            write.same_connection = false;
+        }
+        if was_up {
+            engine.map.peer_lost();
+        }
+        let accepted: Vec<(u8, u8)> = engine
+            .writes
+            .iter()
+            .filter(|write| write.there == There::Received)
+            .map(|write| (write.extent, write.value))
+            .collect();
+        if orderly {
+            for (extent, value) in accepted {
+                self.stored(s, extent.into(), value);
+            }
+            self.node(s).disk.flush();
+        }
+        while let Some(engine) = self.engine(p)
+            && let Some(at) = engine.writes.iter().position(|write| write.remote == Half::Awaited)
+            && let Some(write) = engine.writes.get_mut(at)
+        {
+            (write.remote, write.there) = (Half::Lost, There::NotSent);
+            self.given_alone(p, at);
+            self.advance(p, at);
+        }
+        if let Some(engine) = self.engine(p)
+            && let Some(run) = &mut engine.flush
+        {
+            run.remote = crate::state::Says::Unknown;
+        }
+        if was_up {
+            self.end_marking(p);
+        }
+    }
+
+    /// `value` is on the disk of `node`.
+    pub(crate) fn stored(&mut self, node: NodeId, extent: usize, value: u8) {
+        self.node(node).disk.data[extent].write(value);
+        self.state.ghost.fell_back[node] &= !bit(extent);
+    }
+}
+
+/// The sync set as bits.
+pub(crate) fn to_synchronise(engine: &Engine) -> Extents {
+    engine.map.to_synchronise().iter().fold(0, |bits, extent| bits | bit(extent as usize))
+}

@@ -1,0 +1,19 @@
+//! `cargo xtask trace`: how the original's mistakes lose data, as the model of the protocol finds it.
+
+use std::process::{Command, ExitCode};
+
+use lexopt::Arg::Value;
+
+pub(crate) fn main(mut parser: lexopt::Parser) -> Result<ExitCode, lexopt::Error> {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(["run", "--quiet", "--release", "-p", "hast-model", "--", "trace"]);
+    match parser.next()? {
+        None => {}
+        Some(Value(name)) => {
+            command.arg(name);
+        }
+        Some(other) => return Err(other.unexpected()),
+    }
+    let status = command.status().map_err(|error| format!("cargo: {error}"))?;
+    Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+}
