@@ -3,8 +3,10 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -60,6 +62,12 @@ impl Link {
         self.from_b.set(State::Open);
     }
 
+    /// Delays what new connections carry by so much each way.
+    pub fn delay(&self, each_way: Duration) {
+        self.from_a.delay(each_way);
+        self.from_b.delay(each_way);
+    }
+
     /// Bytes that have gone to node b and to node a over connections that node a opened.
     pub fn bytes_from_a(&self) -> (u64, u64) {
         self.from_a.bytes()
@@ -92,6 +100,7 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     sockets: Mutex<Vec<TcpStream>>,
+    delay: Mutex<Duration>,
     forth: AtomicU64,
     back: AtomicU64,
 }
@@ -105,6 +114,7 @@ impl Relay {
             state: Mutex::new(State::Open),
             changed: Condvar::new(),
             sockets: Mutex::new(Vec::new()),
+            delay: Mutex::new(Duration::ZERO),
             forth: AtomicU64::new(0),
             back: AtomicU64::new(0),
         });
@@ -116,6 +126,11 @@ impl Relay {
     /// The address that it accepts on.
     pub fn address(&self) -> SocketAddr {
         self.listen
+    }
+
+    /// Delays what new connections carry by so much each way.
+    pub fn delay(&self, each_way: Duration) {
+        *lock(&self.shared.delay) = each_way;
     }
 
     /// Bytes carried to the target, and back from it.
@@ -147,7 +162,7 @@ impl Shared {
     fn drop_connections(&self) {
         for socket in lock(&self.sockets).drain(..) {
             // A reset, not an orderly end: a broken link delivers nothing more.
-            let _ = SockRef::from(&socket).set_linger(Some(std::time::Duration::ZERO));
+            let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
             let _ = socket.shutdown(Shutdown::Both);
         }
     }
@@ -196,7 +211,11 @@ pub fn connect_from(source: IpAddr, target: SocketAddr) -> std::io::Result<TcpSt
 }
 
 /// Copies one direction until it ends, and passes the end on.
-fn carry(mut from: TcpStream, mut to: TcpStream, shared: &Shared, count: fn(&Shared) -> &AtomicU64) {
+fn carry(mut from: TcpStream, mut to: TcpStream, shared: &Arc<Shared>, count: fn(&Shared) -> &AtomicU64) {
+    let delay = *lock(&shared.delay);
+    if !delay.is_zero() {
+        return carry_late(from, to, shared, count, delay);
+    }
     let mut buffer = vec![0; 64 << 10];
     while let Ok(length) = from.read(&mut buffer) {
         let bytes = buffer.get(..length).unwrap_or_default();
@@ -207,6 +226,49 @@ fn carry(mut from: TcpStream, mut to: TcpStream, shared: &Shared, count: fn(&Sha
     }
     let _ = to.shutdown(Shutdown::Write);
     let _ = from.shutdown(Shutdown::Read);
+}
+
+/// How much may be under way on a link with delay, in pieces of at most 64 KiB.
+const UNDER_WAY: usize = 1024;
+
+/// The same, each piece so much later. Both ends are full of what is under way, so that the delay costs time
+/// and no throughput.
+fn carry_late(
+    mut from: TcpStream,
+    to: TcpStream,
+    shared: &Arc<Shared>,
+    count: fn(&Shared) -> &AtomicU64,
+    delay: Duration,
+) {
+    let (sender, receiver) = sync_channel(UNDER_WAY);
+    let shared = Arc::clone(shared);
+    let writer = std::thread::spawn(move || write_late(&receiver, to, &shared, count));
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(length) = from.read(&mut buffer) {
+        let bytes = buffer.get(..length).unwrap_or_default().to_vec();
+        if bytes.is_empty() || sender.send((Instant::now() + delay, bytes)).is_err() {
+            break;
+        }
+    }
+    drop(sender);
+    let _ = writer.join();
+    let _ = from.shutdown(Shutdown::Read);
+}
+
+fn write_late(
+    pieces: &Receiver<(Instant, Vec<u8>)>,
+    mut to: TcpStream,
+    shared: &Shared,
+    count: fn(&Shared) -> &AtomicU64,
+) {
+    for (due, bytes) in pieces {
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        if !shared.may_pass() || to.write_all(&bytes).is_err() {
+            break;
+        }
+        count(shared).fetch_add(bytes.len() as u64, Ordering::Relaxed);
+    }
+    let _ = to.shutdown(Shutdown::Write);
 }
 
 #[cfg(test)]
@@ -241,5 +303,21 @@ mod tests {
         let (mut far, _) = target.accept().unwrap();
         again.write_all(b"x").unwrap();
         far.read_exact(&mut buffer[..1]).unwrap();
+    }
+
+    #[test]
+    fn a_delay_costs_time_and_no_bytes() {
+        let target = echo();
+        let localhost: IpAddr = "127.0.0.1".parse().unwrap();
+        let relay = Relay::start((localhost, 0).into(), target.local_addr().unwrap(), localhost).unwrap();
+        relay.delay(Duration::from_millis(20));
+        let mut near = TcpStream::connect(relay.address()).unwrap();
+        let (mut far, _) = target.accept().unwrap();
+        let begin = Instant::now();
+        let sent = vec![7; 300_000];
+        near.write_all(&sent).unwrap();
+        let mut received = vec![0; sent.len()];
+        far.read_exact(&mut received).unwrap();
+        assert!(begin.elapsed() >= Duration::from_millis(20) && received == sent);
     }
 }

@@ -28,7 +28,10 @@ pub struct Pair {
 impl Pair {
     /// Directories, hast.conf and providers; nothing created on them and nothing running yet.
     pub fn blank(setup: Setup) -> Result<Pair, Failure> {
-        let directory = scratch("hast-test-")?;
+        let directory = match &setup.root {
+            Some(root) => scratch_in(root, "hast-test-")?,
+            None => scratch("hast-test-")?,
+        };
         let (a, b) = (Loopback::reserve()?, Loopback::reserve()?);
         let link = Link::between(a.ip(), b.ip())?;
         let addresses = [
@@ -68,7 +71,23 @@ impl Pair {
 
     /// A running pair: b secondary, a primary, every resource complete.
     pub fn up(setup: Setup) -> Result<Pair, Failure> {
-        let pair = Pair::started(setup)?;
+        Pair::started(setup)?.in_step()
+    }
+
+    /// A running pair whose nodes reach each other without the link between them: for measuring.
+    pub fn up_direct(setup: Setup) -> Result<Pair, Failure> {
+        let mut pair = Pair::blank(setup)?;
+        let [a, b] = &mut pair.addresses;
+        (a.remote, b.remote) = (b.listen.clone(), a.listen.clone());
+        pair.write_conf()?;
+        pair.create()?;
+        pair.a.start()?;
+        pair.b.start()?;
+        pair.in_step()
+    }
+
+    fn in_step(self) -> Result<Pair, Failure> {
+        let pair = self;
         pair.b.role("secondary", "all")?;
         pair.a.role("primary", "all")?;
         for resource in &pair.setup.resources {
@@ -214,8 +233,12 @@ pub fn scratch(prefix: &str) -> Result<TempDir, Failure> {
     let usable = configured.to_str().is_some_and(|path| {
         path.len() <= 50 && path.chars().all(|c| c.is_ascii_alphanumeric() || "._-/".contains(c))
     });
-    let root = if usable { configured } else { PathBuf::from("/tmp") };
-    let directory = tempfile::Builder::new().prefix(prefix).tempdir_in(&root).context(root.display())?;
+    scratch_in(if usable { &configured } else { Path::new("/tmp") }, prefix)
+}
+
+/// The same in a directory of the caller's choice.
+pub fn scratch_in(root: &Path, prefix: &str) -> Result<TempDir, Failure> {
+    let directory = tempfile::Builder::new().prefix(prefix).tempdir_in(root).context(root.display())?;
     // A hastd that drops its privileges must still reach its sockets.
     std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755))?;
     Ok(directory)

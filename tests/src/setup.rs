@@ -45,6 +45,8 @@ pub struct Setup {
     pub globals: String,
     /// The resources.
     pub resources: Vec<Resource>,
+    /// Where the pair's directory is made; none: where temporary files go.
+    pub root: Option<PathBuf>,
 }
 
 /// One resource `disk0` on 16 MiB providers with 64 KiB extents and a time-out of 5 s.
@@ -55,6 +57,7 @@ impl Default for Setup {
             extent: 64 << 10,
             globals: "timeout 5\n".to_string(),
             resources: vec![Resource::named("disk0")],
+            root: None,
         }
     }
 }

@@ -47,6 +47,14 @@ cargo xtask trace [L1|L2|L3|L5|L6|L7|L9|L10]
     How a mistake of the original loses data, step by step, as the model of the
     protocol (proofs/model) finds it; all of them without a name.
 
+cargo xtask bench [PART ...] [--dir D] [--rounds N] [--seconds S] [--only WORKLOAD]
+                  [--contender NAME COMMAND URI]
+    Measures our pair, in each mode, beside plain qemu-nbd and qemu's mirror:
+    io (fio), resync, map and scaling, or only the parts named. Everything is
+    told as a ratio to something measured in the same run. Providers lie in
+    /dev/shm unless --dir says otherwise. A server of your own takes part if
+    you say how it is started and where it then is.
+
 cargo xtask help
     Shows this.
 ";

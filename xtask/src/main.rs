@@ -1,9 +1,11 @@
 //! `cargo xtask <command>`: what the README asks a person to type.
 
+mod bench;
 mod demo;
 mod freebsd;
 mod fuzz;
 mod help;
+mod release;
 mod sim;
 mod test;
 mod tools;
@@ -30,6 +32,7 @@ fn run() -> Result<ExitCode, lexopt::Error> {
         None | Some(Long("help") | Short('h')) => Ok(help::show()),
         Some(Value(command)) => match command.to_str() {
             Some("help") => Ok(help::show()),
+            Some("bench") => bench::main(parser),
             Some("demo") => demo::main(parser),
             Some("freebsd") => freebsd::main(parser),
             Some("fuzz") => fuzz::main(parser),

@@ -11,12 +11,12 @@ mod field;
 mod operator;
 mod record;
 
-use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crate::release;
 use clients::Clients;
 use field::{Deeds, Field, Side};
 use hast_sim::random::Random;
@@ -76,9 +76,7 @@ pub(crate) fn main(mut parser: lexopt::Parser) -> Result<ExitCode, lexopt::Error
             other => return Err(other.unexpected()),
         }
     }
-    if cfg!(debug_assertions) {
-        return Err(as_release().into());
-    }
+    release::insist()?;
     let begin = Instant::now();
     Ok(match run(&wish) {
         Ok(verdict) => {
@@ -97,22 +95,8 @@ fn fresh_seed() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64 % 1_000_000)
 }
 
-/// The daemons that ship are release builds, and the harness takes those that lie next to it: begins anew as
-/// one. Returns only if that fails.
-fn as_release() -> String {
-    println!("Building for release ...");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command
-        .args(["run", "--quiet", "--release", "--package", "xtask", "--"])
-        .args(std::env::args_os().skip(1));
-    let error = command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).exec();
-    format!("{command:?}: {error}")
-}
-
 fn run(wish: &Wish) -> Result<String, Failure> {
-    let executable = std::env::current_exe()?;
-    hast_tests::programs::build(executable.parent().context("xtask lies in a directory")?)?;
+    release::build_programs()?;
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
