@@ -267,6 +267,21 @@ fn write_during_handshake_is_overwritten() {
 }
 
 #[test]
+fn a_host_that_does_not_answer_holds_up_a_takeover_for_two_seconds() {
+    let mut h = H::new(24, 1, Extension::default(), &[], 5, 3, 5);
+    h.w(1, 4);
+    h.tick(1);
+    assert!(h.result(1).is_none(), "served before the other node had a chance to answer");
+    h.tick(1);
+    assert_eq!(h.result(1), Some(Ok(None)), "held up although nobody answers");
+    // The attempt goes on, and the nodes still meet.
+    h.handshake_first(Extensions::ALL);
+    h.answer(3, 5, SyncSource::Primary, Some(vec![0; 512]));
+    h.serve_all(|_| Some(None));
+    assert!(!h.p.status().facts.target);
+}
+
+#[test]
 fn flush_ok_though_primary_only_extent_is_not_flushed() {
     let mut h = H::in_step();
     // write to extent 3 fails remotely: counted, marked, complete on this node alone

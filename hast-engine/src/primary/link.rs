@@ -29,6 +29,11 @@ const RECONNECT_MAX: Duration = Duration::from_secs(10);
 /// What a refusal with `wait` waits before the next attempt.
 const WAIT: Duration = Duration::from_secs(1);
 
+/// How long the device's requests wait for a secondary whose host does not answer at all. One that is there
+/// answers at once; a host that is dead would hold up a takeover for the whole of `timeout`. The attempt goes on
+/// all the same, and ends as any other while requests are served.
+const FIRST_ANSWER: Duration = Duration::from_secs(2);
+
 /// Why an answer of the secondary is awaited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Awaited {
@@ -56,6 +61,8 @@ pub(super) struct Link {
     attempts: u32,
     /// Why the last one failed, as the log has it.
     complaint: String,
+    /// While requests wait for the first attempt: until when they wait for any answer to it.
+    answer_until: Option<Duration>,
     /// While this lasts, a refusal with `wait` keeps the device's requests waiting.
     wait_until: Duration,
     /// The log says so.
@@ -130,6 +137,7 @@ impl Link {
             name: settings.peer.clone(),
             attempts: 0,
             complaint: String::new(),
+            answer_until: None,
             wait_until: now + settings.timeout,
             waiting: false,
             version: 1,
@@ -285,6 +293,9 @@ impl Primary {
             return self.serve();
         }
         self.link.name.clone_from(&self.settings.peer);
+        if self.phase == Phase::Connecting {
+            self.link.answer_until = Some(self.now + FIRST_ANSWER);
+        }
         self.enter(Stage::OpeningOut);
         self.actions.push_back(Action::Connect(Side::Out));
     }
@@ -703,6 +714,10 @@ impl Primary {
     }
 
     pub(super) fn link_timeout(&mut self) {
+        if self.answer_deadline().is_some_and(|deadline| deadline <= self.now) {
+            log::warn!("{} does not answer; going on without it.", self.link.name);
+            self.serve();
+        }
         if let Some(deadline) = self.link.deadline
             && deadline <= self.now
         {
@@ -725,7 +740,14 @@ impl Primary {
 
     pub(super) fn link_deadline(&self) -> Option<Duration> {
         let keepalive = self.link.is_up().then(|| self.link.last_sent + KEEPALIVE);
-        [self.link.deadline, keepalive, self.silence_deadline()].into_iter().flatten().min()
+        let deadlines = [self.link.deadline, keepalive, self.silence_deadline(), self.answer_deadline()];
+        deadlines.into_iter().flatten().min()
+    }
+
+    /// When requests stop waiting for a host that has not answered the first attempt to connect.
+    fn answer_deadline(&self) -> Option<Duration> {
+        let unanswered = self.phase == Phase::Connecting && self.link.stage == Stage::OpeningOut;
+        self.link.answer_until.filter(|_| unanswered)
     }
 
     /// When a secondary that owes an answer has owed it for too long: `timeout` after the oldest request was
