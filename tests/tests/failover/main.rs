@@ -1,0 +1,9 @@
+//! Failover as administrators run it: the scripts of dist/ with real daemons, ucarp, file systems and services, on
+//! hosts that are namespaces of this machine.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod addresses;
+mod lab;
+mod roles;
+mod site;
+mod takeover;
