@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 
 use hast_tests::programs::Programs;
 use hast_tests::{Context, Failure, Run, SHORT, wait_for, wait_until};
@@ -23,7 +23,7 @@ pub(crate) struct Lab {
 }
 
 /// What a lab is made with.
-const NEEDED: &[&str] = &["unshare", "nsenter", "setpriv", "ip", "losetup"];
+const NEEDED: &[&str] = &["unshare", "nsenter", "ip", "losetup"];
 
 impl Lab {
     /// A lab without hosts; none if this is not root or `programs` are not all installed, which is a failure in CI.
@@ -41,7 +41,7 @@ impl Lab {
         sweep();
         let directory =
             tempfile::Builder::new().prefix(&format!("{PREFIX}{}.", std::process::id())).tempdir()?;
-        let switch = Namespaces::start("switch")?;
+        let switch = Namespaces::start("switch", directory.path())?;
         let lab = Lab { switch: Some(switch), directory };
         // Snooping would keep CARP's announcements from hosts that have not asked for them.
         lab.switch("ip link add br0 type bridge forward_delay 0 mcast_snooping 0 && ip link set br0 up")?;
@@ -72,7 +72,7 @@ impl Lab {
 
     /// Starts a host again that was killed.
     pub(crate) fn boot(&self, host: &mut Host) -> Result<(), Failure> {
-        let namespaces = Namespaces::start(&host.name)?;
+        let namespaces = Namespaces::start(&host.name, self.directory())?;
         // Both ends are gone when the host is; the switch's end may take a moment.
         let port = format!("v-{}", host.name);
         wait_until("the port to be free", SHORT, || {
@@ -233,23 +233,41 @@ impl Drop for Lab {
 struct Namespaces {
     holder: Child,
     init: Pid,
+    /// The first process ends when this does, so also when this program is killed.
+    _lifeline: Option<ChildStdin>,
 }
 
 impl Namespaces {
-    fn start(name: &str) -> Result<Namespaces, Failure> {
-        // /sys shows the network of whoever mounted it. The first process reaps whatever is orphaned.
+    fn start(name: &str, lab: &Path) -> Result<Namespaces, Failure> {
+        // /sys shows the network of whoever mounted it. The first process reaps whatever is orphaned. It must not be
+        // killed before the program above it, unshare, which keeps the mounts until all processes are gone: else
+        // a process that serves a file system might be the one that has to unmount it, and wait for itself.
+        // Loop devices know the way to their file only as long as the mounts are there.
         let setup = format!(
-            "exec 2>&1; hostname {name} && mount -t sysfs sysfs /sys && mount -t tmpfs tmpfs /run && \
+            "exec 2>&1 3<&0; hostname {name} && mount -t sysfs sysfs /sys && mount -t tmpfs tmpfs /run && \
              {{ [ -L /var/run ] || mount -t tmpfs tmpfs /var/run; }} && mkdir -p /var/run/hast && \
-             ip link set lo up && echo ready || exit 1; sleep 1000000 & wait"
+             ip link set lo up && echo ready || exit 1; cat <&3 >/dev/null & wait; kill -9 -1; \
+             for file in /sys/block/loop*/loop/backing_file; do case $(cat \"$file\") in {}/{name}/*) \
+             device=${{file#/sys/block/}}; losetup -d \"/dev/${{device%%/*}}\" ;; esac; done",
+            lab.display()
         );
-        let mut command = Command::new("setpriv");
-        // Should this process be killed, the host goes too.
-        command.args(["--pdeathsig", "KILL", "unshare", "--net", "--uts", "--ipc", "--mount", "--pid"]);
-        command.args(["--fork", "--kill-child=KILL", "--mount-proc", "sh", "-c", &setup]);
+        let mut command = Command::new("unshare");
+        command.args([
+            "--net",
+            "--uts",
+            "--ipc",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--mount-proc",
+            "sh",
+            "-c",
+            &setup,
+        ]);
         // unshare itself has only to say, when it is killed, that it was disturbed.
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut holder = command.spawn().context("setpriv")?;
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut holder = command.spawn().context("unshare")?;
+        let lifeline = holder.stdin.take();
         let mut said = String::new();
         let mut output = BufReader::new(holder.stdout.take().context("its output")?);
         output.read_line(&mut said)?;
@@ -259,7 +277,7 @@ impl Namespaces {
         }
         let parent = holder.id();
         let init = wait_for("the first process of a host", SHORT, || Ok(child_of(parent)))?;
-        Ok(Namespaces { holder, init })
+        Ok(Namespaces { holder, init, _lifeline: lifeline })
     }
 
     fn stop(mut self) {
@@ -303,7 +321,8 @@ fn loops() -> Vec<(String, String)> {
 /// Frees what labs have left whose test was killed: loop devices and directories.
 fn sweep() {
     for (device, file) in loops() {
-        if is_abandoned(&file) {
+        // Of a file whose mount has gone only its name is left; hast-failover gives it this one.
+        if is_abandoned(&file) || file.trim() == "/disk" {
             let _ = Run::of(Command::new("losetup").args(["-d", &device]));
         }
     }

@@ -5,5 +5,6 @@
 mod addresses;
 mod lab;
 mod roles;
+mod script;
 mod site;
 mod takeover;

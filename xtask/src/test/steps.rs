@@ -16,6 +16,7 @@ pub(super) const ALL: &[Step] = &[
     Step { name: "clippy", run: clippy },
     Step { name: "build", run: build },
     Step { name: "tests", run: tests },
+    Step { name: "failover", run: failover },
     Step { name: "doctests", run: doctests },
     Step { name: "rustdoc", run: rustdoc },
     Step { name: "freebsd", run: freebsd },
@@ -52,6 +53,11 @@ fn tests(around: &Surroundings) -> Outcome {
     } else {
         pass(&mut around.cargo("test --workspace --lib --bins --tests --no-fail-fast"))
     }
+}
+
+/// The scripts of dist/, and failover with them among hosts that are namespaces of this machine.
+fn failover(around: &Surroundings) -> Outcome {
+    pass(&mut around.cargo("test --quiet -p hast-tests --test failover -- --test-threads 4"))
 }
 
 fn doctests(around: &Surroundings) -> Outcome {
