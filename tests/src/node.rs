@@ -284,6 +284,14 @@ impl Node {
         })
     }
 
+    /// The same, and that it waits for no answer any more: the last mark may be under way until then.
+    pub fn wait_at_rest(&self, resource: &str) -> Result<(), Failure> {
+        self.wait_in_step(resource)?;
+        wait_until(&format!("{resource} on node {} to be at rest", self.name), SHORT, || {
+            Ok(self.value(resource, "queues")?.is_some_and(|queues| queues.contains("recv: 0,")))
+        })
+    }
+
     /// The worker's process id, when there is a worker.
     pub fn worker(&self, resource: &str) -> Result<Option<Pid>, Failure> {
         match self.value(resource, "workerpid")? {

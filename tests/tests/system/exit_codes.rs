@@ -108,6 +108,7 @@ fn with_a_daemon_that_misbehaves() -> Outcome {
 #[test]
 fn status_and_list_are_exact() -> Outcome {
     let pair = Pair::up(Setup::with("checksum crc32"))?;
+    pair.a.wait_at_rest("disk0")?;
     let (local, remote) = (pair.a.provider("disk0"), pair.link.toward_b().conf());
     let source = pair.a.value("disk0", "sourceaddr")?.unwrap_or_default();
     assert_eq!(

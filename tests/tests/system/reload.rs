@@ -11,6 +11,7 @@ fn a_broken_file_changes_nothing() -> Outcome {
     let pair = Pair::up(Setup::default())?;
     let mut volume = Volume::fresh(&pair.a, "disk0")?;
     let worker = pair.a.worker("disk0")?;
+    pair.a.wait_at_rest("disk0")?;
     let list = pair.a.ctl(&["list"])?;
     std::fs::write(pair.conf_path(), "resource disk0 {\n    local\n")?;
     pair.a.signal(nix::sys::signal::Signal::SIGHUP)?;
