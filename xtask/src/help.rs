@@ -16,6 +16,10 @@ cargo xtask freebsd check|clippy|build|test [--arch aarch64]
     are programs that FreeBSD runs; test links the test programs too. ci is what
     CI does: lint, link, look, and see that what only Linux has does not link.
 
+cargo xtask freebsd crates
+    Writes the list of crates in dist/freebsd/port from Cargo.lock. A test sees
+    whether it is up to date.
+
 cargo xtask test [--list] [STEP ...]
     Runs everything that CI runs, or only the steps named. As root on a system
     with apt it installs the packages that the tests need; otherwise it says

@@ -3,6 +3,7 @@
 mod inspect;
 mod kit;
 mod linker;
+mod port;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -81,24 +82,31 @@ pub(crate) fn main(mut parser: lexopt::Parser) -> Result<ExitCode, lexopt::Error
                 let arguments: Vec<_> = parser.raw_args()?.collect();
                 return Ok(linker::main(arguments));
             }
+            Value(word) if word == "crates" => return Ok(conclude(port::write_crates())),
             Value(word) if wish.is_none() => {
                 let found = word.to_str().and_then(Wish::parse);
-                wish = Some(found.ok_or_else(|| format!("{word:?} is none of check, clippy, build, test"))?);
+                wish = Some(
+                    found.ok_or_else(|| format!("{word:?} is none of check, clippy, build, test, crates"))?,
+                );
             }
             other => return Err(other.unexpected()),
         }
     }
-    let wish = wish.ok_or("say what: check, clippy, build or test")?;
+    let wish = wish.ok_or("say what: check, clippy, build, test or crates")?;
     if let Err(error) = std::env::set_current_dir(root()) {
         return Err(format!("the project's root: {error}").into());
     }
-    Ok(match run(wish, arch) {
+    Ok(conclude(run(wish, arch)))
+}
+
+fn conclude(result: Result<(), Failure>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("xtask: {failure}");
             ExitCode::FAILURE
         }
-    })
+    }
 }
 
 fn run(wish: Wish, arch: Arch) -> Result<(), Failure> {
