@@ -81,6 +81,61 @@ fn requests_captured_from_the_original_are_answered_like_there() {
     assert!(compared >= 12, "{compared}");
 }
 
+/// bsnmpd's snmp_hast takes a number of another type for 0, and a key that is missing for nothing: it is given what the
+/// original gives, in the order of pairs in which it asks.
+#[test]
+fn snmp_hast_finds_every_key_with_its_type() {
+    let place = Place::new();
+    place.configure(
+        "resource disk0 { local @/disk0 on a { remote tcp4://127.0.0.1:1 source tcp4://127.0.0.1 } }
+         resource second { local @/second on a { remote none } }
+         resource third { local @/third on a { remote none } }",
+    );
+    for name in ["disk0", "second", "third"] {
+        place.create(name, name);
+    }
+    let _daemon = place.start();
+    let ask = |list: &Writer| {
+        exchange(&place.control(), &frame::encode(2, list.as_bytes()).unwrap()).expect("an answer")
+    };
+    for (name, role) in [("disk0", 2), ("second", 3), ("third", 2)] {
+        let mut list = Writer::new();
+        list.str("resource0", name).u8("cmd", 1).u8("role", role);
+        assert_eq!(shape(&ask(&list), 0), shape(&captured("control-role-primary-a"), 0));
+    }
+    for name in ["disk0", "third"] {
+        wait_for("what the worker says", || place.status(name).worker);
+    }
+    let mut list = Writer::new();
+    list.str("resource0", "all").u8("cmd", 2);
+    let answer = ask(&list);
+    let node_a = captured("control-list-running-a");
+    assert_eq!(shape(&answer, 0), shape(&node_a, 0));
+    assert_eq!(shape(&answer, 0).len(), 28);
+    // A secondary that nobody has connected to has no worker.
+    assert_eq!(shape(&answer, 1), shape(&captured("control-list-running-b"), 2));
+    // Without a source address.
+    assert_eq!(shape(&answer, 2), shape(&node_a, 2));
+    assert_eq!(
+        pairs(&answer).len(),
+        [0, 1, 2].map(|index| shape(&answer, index).len()).iter().sum::<usize>()
+    );
+}
+
+/// What the original answered.
+fn captured(name: &str) -> Frame {
+    decoded(&fs::read(captures().join(format!("{name}.d2c.bin"))).unwrap()).unwrap()
+}
+
+/// What is said about one resource: keys without its number, and types.
+fn shape(frame: &Frame, index: usize) -> Vec<(String, u8)> {
+    let own = |(name, kind, _): (Vec<u8>, u8, Vec<u8>)| {
+        let key = String::from_utf8(name).unwrap().strip_suffix(&index.to_string())?.to_owned();
+        Some((key, kind))
+    };
+    pairs(frame).into_iter().filter_map(own).collect()
+}
+
 #[test]
 fn a_role_changes_once_and_the_former_one_is_told() {
     let place = Place::new();
