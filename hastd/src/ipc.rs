@@ -22,11 +22,12 @@ use hast_net::handshake::{BootId, Extensions, SecondHello};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, recvmsg,
-    sendmsg, socketpair,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, getsockopt,
+    recvmsg, sendmsg, setsockopt, socketpair, sockopt,
 };
 
-/// Longest packet, in bytes, its length included. FreeBSD's limit for one packet is 65536 by default; a start message is below 10 KiB.
+/// Longest packet, in bytes, its length included; a start message is below 10 KiB. FreeBSD's limit for one packet is
+/// the room that the socket has, 65536 bytes unless `net.local.seqpacket` says less; see [`make_room`].
 const PACKET_MAX: usize = 65536;
 /// Most descriptors in one packet: provider and two sockets, or provider and both kinds of device.
 const DESCRIPTORS_MAX: usize = 3;
@@ -174,6 +175,8 @@ impl Channel {
     pub fn pair() -> io::Result<(Channel, OwnedFd)> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+        make_room(&ours)?;
+        make_room(&theirs)?;
         Ok((Channel { socket: ours, unsent: RefCell::default(), incoming: RefCell::default() }, theirs))
     }
 
@@ -247,6 +250,18 @@ impl Channel {
             other => other,
         }
     }
+}
+
+/// Lets the longest packet into a socket, whatever the system gives to new ones: without room it would be kept back
+/// for ever.
+fn make_room(socket: &OwnedFd) -> nix::Result<()> {
+    if getsockopt(socket, sockopt::SndBuf)? < PACKET_MAX {
+        setsockopt(socket, sockopt::SndBuf, &PACKET_MAX)?;
+    }
+    if getsockopt(socket, sockopt::RcvBuf)? < PACKET_MAX {
+        setsockopt(socket, sockopt::RcvBuf, &PACKET_MAX)?;
+    }
+    Ok(())
 }
 
 impl AsFd for Channel {

@@ -11,9 +11,12 @@ use hast_net::address::Address;
 use hast_net::control::{Facts, Statistics, WorkerStatus};
 use hast_net::handshake::{Extensions, SecondHello};
 use hast_net::payload::{Checksum, Compression};
+use nix::sys::socket::{setsockopt, sockopt};
 
 use super::codec::message;
-use super::{Channel, Outgoing, Packet, Reload, Start, StartKind, ToSupervisor, ToWorker};
+use super::{
+    Channel, Outgoing, PACKET_MAX, Packet, Reload, Start, StartKind, ToSupervisor, ToWorker, make_room,
+};
 
 fn channels() -> (Channel, Channel) {
     let (ours, theirs) = Channel::pair().unwrap();
@@ -42,6 +45,24 @@ fn connected(one: OwnedFd, other: &mut UnixStream) -> bool {
     let mut byte = [0; 1];
     other.read_exact(&mut byte).unwrap();
     byte == *b"x"
+}
+
+/// As where the administrator has made the system's own room smaller (FreeBSD: `net.local.seqpacket`).
+#[test]
+fn the_longest_packet_finds_room() {
+    let (ours, theirs) = Channel::pair().unwrap();
+    for socket in [&ours.socket, &theirs] {
+        setsockopt(socket, sockopt::SndBuf, &4096).unwrap();
+        setsockopt(socket, sockopt::RcvBuf, &4096).unwrap();
+    }
+    let list = vec![7; PACKET_MAX - 4];
+    let mut packet = Outgoing::from(Packet { nv: list.clone(), descriptors: Vec::new() });
+    // Linux refuses it, FreeBSD has no room now, and never would have.
+    assert!(!matches!(packet.send(ours.as_fd()), Ok(true)));
+    make_room(&ours.socket).unwrap();
+    make_room(&theirs).unwrap();
+    assert!(packet.send(ours.as_fd()).unwrap());
+    assert_eq!(Channel::new(theirs).unwrap().recv().unwrap().unwrap().nv, list);
 }
 
 #[test]
