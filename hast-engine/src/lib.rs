@@ -17,6 +17,7 @@
 #![warn(missing_docs)]
 
 mod counts;
+mod durable;
 mod primary;
 mod ranges;
 mod saving;

@@ -19,6 +19,8 @@ pub(crate) struct Saving {
     parts: VecDeque<Part>,
     /// How many of them, the current one included, belong to a save that failed before.
     again: usize,
+    /// What is on the disk besides is being flushed, before anything else.
+    before: bool,
     flushing: bool,
 }
 
@@ -36,19 +38,25 @@ pub(crate) enum Next {
 impl Saving {
     /// Begins to write `metadata` to a provider with sectors of `sectorsize` bytes. What an earlier save may
     /// have left half done, `unsure`, is done first: beside a part that may be torn there must be a whole one.
-    pub(crate) fn begin(metadata: &Metadata, unsure: Vec<Part>, sectorsize: u32) -> (Saving, Next) {
+    /// With `flush` what the data area holds is made durable before it is relied on.
+    pub(crate) fn begin(
+        metadata: &Metadata,
+        unsure: Vec<Part>,
+        sectorsize: u32,
+        flush: bool,
+    ) -> (Saving, Next) {
         let again = unsure.len();
         let mut parts = VecDeque::from(unsure);
         parts.extend(metadata.writes(sectorsize));
-        let mut saving = Saving { current: None, parts, again, flushing: false };
-        let next = saving.part();
+        let mut saving = Saving { current: None, parts, again, before: flush, flushing: flush };
+        let next = if flush { Next::Disk(DiskOp::Flush) } else { saving.part() };
         (saving, next)
     }
 
     /// After a failure: what the next save has to begin with, the part that failed and what belongs to it.
     pub(crate) fn unsure(self) -> Vec<Part> {
         let mut parts: Vec<Part> = self.current.into_iter().chain(self.parts).collect();
-        if self.again > 0 {
+        if self.again > 0 || self.before {
             parts.truncate(self.again);
         }
         parts
@@ -69,6 +77,9 @@ impl Saving {
     }
 
     fn part_done(&mut self) -> Next {
+        if std::mem::take(&mut self.before) {
+            return self.part();
+        }
         self.again = self.again.saturating_sub(1);
         self.part()
     }

@@ -94,7 +94,7 @@ impl Standing {
         if !answered && !enough {
             return Verdict::Wait;
         }
-        if answered && self.relies && self.remote == Half::Lost {
+        if answered && self.relies && !there && matches!(self.remote, Half::Lost | Half::Done) {
             return Verdict::TakeBack;
         }
         let good = (here && (there || !self.relies)) || (there && !self.behind);
@@ -121,10 +121,11 @@ impl Standing {
     }
 
     /// Whether the secondary has stored it. What it stored before the connection broke it may have lost since:
-    /// alone that counts for nothing.
+    /// alone, or where our copy makes no sense without it, that counts for nothing.
     #[must_use]
     pub fn is_there(&self) -> bool {
-        self.remote == Half::Done && (self.is_here() || (self.same_connection && self.is_up))
+        let good_here = self.is_here() && !self.relies;
+        self.remote == Half::Done && (good_here || (self.same_connection && self.is_up))
     }
 
     /// Whether a node is known to hold it.
@@ -148,7 +149,8 @@ impl Standing {
     /// Whether localcnt must rise for it although the device has its answer, a good one, already (C1 (b), (c)).
     #[must_use]
     pub fn owes_count(&self) -> bool {
-        self.is_answered() && self.is_here() && !self.is_there() && keeps(Rule::C1c)
+        // Should our disk have dropped it, it is written again.
+        self.is_answered() && self.local == Half::Done && !self.is_there() && keeps(Rule::C1c)
     }
 
     /// Whether both nodes have confirmed it, on whichever connection.

@@ -303,6 +303,14 @@ fn flush_ok_though_primary_only_extent_is_not_flushed() {
         matches!(m, Message::Request(Request { offset, .. }) if *offset == 7 * 4096).then_some(None)
     });
     assert_eq!(h.result(2), Some(Ok(None)));
+    // extent 3 is written again, still here alone; no flush has covered that
+    h.w(4, 3);
+    h.serve_all(|m| match m {
+        Message::Request(r) if (r.command, r.offset) == (Command::Write, 3 * 4096) => Some(Some(Errno::EIO)),
+        Message::Mark(_) => Some(None),
+        _ => None,
+    });
+    assert_eq!(h.result(4), Some(Ok(None)));
     // hold sync writes unanswered: flush waits Behind them, so answer with an error (still P-only)
     let mut once = true;
     h.policy = Box::new(move |op| {
@@ -517,6 +525,287 @@ fn a_map_flush_eats_the_error() {
     // The extent was taken for stale, and copied back from the secondary.
     let at = 4608 + 3 * 4096;
     assert!(h.disk[at..at + 512].iter().all(|byte| *byte == 0x55), "the failed flush is forgotten");
+}
+
+/// A disk whose next flush fails, and what it was asked for since.
+fn next_flush_fails() -> (Policy, std::rc::Rc<std::cell::RefCell<Vec<DiskOp>>>) {
+    let seen = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+    let log = seen.clone();
+    let mut once = true;
+    let policy: Policy = Box::new(move |op| {
+        log.borrow_mut().push(op.clone());
+        Some(if matches!(op, DiskOp::Flush) && std::mem::take(&mut once) { Err(Errno::EIO) } else { Ok(()) })
+    });
+    (policy, seen)
+}
+
+/// A primary without a secondary.
+fn alone() -> H {
+    let mut h = H::new(24, 1, Extension::default(), &[], 5, 1, 1);
+    h.p.handle_connect_failed(h.t, Side::Out, "refused");
+    h.pump();
+    h
+}
+
+#[test]
+fn what_only_this_node_has_is_written_again_after_a_failed_flush() {
+    let mut h = alone();
+    h.w(1, 3);
+    h.w(2, 3); // no flush has covered it: the bit and the count are there already
+    let (policy, seen) = next_flush_fails();
+    h.policy = policy;
+    h.req(3, Op::Flush);
+    assert_eq!(h.result(3), Some(Err(Errno::EIO)));
+    let at = DATA + 3 * 4096;
+    let again = |op: &DiskOp| matches!(op, DiskOp::Write { offset, data } if *offset == at && data.first() == Some(&2));
+    assert!(seen.borrow().iter().any(again), "what the flush may have dropped is not written again");
+    h.req(4, Op::Flush);
+    assert_eq!(h.result(4), Some(Ok(None)));
+}
+
+#[test]
+fn no_flush_is_good_before_what_was_dropped_is_written_again() {
+    let mut h = alone();
+    h.w(1, 3);
+    h.w(2, 3);
+    let mut once = true;
+    h.policy = Box::new(move |op| match op {
+        DiskOp::Flush if std::mem::take(&mut once) => Some(Err(Errno::EIO)),
+        DiskOp::Read { .. } => None, // writing it again takes its time
+        _ => Some(Ok(())),
+    });
+    h.req(3, Op::Flush);
+    h.req(4, Op::Flush);
+    assert_eq!(
+        h.result(4),
+        Some(Err(Errno::EIO)),
+        "fsync(2) is good again, but has forgotten what it dropped"
+    );
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.pump();
+    h.req(5, Op::Flush);
+    assert_eq!(h.result(5), Some(Ok(None)));
+}
+
+#[test]
+fn a_client_hears_of_a_flush_that_failed_for_the_map() {
+    let mut h = alone();
+    h.w(1, 3);
+    h.w(2, 3);
+    h.policy = next_flush_fails().0;
+    h.w(3, 9); // its bit is flushed, in vain
+    assert_eq!(h.result(3), Some(Err(Errno::EIO)));
+    h.req(4, Op::Flush);
+    assert_eq!(h.result(4), Some(Err(Errno::EIO)), "write 2 may be lost, and nobody says so");
+    h.tick(2); // the map is written again first (M1)
+    h.req(5, Op::Flush);
+    assert_eq!(h.result(5), Some(Ok(None)));
+}
+
+#[test]
+fn flushes_run_one_at_a_time() {
+    let mut h = alone();
+    h.w(1, 3);
+    h.policy = Box::new(|op| if matches!(op, DiskOp::Flush) { None } else { Some(Ok(())) });
+    h.req(2, Op::Flush);
+    h.w(3, 9);
+    let flushes = |h: &H| h.ops.iter().filter(|(_, op)| matches!(op, DiskOp::Flush)).count();
+    assert_eq!(flushes(&h), 1, "the second one could be good because the first one was told what failed");
+    // ... and if it fails, the other has failed as well.
+    h.policy = next_flush_fails().0;
+    h.pump();
+    assert_eq!(h.result(2), Some(Err(Errno::EIO)));
+    assert_eq!(h.result(3), Some(Err(Errno::EIO)));
+}
+
+#[test]
+fn an_unflushed_map_is_written_again_after_a_failed_flush() {
+    let mut h = alone();
+    let settings = Settings {
+        replication: Replication::Fullsync,
+        timeout: Duration::from_secs(20),
+        metaflush: false,
+        remote: true,
+        peer: "s".into(),
+    };
+    h.p.handle_reload(h.t, settings, false);
+    h.w(1, 3);
+    let (policy, seen) = next_flush_fails();
+    h.policy = policy;
+    h.req(2, Op::Flush);
+    h.tick(2);
+    let map =
+        |op: &DiskOp| matches!(op, DiskOp::Write { offset: 4096, data } if data.first() == Some(&(1 << 3)));
+    assert!(seen.borrow().iter().any(map), "the bit may have been dropped with the data");
+}
+
+fn in_async(h: &mut H) {
+    let settings = Settings {
+        replication: Replication::Async,
+        timeout: Duration::from_secs(20),
+        metaflush: true,
+        remote: true,
+        peer: "s".into(),
+    };
+    h.p.handle_reload(h.t, settings, false);
+}
+fn is_metadata(op: &DiskOp) -> bool {
+    matches!(op, DiskOp::Write { offset, .. } if *offset < 4096)
+}
+
+/// The metadata cannot be written when the link breaks; what was acknowledged without the secondary counts all
+/// the same.
+#[test]
+fn a_worker_does_not_end_before_a_write_that_only_it_has_is_counted() {
+    let mut h = H::in_step();
+    in_async(&mut h);
+    h.w(1, 3);
+    assert_eq!(h.result(1), Some(Ok(None)), "async");
+    h.p.handle_stop(h.t);
+    h.pump();
+    let mut failures = 2;
+    h.policy = Box::new(move |op| {
+        let fails = is_metadata(op) && failures > 0;
+        failures -= i32::from(fails);
+        Some(if fails { Err(Errno::EIO) } else { Ok(()) })
+    });
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    h.tick(5);
+    assert!(h.other.iter().any(|action| matches!(action, Action::Exit(0))));
+    assert!(Metadata::read(&h.disk).unwrap().metadata.localcnt > 1);
+}
+
+/// The disk cannot flush any more. The worker ends all the same, and does not hammer the disk until then.
+#[test]
+fn a_worker_whose_disk_cannot_flush_ends() {
+    for written in [false, true] {
+        let mut h = alone();
+        if written {
+            h.w(1, 3);
+            h.w(2, 3);
+        }
+        let n = std::rc::Rc::new(std::cell::Cell::new(0));
+        let m = n.clone();
+        h.policy = Box::new(move |op| {
+            let flush = matches!(op, DiskOp::Flush);
+            m.set(m.get() + i32::from(flush));
+            Some(if flush { Err(Errno::EIO) } else { Ok(()) })
+        });
+        h.p.handle_stop(h.t);
+        h.pump();
+        h.tick(60);
+        assert!(h.other.iter().any(|action| matches!(action, Action::Exit(0))));
+        assert!(n.get() <= 60, "{} flushes, though every one fails", n.get());
+    }
+}
+
+/// What the disk still calls stale is copied over after a crash, so our disk alone is not enough for a write to it.
+#[test]
+fn async_waits_for_the_secondary_while_the_disk_calls_an_extent_stale() {
+    async_waits(512);
+    async_waits(4096);
+}
+fn async_waits(length: usize) {
+    let run = hast_format::extension::Run { first: 2, count: 1 };
+    let ext = Extension { generation: 1, stale: vec![run], ..Extension::default() };
+    let mut h = H::new(24, 1, ext, &[2], 5, 1, 1);
+    in_async(&mut h);
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    h.policy = Box::new(|op| Some(if is_metadata(op) { Err(Errno::EIO) } else { Ok(()) }));
+    // The extent is copied; the metadata cannot say so.
+    h.serve_all(|m| Some(None).filter(|_| matches!(m, Message::Request(r) if r.command == Command::Read)));
+    h.req(1, Op::Write { offset: 2 * 4096, data: Buffer::from(vec![1; length]) });
+    assert_eq!(h.result(1), None, "a crash now, and the secondary's copy counts");
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    assert!(!matches!(h.result(1), Some(Ok(_))), "and now");
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.tick(2);
+    if length == 512 {
+        assert_eq!(h.result(1), Some(Ok(None)), "the metadata says it now");
+    }
+    assert_eq!(h.p.status().facts.stale_bytes, 0);
+}
+
+/// A write that only the secondary stored fails, because the secondary is gone before that is written down. What
+/// else the extent holds was acknowledged, and is here.
+#[test]
+fn a_write_that_fails_leaves_nothing_stale() {
+    let mut h = H::in_step();
+    h.w(1, 3);
+    h.serve_all(|_| Some(None));
+    assert_eq!(h.result(1), Some(Ok(None)));
+    h.policy = Box::new(|op| {
+        if is_data(op) {
+            Some(Err(Errno::EIO))
+        } else if is_metadata(op) {
+            None
+        } else {
+            Some(Ok(()))
+        }
+    });
+    h.req(2, Op::Write { offset: 3 * 4096 + 512, data: Buffer::from(vec![2; 512]) });
+    h.serve_all(|m| matches!(m, Message::Request(r) if r.command == Command::Write).then_some(None));
+    h.p.handle_lost(h.t, "gone");
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.pump();
+    assert_eq!(h.result(2), Some(Err(Errno::EIO)));
+    h.req(3, Op::Read { offset: 3 * 4096, length: 512 });
+    let read = h.result(3).expect("it does not wait for the secondary").unwrap().unwrap();
+    assert_eq!(read.to_vec(), vec![1; 512]);
+    h.tick(1);
+    assert_eq!(Metadata::read(&h.disk).unwrap().metadata.extension.stale, []);
+}
+
+/// A target's disk cannot record what it misses, and the secondary counts for it: the target stays one.
+#[test]
+fn what_the_secondary_counts_for_a_target_does_not_make_them_equal() {
+    let mut h = H::new(24, 1, Extension::default(), &[2], 5, 3, 5);
+    h.handshake_first(Extensions::ALL);
+    h.answer(6, 3, SyncSource::Secondary, Some(vec![0; 512]));
+    assert!(h.p.status().facts.target);
+    h.policy = Box::new(|op| Some(if is_data(op) || is_metadata(op) { Err(Errno::EIO) } else { Ok(()) }));
+    h.w(1, 9);
+    h.serve_all(|m| match m {
+        Message::Request(Request { command: Command::Write, .. }) | Message::Mark(_) => Some(None),
+        _ => None,
+    });
+    assert_eq!(h.result(1), Some(Ok(None)), "the secondary remembers it");
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.tick(2);
+    h.sent.clear();
+    h.handshake_first(Extensions::ALL);
+    let said = h.sent.iter().find_map(|(_, message)| match message {
+        Message::SecondHello(hello) => Some((hello.localcnt, hello.remotecnt)),
+        _ => None,
+    });
+    assert_eq!(said, Some((3, 5)), "the secondary has counted to 7: it is the newer one still");
+}
+
+#[test]
+fn what_was_copied_here_is_flushed_before_the_disk_forgets_that_it_was_stale() {
+    let run = hast_format::extension::Run { first: 2, count: 1 };
+    let ext = Extension { generation: 1, stale: vec![run], ..Extension::default() };
+    let mut h = H::new(24, 1, ext, &[2], 5, 1, 1);
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    let seen = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+    let log = seen.clone();
+    h.policy = Box::new(move |op| {
+        log.borrow_mut().push(op.clone());
+        Some(Ok(()))
+    });
+    h.serve_all(|_| Some(None));
+    let seen = seen.borrow();
+    let at = |wanted: &dyn Fn(&DiskOp) -> bool| seen.iter().position(wanted).expect("it happens");
+    let copied = at(&is_data);
+    let saved = at(&|op| matches!(op, DiskOp::Write { offset, .. } if *offset < 4096));
+    let flushed = seen.iter().skip(copied).position(|op| matches!(op, DiskOp::Flush)).unwrap() + copied;
+    assert!(copied < flushed && flushed < saved, "copied {copied}, flushed {flushed}, saved {saved}");
 }
 
 #[test]
@@ -861,6 +1150,9 @@ struct S {
 }
 impl S {
     fn new(ext: Extension, bits: &[u32]) -> S {
+        S::under(Extensions::ALL, ext, bits)
+    }
+    fn under(known: Extensions, ext: Extension, bits: &[u32]) -> S {
         let size = 4096 + 512 + 24 * u64::from(ES);
         let layout = Layout::create(size, 512, ES).unwrap();
         let metadata = Metadata {
@@ -905,7 +1197,7 @@ impl S {
                 layout,
                 map,
                 version: 2,
-                ext: Extensions::ALL,
+                ext: known,
                 host: Host { boot: [1; 16], wall: 0 },
                 hello,
             },
@@ -956,6 +1248,74 @@ impl S {
         self.poll();
     }
 }
+fn write_of(seq: u64, extent: u64) -> Message {
+    let data = Some(Buffer::from(vec![seq as u8; 512]));
+    let (command, offset) = (Command::Write, extent * 4096);
+    Message::Request(Request { command, seq, offset, length: 512, memsync: false, data })
+}
+fn flush_of(seq: u64) -> Message {
+    let command = Command::Flush;
+    Message::Request(Request { command, seq, offset: 0, length: 0, memsync: false, data: None })
+}
+impl S {
+    /// The operation at `at` fails.
+    fn fail(&mut self, at: usize) {
+        let (id, _) = self.ops.remove(at);
+        self.s.handle_disk(self.t, id, Err(Errno::EIO));
+        self.poll();
+    }
+    fn at(&self, wanted: impl Fn(&DiskOp) -> bool) -> usize {
+        self.ops.iter().position(|(_, op)| wanted(op)).expect("it was asked for")
+    }
+    fn answer(&self, wanted: u64) -> Option<Result<(), Errno>> {
+        self.sent.iter().find_map(|message| match message {
+            Message::Reply(reply) if reply.seq == wanted => Some(reply.error.map_or(Ok(()), Err)),
+            _ => None,
+        })
+    }
+}
+
+#[test]
+fn a_secondary_says_what_a_failed_flush_may_have_dropped_and_writes_it_again() {
+    let mut s = S::new(Extension::default(), &[]);
+    s.run();
+    s.frame(write_of(1, 3));
+    s.run();
+    // The flush is the mark's, and another write is with the disk meanwhile.
+    s.frame(Message::Mark(Mark { seq: 2, kind: MarkKind::SyncStart }));
+    s.step(0);
+    s.frame(write_of(3, 5));
+    s.fail(s.at(|op| matches!(op, DiskOp::Flush)));
+    assert_eq!(s.answer(2), Some(Err(Errno::EIO)));
+    s.step(s.at(is_data));
+    assert_eq!(s.answer(3), Some(Err(Errno::EIO)), "it may have been dropped too");
+    s.frame(flush_of(4));
+    s.log.clear();
+    s.run();
+    assert_eq!(s.answer(4), Some(Err(Errno::EIO)), "the primary has to hear of it");
+    s.frame(flush_of(5));
+    s.run();
+    assert_eq!(s.answer(5), Some(Ok(())));
+    for extent in [3, 5] {
+        assert!(s.log.contains(&(DATA + extent * 4096, 4096)), "extent {extent} is not written again");
+    }
+}
+
+/// The map write that fails did not hold the second write's bit, and no other followed.
+#[test]
+fn a_write_whose_bit_came_after_a_failed_map_write_is_answered() {
+    let mut s = S::under(Extensions::NONE, Extension::default(), &[]);
+    s.run();
+    s.frame(write_of(1, 3));
+    s.frame(write_of(2, 5));
+    let map = |op: &DiskOp| matches!(op, DiskOp::Write { offset, .. } if *offset >= 4096 && *offset < DATA);
+    s.fail(s.at(map));
+    s.run();
+    for seq in [1, 2] {
+        assert!(s.answer(seq).is_some(), "write {seq} is never answered");
+    }
+}
+
 #[test]
 fn stale_is_forgotten_before_the_mark_is_there() {
     let ext = Extension {
@@ -1035,6 +1395,33 @@ fn flush_alone_with_unflushed_stale_extents() {
     assert!(
         !matches!(h.result(2), Some(Ok(_))),
         "the write lies in the secondary's cache alone, and the flush is good"
+    );
+}
+/// Part of a stale extent is written again, on both nodes: reads of it still go to the secondary, which has not
+/// flushed it when it goes away.
+#[test]
+fn flush_alone_after_another_write_to_a_stale_extent() {
+    let mut h = H::in_step();
+    let mut once = true;
+    h.policy = Box::new(move |op| {
+        Some(if is_data(op) && std::mem::take(&mut once) { Err(Errno::EIO) } else { Ok(()) })
+    });
+    h.w(1, 3);
+    let copy = |m: &Message| matches!(m, Message::Request(Request { command: Command::Read, .. }));
+    // The extent cannot be copied back for now, and what the secondary has of it is flushed.
+    h.serve_all(|m| Some(copy(m).then_some(Errno::EIO)));
+    h.req(2, Op::Flush);
+    h.serve_all(|m| Some(copy(m).then_some(Errno::EIO)));
+    assert_eq!(h.result(2), Some(Ok(None)));
+    h.w(3, 3);
+    h.serve_all(|m| Some(copy(m).then_some(Errno::EIO)));
+    assert_eq!(h.result(3), Some(Ok(None)));
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    h.req(4, Op::Flush);
+    assert!(
+        !matches!(h.result(4), Some(Ok(_))),
+        "the write counts in the secondary's cache alone, and the flush is good"
     );
 }
 #[test]

@@ -188,6 +188,29 @@ impl Activemap {
         all.iter().collect()
     }
 
+    /// Whether `extent` was stored on both nodes after the last flush began.
+    #[must_use]
+    pub fn is_unflushed(&self, extent: u32) -> bool {
+        self.unflushed.contains(extent)
+    }
+
+    /// Whether the disk's map is to hold the bit of `extent`.
+    #[must_use]
+    pub fn is_wanted(&self, extent: u32) -> bool {
+        self.wanted.contains(extent)
+    }
+
+    /// A flush failed, and map writes were not flushed each by itself: nobody knows what the disk holds, and all
+    /// of it is written again.
+    pub fn distrust(&mut self) {
+        let mut all = self.sure.clone();
+        all.union(&self.wanted);
+        self.sure.clear();
+        for extent in all.iter() {
+            self.changed.insert(extent / self.extents_per_sector);
+        }
+    }
+
     /// Extents stored on both nodes that no flush has covered yet.
     #[must_use]
     pub fn unflushed(&self) -> u32 {

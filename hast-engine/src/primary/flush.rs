@@ -9,12 +9,13 @@ use core::time::Duration;
 use hast_format::bitmap::Bitmap;
 use hast_net::errno::Errno;
 use hast_net::extensions::Extensions;
+use hast_net::handshake::SyncSource;
 use hast_net::message::Command;
 
 use super::link::Awaited;
 use super::{Phase, Primary, Purpose};
 use crate::rule::{Rule, keeps};
-use crate::types::{DiskOp, DiskResult, RequestId};
+use crate::types::{DiskResult, RequestId};
 use crate::verdict::{FlushEnding, Flushed, flush_ending};
 
 /// The map's housekeeping flushes at latest this long after the first answer that no flush covers (M2).
@@ -32,9 +33,9 @@ pub(super) struct Flush {
     begun: u64,
     /// When the first answer came that no flush has covered.
     unflushed_since: Option<Duration>,
-    /// A flush of the map or the metadata failed: the system reports what it could not write only once, and it
-    /// may have been data. The next flush fails for it.
-    failed: Option<Errno>,
+    /// A flush failed for somebody else, and what only this node has may have been dropped: the next client to
+    /// ask hears of it.
+    owed: Option<Errno>,
     /// After a failure housekeeping waits until then.
     not_before: Option<Duration>,
     /// The local disk has no cache to flush (M4).
@@ -111,11 +112,9 @@ impl Flush {
             || !self.counting.is_empty()
     }
 
-    /// The disk has failed a flush whose error nobody else will see.
-    pub(super) fn fail_next(&mut self, error: Errno) {
-        if error != Errno::EOPNOTSUPP {
-            self.failed = Some(error);
-        }
+    /// The disk has failed a flush that no client waited for.
+    pub(super) fn owe(&mut self, error: Errno) {
+        self.owed = Some(error);
     }
 
     pub(super) fn no_local_cache(&mut self) {
@@ -147,12 +146,7 @@ impl Primary {
         self.flush.unflushed_since = None;
         self.map.flush_begins();
         let lone = std::mem::replace(&mut self.sync.lone, Bitmap::new(self.sync.stale.len()));
-        let local = if self.flush.no_local_cache {
-            Part::Unsupported
-        } else {
-            self.disk(Purpose::Flush, DiskOp::Flush);
-            Part::Awaited
-        };
+        let local = if self.flush.no_local_cache { Part::Unsupported } else { Part::Awaited };
         let remote = if self.link.is_up() && !keeps(Rule::L10) {
             Part::Unsupported // cleared without asking
         } else if !self.link.is_up() {
@@ -164,6 +158,9 @@ impl Primary {
         };
         let clients = std::mem::take(&mut self.flush.waiting);
         self.flush.running = Some(Run { clients, ticket: self.flush.begun, local, remote, lone });
+        if local == Part::Awaited {
+            self.flush_disk(Purpose::Flush);
+        }
         self.advance_flush();
     }
 
@@ -180,7 +177,8 @@ impl Primary {
     }
 
     pub(super) fn locally_flushed(&mut self, result: DiskResult) {
-        let part = match self.flush.failed.take().map_or(result, Err) {
+        let dropped = self.has_dropped().then(|| self.durable.error());
+        let part = match result.and_then(|ok| dropped.map_or(Ok(ok), Err)) {
             Ok(_) => Part::Done,
             Err(Errno::EOPNOTSUPP) => {
                 self.flush.no_local_cache = true;
@@ -189,7 +187,6 @@ impl Primary {
             Err(error) => {
                 log::error!("Local request failed ({error}): FLUSH.");
                 self.statistics.flush_errors += 1;
-                self.suspect_writes();
                 Part::Failed(error)
             }
         };
@@ -243,33 +240,34 @@ impl Primary {
         if !remote.is_durable() {
             self.sync.lone.union(&lone);
         }
-        let mut counting = None;
         let mut excused = false;
         match flush_ending(local.into(), remote.into()) {
             FlushEnding::PeerMayLose => {
                 self.map.peer_lost();
+                self.spoil_copies(SyncSource::Primary);
                 self.begin_session();
                 self.sync_failed();
                 self.sync.unconfirmed = true;
-                counting = Some(self.count()).filter(|save| !self.meta.is_durable(*save));
+                self.owe_count();
             }
             FlushEnding::StaleHere => {
                 // What this node alone was given the secondary does not have either.
-                let unflushed: Vec<u32> = self.map.not_durable();
-                excused = !self.map.to_synchronise().iter().any(|extent| self.is_behind(extent));
-                self.map.flush_failed();
-                for extent in unflushed {
-                    if self.is_behind(extent) {
+                let dropped: Vec<u32> = self.durable.dropped().iter().collect();
+                for extent in dropped {
+                    if self.is_behind(extent) || self.record_stale(extent..extent + 1).is_none() {
                         continue;
                     }
-                    match self.record_stale(extent..extent + 1) {
-                        Some(save) => {
-                            counting = Some(save);
-                            self.map.mark_dirty(extent);
-                        }
-                        None => excused = false,
+                    self.durable.forget(extent);
+                    self.map.mark_dirty(extent);
+                    if self.durable.is_paused(self.now) {
+                        self.copy_later(extent);
+                    }
+                    if self.map.is_unflushed(extent) {
+                        self.lies_there_alone(extent..extent + 1); // written again since
                     }
                 }
+                excused = self.durable.dropped().is_empty();
+                self.map.flush_failed();
                 self.flush.note_unflushed(self.now);
                 self.begin_session();
             }
@@ -285,7 +283,13 @@ impl Primary {
                 }
             }
         }
-        let result = match (local, remote) {
+        // C1 (b), L3: what a client may rely on from now on is in the metadata first.
+        let mut counting = self.count_owed();
+        if self.sync.stale.iter().any(|extent| !self.sync.known.contains(extent)) {
+            counting = Some(self.save_metadata());
+        }
+        let counting = counting.filter(|save| !self.meta.is_durable(*save));
+        let mut result = match (local, remote) {
             (Part::Failed(error), _) if !excused && keeps(Rule::L9) => Err(error),
             (Part::Failed(_), Part::Done | Part::Unsupported) => Ok(None),
             (Part::Failed(error), _) => Err(error),
@@ -294,6 +298,16 @@ impl Primary {
             (Part::Unsupported, Part::Done) | (Part::Done, _) => Ok(None),
             _ => Err(Errno::EOPNOTSUPP),
         };
+        if let Part::Failed(error) = local
+            && !excused
+        {
+            self.flush.owe(error);
+        }
+        if !clients.is_empty()
+            && let Some(error) = self.flush.owed.take()
+        {
+            result = Err(error);
+        }
         for id in clients {
             match counting {
                 Some(save) if !matches!(result, Err(error) if error != Errno::EOPNOTSUPP) => {

@@ -6,9 +6,11 @@
 //! | `request::write` | writes and deletes from their answers to their completion, in every mode |
 //! | `storage` | map writes (grouped) and metadata writes: what must be durable before what |
 //! | `flush` | flushes of clients and of the map's housekeeping, one at a time, shared |
+//! | `dropped` | the local disk's flushes, and what a failed one may have dropped |
 //! | `link` | connecting, the handshake, keepalives, silence, loss |
 //! | `sync` | copying what differs, and equalising the counts when nothing does |
 
+mod dropped;
 mod flush;
 mod link;
 mod request;
@@ -27,6 +29,7 @@ use hast_net::errno::Errno;
 use hast_net::extensions::Extensions;
 
 use crate::counts::Counts;
+use crate::durable::Durable;
 use crate::ranges::{Key, RangeQueue};
 use crate::rule::{Rule, keeps};
 use crate::types::{Action, DiskOp, DiskResult, Host, Op, OpId, RequestId, Settings};
@@ -88,6 +91,7 @@ pub struct Primary {
     map_io: storage::MapIo,
     meta: storage::MetaIo,
     flush: flush::Flush,
+    durable: Durable<Purpose>,
     link: link::Link,
     sync: sync::Sync,
     /// The save that made this disconnected period's rise of localcnt durable, or will (C1).
@@ -136,9 +140,14 @@ enum Purpose {
     Map,
     MapFlush,
     Metadata,
+    /// Whoever waits for one.
+    DiskFlush,
     Flush,
     SyncRead(Key),
     SyncWrite(Key),
+    /// What a failed flush may have dropped is read, to be written again.
+    DroppedRead,
+    DroppedWrite,
 }
 
 impl Primary {
@@ -164,6 +173,7 @@ impl Primary {
             map_io: storage::MapIo::new(settings.metaflush),
             meta: storage::MetaIo::default(),
             flush: flush::Flush::default(),
+            durable: Durable::new(extents),
             settings,
             layout,
             metadata,
@@ -191,7 +201,7 @@ impl Primary {
             primary.map.mark_dirty(extent);
         }
         primary.actions.push_back(Action::DirectReads(false));
-        primary.disk(Purpose::StartFlush, DiskOp::Flush);
+        primary.flush_disk(Purpose::StartFlush);
         primary
     }
 
@@ -216,6 +226,17 @@ impl Primary {
         self.now = now;
         let Some(purpose) = self.ops.remove(&id) else { return };
         match purpose {
+            Purpose::DiskFlush => self.disk_flushed(result),
+            Purpose::DroppedRead => self.dropped_read(result),
+            Purpose::DroppedWrite => self.dropped_ended(result.is_ok()),
+            purpose => self.disk_ended(purpose, result),
+        }
+        self.settle();
+    }
+
+    /// An operation for this purpose, or the flush that it waited for, has ended.
+    fn disk_ended(&mut self, purpose: Purpose, result: DiskResult) {
+        match purpose {
             Purpose::StartFlush => self.started(result),
             Purpose::Request(key) => self.local_answered(key, result),
             Purpose::Map => self.map_written(result),
@@ -224,8 +245,8 @@ impl Primary {
             Purpose::Flush => self.locally_flushed(result),
             Purpose::SyncRead(key) => self.block_read_locally(key, result),
             Purpose::SyncWrite(key) => self.block_written_locally(key, result),
+            Purpose::DiskFlush | Purpose::DroppedRead | Purpose::DroppedWrite => {}
         }
-        self.settle();
     }
 
     /// Time has passed: the moment that [`Primary::poll_timeout`] gave is here.
@@ -234,6 +255,7 @@ impl Primary {
         self.link_timeout();
         self.parked_timeout();
         self.map_timeout();
+        self.metadata_timeout();
         self.flush_timeout();
         self.sync_timeout();
         if let Phase::Draining(drain) = self.phase
@@ -279,8 +301,14 @@ impl Primary {
             Phase::Draining(drain) => Some(drain.deadline),
             _ => None,
         };
-        let others =
-            [self.parked_deadline(), self.map_deadline(), self.flush_deadline(), self.sync_deadline()];
+        let others = [
+            self.parked_deadline(),
+            self.map_deadline(),
+            self.metadata_deadline(),
+            self.flush_deadline(),
+            self.sync_deadline(),
+            self.durable.deadline(self.now),
+        ];
         [self.link_deadline(), drain].into_iter().chain(others).flatten().min()
     }
 
@@ -360,7 +388,7 @@ impl Primary {
     /// The first attempt to connect begins once the metadata says that this node is the primary, and what was
     /// forced: nothing may be built on either before (L20).
     fn begin_when_saved(&mut self) {
-        if self.phase != Phase::Starting || self.ops.values().any(|purpose| *purpose == Purpose::StartFlush) {
+        if self.phase != Phase::Starting || self.durable.is_flushing(Purpose::StartFlush) {
             return; // told to stop meanwhile, or not so far yet
         }
         if self.meta.is_durable(self.start_save) {
@@ -424,6 +452,7 @@ impl Primary {
         self.kick_metadata();
         self.kick_flush();
         self.kick_map();
+        self.kick_dropped();
         self.kick_marking();
         self.fill_sync();
         self.check_synchronised();
@@ -439,7 +468,9 @@ impl Primary {
             || self.flush.is_busy()
             || self.meta.is_busy()
             || self.map.is_writing()
-            || self.ops.values().any(|purpose| *purpose == Purpose::StartFlush);
+            || self.has_dropped()
+            || self.durable.is_rewriting()
+            || self.durable.is_flushing(Purpose::StartFlush);
         if busy {
             return;
         }
@@ -491,7 +522,13 @@ impl Primary {
 
     /// `key` holds its bytes now.
     fn ready(&mut self, key: Key) {
-        if self.requests.contains_key(&key) { self.request_ready(key) } else { self.block_ready(key) }
+        if self.requests.contains_key(&key) {
+            self.request_ready(key);
+        } else if self.durable.is_piece(key) {
+            self.dropped_ready();
+        } else {
+            self.block_ready(key);
+        }
     }
 
     /// What must hold after every event.

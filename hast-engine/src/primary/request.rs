@@ -41,6 +41,8 @@ pub(super) struct Request {
     weight: u64,
     /// A local flush failed meanwhile: the system may have dropped what it took.
     suspect: bool,
+    /// Extents that count as stale here because of this write.
+    staled: Vec<u32>,
 }
 
 impl Request {
@@ -129,6 +131,7 @@ impl Primary {
             pieces: None,
             weight,
             suspect: false,
+            staled: Vec::new(),
         };
         self.bytes = self.bytes.saturating_add(weight);
         self.requests.insert(key, request);
@@ -180,16 +183,34 @@ impl Primary {
     /// would mix new data into that, any write while this node is itself the target of a synchronisation or
     /// cannot write down what it misses (durability.md, out-of-date nodes, stale ranges).
     fn needs_secondary(&self, key: Key) -> bool {
+        self.relies(key) || (!self.link.is_up() && self.is_recorded(key))
+    }
+
+    /// The same, whatever the metadata on disk still says.
+    fn relies(&self, key: Key) -> bool {
         let Some(request) = self.requests.get(&key) else { return false };
         let is_write = !matches!(request.op, Op::Read { .. });
         if is_write && (self.sync.target || self.sync.unable_to_record) {
             return true;
         }
-        // What the disk still calls stale would be copied over after a crash.
-        let alone = is_write && !self.link.is_up();
-        let stale =
-            |extent| self.sync.stale.contains(extent) || (alone && self.sync.recorded.contains(extent));
+        let stale = |extent| self.sync.stale.contains(extent);
         request.extents().any(|extent| stale(extent) && !(is_write && self.covers(&request.op, extent)))
+    }
+
+    /// Whether `key` is a write to what the metadata on disk may still call stale: stored here alone it would be
+    /// copied over after a crash.
+    fn is_recorded(&self, key: Key) -> bool {
+        let Some(request) = self.requests.get(&key) else { return false };
+        !matches!(request.op, Op::Read { .. })
+            && request
+                .extents()
+                .any(|extent| self.sync.recorded.contains(extent) && !self.covers(&request.op, extent))
+    }
+
+    /// Whether some of `key`'s extents are stale, or may still be called so by the metadata on disk.
+    fn is_called_stale(&self, key: Key) -> bool {
+        let called = |extent| self.sync.stale.contains(extent) || self.sync.recorded.contains(extent);
+        self.requests.get(&key).is_some_and(|request| request.extents().any(called))
     }
 
     /// Whether `op` writes all of `extent`, so that nothing of what was there matters.
@@ -286,6 +307,10 @@ impl Primary {
             }
             Err(error) => Half::Failed(error),
         };
+        if matches!(request.op, Op::Write { .. } | Op::Delete { .. }) {
+            let extents = request.extents();
+            if request.suspect { self.durable.may_have_dropped(extents) } else { self.durable.wrote(extents) }
+        }
         if let Half::Failed(error) = request.local {
             let counter = match request.op {
                 Op::Read { .. } => &mut self.statistics.read_errors,
@@ -415,14 +440,16 @@ impl Primary {
     fn repaired(&mut self, key: Key) {
         let Some(request) = self.take_out(key) else { return };
         let extents = request.extents();
-        let well = request.local == Half::Done && request.epoch == self.link.epoch();
-        if request.local == Half::Done {
+        let stored = request.local == Half::Done && !request.suspect;
+        let well = stored && request.epoch == self.link.epoch();
+        if stored {
             log::info!("Repaired what could not be read: {}.", request.op);
         } else {
             // What lies there now is anybody's guess, but it is right on the secondary.
             for extent in extents.clone() {
                 self.sync.spoil(extent);
                 if !self.is_behind(extent) {
+                    self.lies_there_alone(extent..extent + 1);
                     self.note_stale(extent..extent + 1);
                 }
             }
@@ -446,7 +473,8 @@ impl Primary {
     /// A local flush has failed: writes that are on their way may have been dropped with what it covered.
     pub(super) fn suspect_writes(&mut self) {
         for request in self.requests.values_mut() {
-            request.suspect |= matches!(request.stage, Stage::Issued | Stage::Completed { .. });
+            request.suspect |=
+                matches!(request.stage, Stage::Issued | Stage::Completed { .. } | Stage::Repairing);
         }
     }
 

@@ -8,6 +8,7 @@ use hast_format::extension::{Run, STALE_RUNS};
 use hast_net::buffer::Buffer;
 use hast_net::errno::Errno;
 
+use super::sync::runs_of;
 use super::{Phase, Primary, Purpose};
 use crate::counts::Counts;
 use crate::ranges::Key;
@@ -66,6 +67,14 @@ pub(super) struct MetaIo {
     unsure: Vec<Part>,
     /// The stale extents that the save under way names.
     saving_stale: Option<Bitmap>,
+    /// ... though some of them are only not on the disk yet.
+    names_dropped: bool,
+    /// A flush failed while it was under way.
+    doubtful: Option<Errno>,
+    /// After a failure: when to try again though nobody asks.
+    retry_at: Option<Duration>,
+    /// localcnt has to rise, durably, for what somebody relies on already (C1 (b), (c)).
+    owes_count: bool,
 }
 
 impl MetaIo {
@@ -74,7 +83,7 @@ impl MetaIo {
     }
 
     pub(super) fn is_busy(&self) -> bool {
-        self.writing.is_some() || self.wanted > self.durable.max(self.failed)
+        self.writing.is_some() || self.wanted > self.durable.max(self.failed) || self.owes_count
     }
 }
 
@@ -123,7 +132,7 @@ impl Primary {
         }
         // The other node clears its map once ours has it: that one is flushed whatever metaflush says.
         if self.map_io.failure.is_none() && (self.map_io.flush || self.link.is_merging()) {
-            self.disk(Purpose::MapFlush, DiskOp::Flush);
+            self.flush_disk(Purpose::MapFlush);
         } else {
             self.map_durable();
         }
@@ -142,13 +151,32 @@ impl Primary {
                 self.statistics.flush_errors += 1;
                 if keeps(Rule::L11) {
                     self.map_io.failure = Some(error);
-                    self.flush.fail_next(error);
-                    self.suspect_writes();
-                    self.suspect_writes();
                 }
             }
         }
         self.map_durable();
+    }
+
+    /// A flush has failed: a map write under way is not on disk, whatever its own flush will say; and neither is
+    /// one that was never flushed.
+    pub(super) fn suspect_map(&mut self, error: Errno) {
+        if !keeps(Rule::L11) {
+            return;
+        }
+        if self.map.is_writing() {
+            self.map_io.failure = Some(error);
+        }
+        if !self.map_io.flush {
+            self.map.distrust();
+            self.map_io.doubtful = true;
+        }
+    }
+
+    /// The same of the metadata.
+    pub(super) fn suspect_metadata(&mut self, error: Errno) {
+        if self.meta.writing.is_some() {
+            self.meta.doubtful = Some(error);
+        }
     }
 
     /// The map write has ended, well or not: those whose bits are durable go on, after a failure the others
@@ -187,11 +215,18 @@ impl Primary {
             self.meta.failed = self.meta.wanted;
             return self.metadata_failed(self.meta.failed);
         };
-        let mut named = self.sync.stale.clone();
+        let mut named = self.still_stale();
+        self.meta.names_dropped = named != self.sync.stale;
         for extent in stale.iter().flat_map(|run| run.extents()) {
             named.insert(extent);
         }
+        // What is not stale any more is durable before the disk stops saying that it is.
+        let shrinks = self.sync.recorded.iter().any(|extent| !named.contains(extent));
         self.sync.recorded.union(&named);
+        let unnamed: Vec<u32> = self.sync.known.iter().filter(|extent| !named.contains(*extent)).collect();
+        for extent in unnamed {
+            self.sync.known.remove(extent);
+        }
         let extension = &mut self.metadata.extension;
         extension.generation = extension.generation.saturating_add(1);
         extension.boot = self.host.boot;
@@ -200,10 +235,21 @@ impl Primary {
         let counts = self.counts().saved(metadata.resuid);
         (metadata.localcnt, metadata.remotecnt) = (counts.local, counts.remote);
         let unsure = std::mem::take(&mut self.meta.unsure);
-        let (saving, next) = Saving::begin(&metadata, unsure, self.layout.sectorsize());
+        let (saving, next) = Saving::begin(&metadata, unsure, self.layout.sectorsize(), shrinks);
+        self.meta.doubtful = None;
         self.meta.writing = Some((self.meta.wanted, saving));
         self.meta.saving_stale = Some(named);
         self.save_next(next);
+    }
+
+    /// The stale extents, and those that have been made good since but were dropped with a failed flush: the disk
+    /// does not stop calling them stale before they are on it.
+    fn still_stale(&self) -> Bitmap {
+        let mut stale = self.sync.stale.clone();
+        for extent in self.durable.dropped().iter().filter(|extent| self.sync.recorded.contains(*extent)) {
+            stale.insert(extent);
+        }
+        stale
     }
 
     /// The stale extents as the metadata names them, in as many runs as it has room for. Neighbouring runs are
@@ -213,13 +259,14 @@ impl Primary {
         if self.sync.target {
             return Some(Vec::new()); // its whole map is stale; runs could not say it
         }
-        let mut runs = self.sync.stale_runs();
+        let mut runs = runs_of(&self.still_stale());
         while runs.len() > STALE_RUNS {
             let gaps = runs.windows(2).enumerate().filter_map(|(at, pair)| match pair {
                 [left, right] => Some((at, left.extents().end..right.first)),
                 _ => None,
             });
-            let joinable = gaps.filter(|(_, gap)| !gap.clone().any(|extent| self.is_behind(extent)));
+            let joinable = gaps
+                .filter(|(_, gap)| !gap.clone().any(|extent| self.is_behind(extent)) && !self.is_owed(gap));
             let (at, gap) = joinable.min_by_key(|(_, gap)| gap.len())?;
             let next = runs.remove(at + 1);
             let run = runs.get_mut(at)?;
@@ -230,13 +277,14 @@ impl Primary {
 
     pub(super) fn metadata_advanced(&mut self, result: DiskResult) {
         if let Some((_, saving)) = &mut self.meta.writing {
-            let next = saving.advance(result);
+            let next = saving.advance(self.meta.doubtful.take().map_or(result, Err));
             self.save_next(next);
         }
     }
 
     fn save_next(&mut self, next: Next) {
         match next {
+            Next::Disk(DiskOp::Flush) => self.flush_disk(Purpose::Metadata),
             Next::Disk(op) => self.disk(Purpose::Metadata, op),
             Next::Durable => self.metadata_saved(None),
             Next::Failed(error) => self.metadata_saved(Some(error)),
@@ -248,22 +296,43 @@ impl Primary {
         if let Some(error) = failure {
             log::error!("Unable to write metadata: {error}.");
             self.meta.unsure = saving.unsure();
-            self.flush.fail_next(error);
             self.meta.failed = save;
+            // While the disk calls something stale that is not, writes to it wait.
+            let too_many = self.sync.recorded.iter().any(|extent| !self.sync.stale.contains(extent));
+            self.meta.retry_at = (too_many || self.meta.owes_count).then(|| self.now + RETRY);
             self.metadata_failed(save);
         } else {
+            self.meta.retry_at = None;
             self.meta.durable = save;
             if let Some(stale) = self.meta.saving_stale.take() {
+                self.sync.known.clone_from(&stale);
                 self.sync.recorded = stale;
             }
             self.metadata_durable(save);
+            if self.meta.names_dropped || (self.meta.owes_count && self.counted.is_none()) {
+                self.meta.retry_at = Some(self.now + RETRY);
+            }
             if !self.link.is_up() {
                 self.unpark();
             }
         }
     }
 
+    pub(super) fn metadata_timeout(&mut self) {
+        let due = self.meta.retry_at.take_if(|at| *at <= self.now).is_some();
+        if due && self.count_owed().is_none() {
+            self.save_metadata();
+        }
+    }
+
+    pub(super) fn metadata_deadline(&self) -> Option<Duration> {
+        self.meta.retry_at
+    }
+
     fn metadata_durable(&mut self, save: u64) {
+        if self.counted.is_some_and(|counted| counted <= save) {
+            self.meta.owes_count = false;
+        }
         self.end_saving(save, Ok(None));
         self.end_counting_flushes(save, Ok(None));
         self.begin_when_saved();
@@ -294,6 +363,28 @@ impl Primary {
     /// In memory; a save makes them durable.
     pub(super) fn set_counts(&mut self, counts: Counts) {
         (self.metadata.localcnt, self.metadata.remotecnt) = (counts.local, counts.remote);
+    }
+
+    /// C1 (b), (c): localcnt has to rise for something that is complete; gives the save, if it is not durable yet.
+    /// A save that fails is tried again.
+    pub(super) fn owe_count(&mut self) -> Option<u64> {
+        self.meta.owes_count = true;
+        self.count_owed()
+    }
+
+    /// The save that localcnt's rise is owed by.
+    pub(super) fn count_owed(&mut self) -> Option<u64> {
+        if !self.meta.owes_count {
+            return None;
+        }
+        let save = self.count();
+        self.meta.owes_count = !self.meta.is_durable(save);
+        self.meta.owes_count.then_some(save)
+    }
+
+    /// The nodes are equal: nothing has to be counted any more.
+    pub(super) fn forget_count(&mut self) {
+        self.meta.owes_count = false;
     }
 
     /// C1: raises localcnt, once per disconnected period. Gives the save that must be durable before anybody

@@ -44,6 +44,8 @@ pub(super) struct Sync {
     pub(super) lone: Bitmap,
     /// What the metadata on disk may call stale.
     pub(super) recorded: Bitmap,
+    /// What it certainly does.
+    pub(super) known: Bitmap,
     /// Neither map nor metadata can be written: nothing is complete without the secondary.
     pub(super) unable_to_record: bool,
     /// Something in the sync set was not confirmed by both nodes, or nobody knows; what is there only for want
@@ -143,6 +145,7 @@ impl Sync {
             target,
             lone,
             recorded: stale.clone(),
+            known: stale.clone(),
             stale,
             unable_to_record: false,
             unconfirmed: !dirty.is_empty(),
@@ -174,14 +177,7 @@ impl Sync {
 
     /// The stale extents as runs.
     pub(super) fn stale_runs(&self) -> Vec<Run> {
-        let mut runs: Vec<Run> = Vec::new();
-        for extent in self.stale.iter() {
-            match runs.last_mut() {
-                Some(run) if run.first.saturating_add(run.count) == extent => run.count += 1,
-                _ => runs.push(Run { first: extent, count: 1 }),
-            }
-        }
-        runs
+        runs_of(&self.stale)
     }
 
     /// A write to `extent` was not confirmed by both nodes: a copy under way does not make it equal.
@@ -190,6 +186,18 @@ impl Sync {
             copy.spoiled = true;
         }
     }
+}
+
+/// Extents as runs.
+pub(super) fn runs_of(extents: &Bitmap) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for extent in extents.iter() {
+        match runs.last_mut() {
+            Some(run) if run.first.saturating_add(run.count) == extent => run.count += 1,
+            _ => runs.push(Run { first: extent, count: 1 }),
+        }
+    }
+    runs
 }
 
 impl Primary {
@@ -326,6 +334,13 @@ impl Primary {
         }
     }
 
+    /// What is being copied from there is copied again: a flush of the node that it is copied to has failed.
+    pub(super) fn spoil_copies(&mut self, from: SyncSource) {
+        for copy in self.sync.copies.values_mut().filter(|copy| copy.from == from) {
+            copy.spoiled = true;
+        }
+    }
+
     fn next_block(&mut self) -> Option<(u32, u64, u32, SyncSource)> {
         let extent = match self.sync.open {
             Some(extent) => extent,
@@ -423,6 +438,7 @@ impl Primary {
 
     pub(super) fn block_written_locally(&mut self, key: Key, result: DiskResult) {
         let Some(block) = self.sync.blocks.get(&key) else { return };
+        self.durable.wrote(block.extent..block.extent + 1);
         if block.state == BlockState::Orphaned {
             return self.end_block(key, Err(Errno::ENOTCONN));
         }
@@ -481,10 +497,12 @@ impl Primary {
         }
         let Some(copy) = self.sync.copies.remove(&extent) else { return };
         if copy.failed && keeps(Rule::L15) {
-            self.sync.failed.insert(extent);
-            self.sync_failed();
+            self.copy_later(extent);
         } else if !copy.spoiled {
             self.sync.lone.remove(extent);
+            if copy.from == SyncSource::Secondary {
+                self.durable.forget(extent); // no flush has failed since the copy began
+            }
             if self.sync.stale.remove(extent) {
                 self.save_metadata();
             }
@@ -494,6 +512,12 @@ impl Primary {
             self.map.copied(extent);
             self.flush.note_unflushed(self.now);
         }
+    }
+
+    /// The disk that `extent` is to be copied to has just failed.
+    pub(super) fn copy_later(&mut self, extent: u32) {
+        self.sync.failed.insert(extent);
+        self.sync_failed();
     }
 
     /// Something could not be copied or flushed; the session goes on in a while.
@@ -579,6 +603,7 @@ impl Primary {
     fn equalised(&mut self) {
         self.sync.unable_to_record = false;
         self.sync.unconfirmed = false;
+        self.forget_count();
         self.sync.marked = Marked::No;
         self.sync.step = Step::Copying;
         self.sync.session = false;

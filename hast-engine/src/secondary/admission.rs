@@ -95,7 +95,7 @@ impl Secondary {
 
     pub(super) fn full_map_written(&mut self, result: DiskResult) {
         match result {
-            Ok(_) => self.disk(Purpose::FullMapFlush, DiskOp::Flush),
+            Ok(_) => self.flush_disk(Purpose::FullMapFlush),
             Err(error) => self.provider_failed("write the activemap", error),
         }
     }

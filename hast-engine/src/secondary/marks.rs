@@ -66,7 +66,7 @@ impl Secondary {
 
     pub(super) fn mark_map_written(&mut self, result: DiskResult) {
         match result {
-            Ok(_) => self.disk(Purpose::MarkMapFlush, DiskOp::Flush),
+            Ok(_) => self.flush_disk(Purpose::MarkMapFlush),
             Err(error) => self.mark_map_saved(Err(error)),
         }
     }
@@ -74,10 +74,7 @@ impl Secondary {
     pub(super) fn mark_map_flushed(&mut self, result: DiskResult) {
         match result {
             Ok(_) | Err(Errno::EOPNOTSUPP) => self.mark_map_saved(Ok(())),
-            Err(error) => {
-                self.flush_failed = Some(error);
-                self.mark_map_saved(Err(error));
-            }
+            Err(error) => self.mark_map_saved(Err(error)),
         }
     }
 

@@ -5,10 +5,12 @@
 //! |---|---|
 //! | `admission` | the answer to the handshake and what must be on disk before it |
 //! | `request` | requests, from the frame to the reply |
+//! | `dropped` | the disk's flushes, and what a failed one may have dropped |
 //! | `marks` | what the primary has this node write down: out of date, up to date, what it missed itself |
 //! | `own_map` | what an original's primary forgets too early |
 
 mod admission;
+mod dropped;
 mod marks;
 mod own_map;
 mod request;
@@ -27,6 +29,7 @@ use hast_net::frame::Frame;
 use hast_net::handshake::SecondHello;
 use hast_net::message::{Mark, Message};
 
+use crate::durable::Durable;
 use crate::ranges::{Key, RangeQueue};
 use crate::rule::{Rule, keeps};
 use crate::saving::{Next, Part, Saving};
@@ -91,11 +94,13 @@ pub struct Secondary {
     saving: Option<(Save, Saving)>,
     /// What a failed save may have left on disk in part.
     unsure: Vec<Part>,
-    /// A flush of the map or the metadata failed: the system reports what it could not write only once, and it
-    /// may have been data. The primary's next flush fails for it.
+    durable: Durable<Purpose>,
+    /// A flush failed, whatever it was for: the primary's next one does.
     flush_failed: Option<Errno>,
     /// The map is being cleared.
     clearing: bool,
+    /// ... while the metadata was being written.
+    doubtful: Option<Errno>,
     /// The map is being written for this mark.
     marking: Option<u64>,
     /// Marks that wait for an earlier one to be written down.
@@ -183,6 +188,11 @@ enum Purpose {
     OwnFlush,
     Request(Key),
     LastFlush,
+    /// Whoever waits for one.
+    DiskFlush,
+    /// What a failed flush may have dropped is read, to be written again.
+    DroppedRead,
+    DroppedWrite,
 }
 
 impl Secondary {
@@ -210,8 +220,10 @@ impl Secondary {
             hello,
             saving: None,
             unsure: Vec::new(),
+            durable: Durable::new(extents),
             flush_failed: None,
             clearing: false,
+            doubtful: None,
             marking: None,
             marks: VecDeque::new(),
             possibly_behind: false,
@@ -233,7 +245,7 @@ impl Secondary {
             statistics: Statistics::default(),
         };
         // What an earlier worker left in caches is made durable before it is relied on.
-        secondary.disk(Purpose::StartFlush, DiskOp::Flush);
+        secondary.flush_disk(Purpose::StartFlush);
         secondary
     }
 
@@ -257,6 +269,17 @@ impl Secondary {
         }
         let Some(purpose) = self.ops.remove(&id) else { return };
         match purpose {
+            Purpose::DiskFlush => self.disk_flushed(result),
+            Purpose::DroppedRead => self.dropped_read(result),
+            Purpose::DroppedWrite => self.dropped_ended(result.is_ok()),
+            purpose => self.disk_ended(purpose, result),
+        }
+        self.settle();
+    }
+
+    /// An operation for this purpose, or the flush that it waited for, has ended.
+    fn disk_ended(&mut self, purpose: Purpose, result: DiskResult) {
+        match purpose {
             Purpose::StartFlush => self.flushed_at_start(result),
             Purpose::Metadata => self.metadata_advanced(result),
             Purpose::FullMap => self.full_map_written(result),
@@ -276,17 +299,18 @@ impl Secondary {
             Purpose::OwnFlush => self.own_flush_ended(result),
             Purpose::Request(key) => self.stored(key, result),
             Purpose::LastFlush => {
-                if let Err(error) = result
-                    && error != Errno::EOPNOTSUPP
-                {
-                    log::error!("Unable to flush the provider: {error}.");
-                }
-                if let Phase::Ending { code, .. } = self.phase {
-                    self.end(code);
+                let Phase::Ending { code, deadline, .. } = self.phase else { return };
+                match result {
+                    Err(error) if error != Errno::EOPNOTSUPP => {
+                        log::error!("Unable to flush the provider: {error}.");
+                        self.unflushed = self.has_dropped();
+                        self.phase = Phase::Ending { code, flushing: false, deadline };
+                    }
+                    _ => self.end(code),
                 }
             }
+            Purpose::DiskFlush | Purpose::DroppedRead | Purpose::DroppedWrite => {}
         }
-        self.settle();
     }
 
     /// Either connection has ended, broke, or brought something that is no message.
@@ -323,14 +347,15 @@ impl Secondary {
     /// When to call [`Secondary::handle_timeout`], on the clock of `now`.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Duration> {
+        let again = self.durable.deadline(self.now);
         match self.phase {
             Phase::Answered | Phase::Serving => {
                 // While nothing more is taken in, silence says nothing.
                 let silence = self.wants_input().then(|| self.last_received + SILENCE);
                 let busy = self.oldest.as_ref().and_then(Oldest::due);
-                [silence, busy, self.own_flush_deadline()].into_iter().flatten().min()
+                [silence, busy, again, self.own_flush_deadline()].into_iter().flatten().min()
             }
-            Phase::Ending { deadline, .. } => Some(deadline),
+            Phase::Ending { deadline, .. } => Some(again.map_or(deadline, |again| again.min(deadline))),
             Phase::Admitting | Phase::Ended => None,
         }
     }
@@ -431,14 +456,15 @@ impl Secondary {
             self.kick_own_flush();
         }
         self.find_oldest();
+        self.kick_dropped();
         let Phase::Ending { code, flushing: false, deadline } = self.phase else { return };
         let own_idle = self.own.as_ref().is_none_or(own_map::OwnMap::is_idle);
-        if !self.requests.is_empty() || !self.ops.is_empty() || !own_idle {
+        if !self.requests.is_empty() || !self.ops.is_empty() || !own_idle || self.has_dropped() {
             return;
         }
         if std::mem::take(&mut self.unflushed) {
             self.phase = Phase::Ending { code, flushing: true, deadline };
-            self.disk(Purpose::LastFlush, DiskOp::Flush);
+            self.flush_disk(Purpose::LastFlush);
         } else {
             self.end(code);
         }
@@ -450,28 +476,29 @@ impl Secondary {
         extension.generation = extension.generation.saturating_add(1);
         extension.boot = self.host.boot;
         let unsure = std::mem::take(&mut self.unsure);
-        let (saving, next) = Saving::begin(&self.metadata, unsure, self.layout.sectorsize());
+        let (saving, next) = Saving::begin(&self.metadata, unsure, self.layout.sectorsize(), false);
+        self.doubtful = None;
         self.saving = Some((why, saving));
         self.save_next(next);
     }
 
     fn metadata_advanced(&mut self, result: DiskResult) {
         if let Some((_, saving)) = &mut self.saving {
-            let next = saving.advance(result);
+            let next = saving.advance(self.doubtful.take().map_or(result, Err));
             self.save_next(next);
         }
     }
 
     fn save_next(&mut self, next: Next) {
         let result = match next {
+            Next::Disk(DiskOp::Flush) => return self.flush_disk(Purpose::Metadata),
             Next::Disk(op) => return self.disk(Purpose::Metadata, op),
             Next::Durable => Ok(()),
             Next::Failed(error) => Err(error),
         };
         let Some((why, saving)) = self.saving.take() else { return };
-        if let Err(error) = result {
+        if result.is_err() {
             self.unsure = saving.unsure();
-            self.flush_failed.get_or_insert(error);
         }
         match why {
             Save::Role => self.role_saved(result),

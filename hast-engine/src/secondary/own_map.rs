@@ -124,7 +124,7 @@ impl Secondary {
             return;
         }
         if own.failure.is_none() && own.flush_map {
-            self.disk(Purpose::OwnMapFlush, DiskOp::Flush);
+            self.flush_disk(Purpose::OwnMapFlush);
         } else {
             self.own_map_durable();
         }
@@ -139,7 +139,6 @@ impl Secondary {
                 log::error!("Unable to flush the activemap: {error}.");
                 self.statistics.flush_errors += 1;
                 own.failure = Some(error);
-                self.flush_failed = Some(error);
             }
         }
         self.own_map_durable();
@@ -171,7 +170,7 @@ impl Secondary {
         own.flushing = true;
         own.unflushed_since = None;
         own.map.flush_begins();
-        self.disk(Purpose::OwnFlush, DiskOp::Flush);
+        self.flush_disk(Purpose::OwnFlush);
     }
 
     pub(super) fn own_flush_ended(&mut self, result: DiskResult) {
@@ -184,11 +183,23 @@ impl Secondary {
                 log::error!("Unable to flush the provider: {error}.");
                 self.statistics.flush_errors += 1;
                 own.map.flush_failed();
-                self.flush_failed = Some(error);
                 own.unflushed_since.get_or_insert(self.now);
             }
         }
         self.kick_own_map();
+    }
+
+    /// A flush has failed, whatever it was for. What it did not cover stays in the map until the next handshake;
+    /// a map write under way is not on disk.
+    pub(super) fn own_map_may_be_dropped(&mut self, error: Errno) {
+        let Some(own) = &mut self.own else { return };
+        own.map.peer_lost();
+        if own.map.is_writing() {
+            own.failure = Some(error);
+        }
+        if !own.flush_map {
+            own.map.distrust();
+        }
     }
 
     pub(super) fn own_flush_deadline(&self) -> Option<Duration> {

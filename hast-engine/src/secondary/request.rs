@@ -16,11 +16,13 @@ const MAXPHYS: u64 = 1_048_576;
 /// A request under way.
 #[derive(Debug)]
 pub(super) struct Request {
-    command: Command,
+    pub(super) command: Command,
     seq: u64,
     offset: u64,
     length: u64,
     data: Option<Buffer>,
+    /// A flush failed while the disk had it.
+    pub(super) suspect: bool,
 }
 
 impl Request {
@@ -82,7 +84,7 @@ impl Secondary {
         self.next_key += 1;
         let key = Key(self.next_key);
         self.bytes_in_flight += if command == Command::Delete { 0 } else { length };
-        self.requests.insert(key, Request { command, seq, offset, length, data });
+        self.requests.insert(key, Request { command, seq, offset, length, data, suspect: false });
         if matches!(command, Command::Write | Command::Delete) {
             self.writes.insert(key);
             self.remember(offset, length);
@@ -132,7 +134,7 @@ impl Secondary {
                 DiskOp::Read { offset, length: u32::try_from(request.length).unwrap_or(u32::MAX) }
             }
             (Command::Delete, _) => DiskOp::Delete { offset, length: request.length },
-            (Command::Flush, _) => DiskOp::Flush,
+            (Command::Flush, _) => return self.flush_disk(Purpose::Request(key)),
             // The decoder lets no write through without its data.
             (Command::Write, None) => return self.stored(key, Err(Errno::EINVAL)),
         };
@@ -152,7 +154,17 @@ impl Secondary {
 
     /// The disk has answered; the primary gets to hear of it once the map remembers the write (M5).
     pub(super) fn stored(&mut self, key: Key, result: DiskResult) {
-        let Some(&Request { command, offset, length, .. }) = self.requests.get(&key) else { return };
+        let Some(&Request { command, offset, length, suspect, .. }) = self.requests.get(&key) else { return };
+        let mut result = result;
+        if matches!(command, Command::Write | Command::Delete) {
+            let extents = self.layout.extents_of(offset, length);
+            if suspect {
+                self.durable.may_have_dropped(extents);
+                result = result.and(Err(self.durable.error()));
+            } else {
+                self.durable.wrote(extents);
+            }
+        }
         let result = match command {
             Command::Write | Command::Delete => self.remembered(key, offset, length, result),
             Command::Read | Command::Flush => Some(result),
@@ -170,7 +182,14 @@ impl Secondary {
             self.bytes_in_flight = self.bytes_in_flight.saturating_sub(length);
         }
         let result = match (command, result) {
-            (Command::Flush, Ok(None)) => self.flush_failed.take().map_or(Ok(None), Err),
+            (Command::Flush, Ok(None)) => {
+                let dropped = self.has_dropped().then(|| self.durable.error());
+                self.flush_failed.take().or(dropped).map_or(Ok(None), Err)
+            }
+            (Command::Flush, Err(error)) => {
+                self.flush_failed = None;
+                Err(error)
+            }
             (Command::Read, Ok(data)) if data.as_ref().map_or(0, |data| data.len() as u64) != length => {
                 Err(Errno::EIO)
             }
@@ -189,13 +208,18 @@ impl Secondary {
             Err(error) => self.reply(seq, false, Some(error), None),
         }
         if command != Command::Flush {
-            let mut ready = Vec::new();
-            self.ranges.release(key, &mut ready);
-            for key in ready {
-                self.start(key);
-            }
+            self.release(key);
         }
         self.start_flushes();
+    }
+
+    /// Gives the bytes that `key` holds to whoever waits for them.
+    pub(super) fn release(&mut self, key: Key) {
+        let mut ready = Vec::new();
+        self.ranges.release(key, &mut ready);
+        for key in ready {
+            if self.durable.is_piece(key) { self.dropped_ready() } else { self.start(key) }
+        }
     }
 
     fn count_error(&mut self, command: Command, offset: u64, length: u64, error: Errno) {

@@ -5,6 +5,7 @@ use core::ops::Range;
 
 use hast_format::activemap::Outcome;
 use hast_format::extension::STALE_RUNS;
+use hast_net::Replication;
 use hast_net::errno::Errno;
 use hast_net::extensions::Extensions;
 use hast_net::message::MarkKind;
@@ -19,16 +20,22 @@ use crate::verdict::{Half, Standing, Verdict};
 
 impl Primary {
     pub(super) fn advance_write(&mut self, key: Key) {
-        let relies = self.needs_secondary(key);
+        let (relies, recorded) = (self.relies(key), self.is_recorded(key));
+        let called_stale = self.is_called_stale(key);
         let Some(request) = self.requests.get(&key) else { return };
         let heard = request.stage == (Stage::Completed { well: true });
         let error = request.local.error().or(request.remote.error()).unwrap_or(Errno::EIO);
         let issued = request.stage == Stage::Issued;
-        let standing = self.standing(request, relies);
+        let mut standing = self.standing(request, relies);
+        if called_stale && !heard {
+            // Our disk alone is not enough before the metadata say that it is good, in any mode.
+            standing.mode = Replication::Fullsync;
+            standing.relies |= recorded && !standing.is_up;
+        }
         match standing.verdict() {
             _ if !issued => {}
             Verdict::Wait => {}
-            Verdict::TakeBack => return self.take_back(key),
+            Verdict::TakeBack => return self.take_back(key, relies),
             Verdict::Fail => self.end_write(key, Err(error)),
             Verdict::Complete => self.end_write(key, Ok(None)),
             Verdict::WriteDown => match self.write_down(key, standing.is_here()) {
@@ -40,7 +47,7 @@ impl Primary {
         if standing.is_answered() {
             self.finish_write(key, standing.is_there() && !standing.behind, relies);
             if heard && standing.owes_count() {
-                self.count(); // somebody has heard of it already
+                self.owe_count(); // somebody has heard of it already
             }
         }
     }
@@ -78,19 +85,23 @@ impl Primary {
                 return Some(0);
             }
             let extents = request.extents();
-            for extent in extents.clone() {
-                self.sync.lone.insert(extent);
+            self.lies_there_alone(extents.clone());
+            let staled = extents.clone().filter(|extent| !self.sync.stale.contains(*extent)).collect();
+            let save = self.record_stale(extents)?;
+            if let Some(request) = self.requests.get_mut(&key) {
+                request.staled = staled;
             }
-            return self.record_stale(extents);
+            return Some(save);
         }
         // M3, C1 (a), (b)
         let rule = if failed { Rule::C1b } else { Rule::C1a };
         let save = if keeps(rule) { self.count() } else { 0 };
-        if fresh.is_empty() {
+        if !self.is_called_stale(key) {
             return Some(save);
         }
         for extent in fresh {
             self.sync.stale.remove(extent);
+            self.durable.forget(extent); // written as a whole, and no flush has failed since
         }
         Some(self.save_metadata())
     }
@@ -105,21 +116,23 @@ impl Primary {
     /// and the whole disk counts as stale, which is true as long as the secondary lacks nothing itself. False if
     /// it does, or has yet to store what somebody relies on already (async, memsync): then nothing was added.
     pub(super) fn note_stale(&mut self, extents: Range<u32>) -> bool {
-        if self.requests.values().any(|request| request.is_owed(&extents)) {
+        if self.is_owed(&extents) {
             return false;
         }
         let new: Vec<u32> = extents.filter(|extent| self.sync.stale.insert(*extent)).collect();
         if self.sync.target || self.sync.stale_runs().len() <= STALE_RUNS {
             return true; // a target's whole map is stale, and its metadata says just that
         }
-        let owed = self.requests.values().any(|request| request.is_owed(&(0..u32::MAX)));
-        if owed || self.map.to_synchronise().iter().any(|extent| self.is_behind(extent)) {
+        if self.is_owed(&(0..u32::MAX))
+            || self.map.to_synchronise().iter().any(|extent| self.is_behind(extent))
+        {
             for extent in new {
                 self.sync.stale.remove(extent);
             }
             return false;
         }
         log::error!("The local disk fails too often: reads are served by the secondary alone.");
+        self.lies_there_alone(0..self.sync.stale.len());
         for extent in 0..self.sync.stale.len() {
             self.sync.stale.insert(extent);
             self.map.mark_dirty(extent);
@@ -127,9 +140,21 @@ impl Primary {
         true
     }
 
+    /// Whether the secondary has yet to store some of `extents` that the device relies on already.
+    pub(in crate::primary) fn is_owed(&self, extents: &Range<u32>) -> bool {
+        self.requests.values().any(|request| request.is_owed(extents))
+    }
+
+    /// What a flush has to reach on the secondary, because reads of `extents` go there.
+    pub(in crate::primary) fn lies_there_alone(&mut self, extents: Range<u32>) {
+        for extent in extents {
+            self.sync.lone.insert(extent);
+        }
+    }
+
     /// The connection broke while the only node that could make sense of `key` had it: it starts again once
-    /// the secondary is back.
-    pub(super) fn take_back(&mut self, key: Key) {
+    /// the secondary is back, or the metadata say less. If it `relied` on the secondary's copy, ours is none now.
+    pub(super) fn take_back(&mut self, key: Key, relied: bool) {
         let Some(request) = self.requests.get_mut(&key) else { return };
         request.local = Half::NotAsked;
         request.remote = Half::NotAsked;
@@ -137,7 +162,8 @@ impl Primary {
         let extents = request.extents();
         for extent in extents.clone() {
             self.sync.spoil(extent);
-            if !self.is_behind(extent) {
+            if relied && !self.is_behind(extent) {
+                self.lies_there_alone(extent..extent + 1);
                 self.note_stale(extent..extent + 1);
             }
         }
@@ -174,16 +200,18 @@ impl Primary {
             if relied && !confirmed && !self.is_behind(extent) {
                 self.note_stale(extent..extent + 1);
             } else if here && covered && self.sync.stale.remove(extent) {
+                self.durable.forget(extent);
                 self.save_metadata();
+            }
+            if standing.remote == Half::Done && self.sync.stale.contains(extent) {
+                self.lies_there_alone(extent..extent + 1); // whatever our disk has of it
             }
         }
         if is_write && !here && there {
             self.sync.direct_reads_off = true;
             if matches!(stage, Stage::Completed { .. }) && keeps(Rule::L3) {
                 // Somebody relies on it already: our disk took it, and may have dropped it with a failed flush.
-                for extent in extents.clone() {
-                    self.sync.lone.insert(extent);
-                }
+                self.lies_there_alone(extents.clone());
                 self.record_stale(extents.clone());
             }
         }
@@ -210,6 +238,7 @@ impl Primary {
             if result.is_ok() {
                 self.end_written_down(key);
             } else {
+                self.restore(key);
                 self.end_write(key, result.clone());
             }
             if !matches!(self.requests.get(&key), Some(Request { stage: Stage::Marking, .. })) {
@@ -224,7 +253,7 @@ impl Primary {
         let Some(request) = self.requests.get(&key) else { return };
         let lacks = request.remote.is_missed();
         if !self.standing(request, false).is_held() {
-            // The only node that had it went away meanwhile, and may have lost it.
+            self.restore(key);
             return self.end_write(key, Err(Errno::EIO));
         }
         if lacks && self.link.is_up() && self.link.has(Extensions::SYNC_MARKS) && keeps(Rule::L6) {
@@ -232,6 +261,27 @@ impl Primary {
         } else {
             self.end_write(key, Ok(None));
         }
+    }
+
+    /// The only node that had `key` went away before anybody heard of it, and may have lost it, and whatever else
+    /// it had not flushed: what counts as stale here because of `key` does not any more.
+    fn restore(&mut self, key: Key) {
+        if self.link.is_up() {
+            return;
+        }
+        let Some(request) = self.requests.get_mut(&key) else { return };
+        let staled = std::mem::take(&mut request.staled);
+        if staled.is_empty() {
+            return;
+        }
+        for extent in staled {
+            self.sync.stale.remove(extent);
+            self.sync.lone.remove(extent);
+            self.map.mark_dirty(extent);
+            // Nobody has looked after it meanwhile.
+            self.durable.may_have_dropped(extent..extent + 1);
+        }
+        self.save_metadata();
     }
 
     /// Asks the secondary to mark itself if a write waits for that.
@@ -269,8 +319,13 @@ impl Primary {
         if result.is_ok() {
             log::error!("The local disk cannot be written: nothing is complete without the secondary.");
             self.sync.unable_to_record = true;
-            // We know why the secondary counted: it does not make everything else here out of date.
-            self.metadata.remotecnt = self.link.peer_counted();
+            // We know why the secondary counted: it does not make everything else here out of date, unless it is.
+            let counted = self.link.peer_counted();
+            if !self.sync.target {
+                self.metadata.remotecnt = counted;
+            }
+        } else {
+            self.restore(key);
         }
         self.end_write(key, result.map(|()| None));
         self.take_out(key);

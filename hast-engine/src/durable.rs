@@ -1,0 +1,322 @@
+//! What a disk holds for certain: flushes one at a time, and what a failed one may have dropped.
+//!
+//! fsync(2) says once, to whoever asks next, that something could not be written. By then the system may have
+//! dropped it, and every later flush is good without it. So a flush that fails, whatever it was for, fails for
+//! everybody who waits for one; and whatever was written since the last good flush began counts as dropped until
+//! it was written again, or is taken from the other node. What can still be read is what is written again.
+
+use core::ops::Range;
+use core::time::Duration;
+
+use hast_format::bitmap::Bitmap;
+use hast_format::layout::Layout;
+use hast_net::errno::Errno;
+
+use crate::ranges::Key;
+use crate::types::{DiskOp, DiskResult, MAX_REQUEST};
+
+/// How long a disk is left alone that fails again and again.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The flushes of one disk, and the extents of its data area that they have or have not made durable. `P` says why
+/// a flush was asked for.
+#[derive(Debug)]
+pub(crate) struct Durable<P> {
+    running: Vec<P>,
+    waiting: Vec<P>,
+    /// Written since the flush under way, or the last one, began.
+    written: Bitmap,
+    /// Written before the flush under way began, and by no flush covered.
+    covered: Bitmap,
+    /// A flush failed: perhaps not on the disk, and no flush will tell.
+    dropped: Bitmap,
+    /// How the last flush that failed did.
+    error: Errno,
+    failed_at: Option<Duration>,
+    /// Nothing is written again before then.
+    not_before: Duration,
+    rewriting: Option<Rewriting>,
+}
+
+/// An extent that is written again, piece by piece.
+#[derive(Debug)]
+struct Rewriting {
+    extent: u32,
+    next: u64,
+    end: u64,
+    /// A flush failed meanwhile, or a piece could not be read or written.
+    in_vain: bool,
+    /// The piece under way: who holds its range, and which that is.
+    piece: Option<(Key, Range<u64>)>,
+}
+
+impl<P: Copy + PartialEq> Durable<P> {
+    /// Of a disk with so many extents, all of them durable as far as anybody knows.
+    pub(crate) fn new(extents: u32) -> Durable<P> {
+        Durable {
+            running: Vec::new(),
+            waiting: Vec::new(),
+            written: Bitmap::new(extents),
+            covered: Bitmap::new(extents),
+            dropped: Bitmap::new(extents),
+            error: Errno::EIO,
+            failed_at: None,
+            not_before: Duration::ZERO,
+            rewriting: None,
+        }
+    }
+
+    /// Wants a flush that begins from now on.
+    pub(crate) fn flush(&mut self, why: P) {
+        self.waiting.push(why);
+    }
+
+    /// Whether a flush is to begin now: one that begins while another runs could be told what that one hides.
+    pub(crate) fn begin(&mut self) -> bool {
+        if !self.running.is_empty() || self.waiting.is_empty() {
+            return false;
+        }
+        self.running = core::mem::take(&mut self.waiting);
+        self.covered.union(&self.written);
+        self.written.clear();
+        true
+    }
+
+    /// The flush has ended; gives those for whom it ended like this.
+    pub(crate) fn end(&mut self, now: Duration, result: &DiskResult) -> Vec<P> {
+        let mut whom = core::mem::take(&mut self.running);
+        match result {
+            Ok(_) | Err(Errno::EOPNOTSUPP) => self.covered.clear(),
+            Err(error) => {
+                whom.append(&mut self.waiting);
+                self.dropped.union(&self.covered);
+                self.dropped.union(&self.written);
+                self.covered.clear();
+                self.written.clear();
+                self.error = *error;
+                if self.failed_at.is_some_and(|at| now < at + PAUSE) {
+                    self.not_before = now + PAUSE;
+                }
+                self.failed_at = Some(now);
+                if let Some(rewriting) = &mut self.rewriting {
+                    rewriting.in_vain = true;
+                }
+            }
+        }
+        whom
+    }
+
+    /// Whether anybody waits for a flush for this reason.
+    pub(crate) fn is_flushing(&self, why: P) -> bool {
+        self.running.contains(&why) || self.waiting.contains(&why)
+    }
+
+    /// The disk has answered a write or delete to these extents, well or not.
+    pub(crate) fn wrote(&mut self, extents: Range<u32>) {
+        for extent in extents {
+            self.written.insert(extent);
+        }
+    }
+
+    /// ... which was on its way when a flush failed.
+    pub(crate) fn may_have_dropped(&mut self, extents: Range<u32>) {
+        for extent in extents {
+            self.dropped.insert(extent);
+        }
+    }
+
+    /// The other node's copy of `extent` is the right one.
+    pub(crate) fn forget(&mut self, extent: u32) {
+        self.dropped.remove(extent);
+    }
+
+    /// What counts as dropped.
+    pub(crate) fn dropped(&self) -> &Bitmap {
+        &self.dropped
+    }
+
+    /// How the last flush that failed did.
+    pub(crate) fn error(&self) -> Errno {
+        self.error
+    }
+
+    /// Whether the disk has just failed more than once, and is to be left alone for a moment.
+    pub(crate) fn is_paused(&self, now: Duration) -> bool {
+        self.not_before > now
+    }
+
+    /// Whether something is being written again.
+    pub(crate) fn is_rewriting(&self) -> bool {
+        self.rewriting.is_some()
+    }
+
+    /// When to look again for something to write again.
+    pub(crate) fn deadline(&self, now: Duration) -> Option<Duration> {
+        let waits = self.rewriting.is_none() && !self.dropped.is_empty() && self.not_before > now;
+        waits.then_some(self.not_before)
+    }
+
+    /// The next piece of the data area to be written again: `key` has to hold it. Only of extents that are
+    /// `ready` for it.
+    pub(crate) fn next_piece(
+        &mut self,
+        now: Duration,
+        key: Key,
+        layout: &Layout,
+        ready: impl Fn(u32) -> bool,
+    ) -> Option<Range<u64>> {
+        if let Some(Rewriting { extent, next, end, in_vain, piece }) = &self.rewriting {
+            if piece.is_some() {
+                return None;
+            }
+            let (extent, done, in_vain) = (*extent, next >= end, *in_vain);
+            let goes_on = !done && !in_vain && self.dropped.contains(extent);
+            if !goes_on {
+                self.rewriting = None;
+            }
+            if done && !in_vain && self.dropped.remove(extent) {
+                self.written.insert(extent);
+            }
+        }
+        if self.rewriting.is_none() {
+            if self.not_before > now {
+                return None;
+            }
+            let extent = self.dropped.iter().find(|extent| ready(*extent))?;
+            let (next, length) = layout.extent_range(extent);
+            let end = next.saturating_add(u64::from(length));
+            self.rewriting = Some(Rewriting { extent, next, end, in_vain: false, piece: None });
+        }
+        let rewriting = self.rewriting.as_mut()?;
+        let end = rewriting.end.min(rewriting.next.saturating_add(u64::from(MAX_REQUEST)));
+        let range = rewriting.next..end;
+        rewriting.next = end;
+        rewriting.piece = Some((key, range.clone()));
+        Some(range)
+    }
+
+    /// Whether `key` is a piece that is written again.
+    pub(crate) fn is_piece(&self, key: Key) -> bool {
+        self.rewriting
+            .as_ref()
+            .and_then(|rewriting| rewriting.piece.as_ref())
+            .is_some_and(|piece| piece.0 == key)
+    }
+
+    /// The piece holds its range: what to do first.
+    pub(crate) fn read(&self, layout: &Layout) -> Option<DiskOp> {
+        let (_, range) = self.rewriting.as_ref()?.piece.as_ref()?;
+        let length = u32::try_from(range.end.saturating_sub(range.start)).ok()?;
+        Some(DiskOp::Read { offset: layout.localoff().saturating_add(range.start), length })
+    }
+
+    /// The piece was read: what to do with it, if it could be.
+    pub(crate) fn write(&self, layout: &Layout, result: DiskResult) -> Option<DiskOp> {
+        let (_, range) = self.rewriting.as_ref()?.piece.as_ref()?;
+        let length = range.end.saturating_sub(range.start);
+        let data = result.ok().flatten().filter(|data| data.len() as u64 == length)?;
+        Some(DiskOp::Write { offset: layout.localoff().saturating_add(range.start), data })
+    }
+
+    /// The piece was written, or could not be; gives who held its range.
+    pub(crate) fn piece_ended(&mut self, now: Duration, well: bool) -> Option<Key> {
+        let rewriting = self.rewriting.as_mut()?;
+        if !well {
+            rewriting.in_vain = true;
+            self.not_before = now + PAUSE;
+        }
+        rewriting.piece.take().map(|(key, _)| key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hast_net::buffer::Buffer;
+
+    const fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn dropped(durable: &Durable<u8>) -> Vec<u32> {
+        durable.dropped().iter().collect()
+    }
+
+    #[test]
+    fn a_failed_flush_fails_for_all_and_covers_nothing() {
+        let mut durable = Durable::new(8);
+        durable.wrote(0..1);
+        durable.flush(1);
+        assert!(durable.begin());
+        durable.wrote(1..2);
+        durable.flush(2);
+        assert!(!durable.begin(), "one at a time");
+        assert_eq!(durable.end(at(1), &Err(Errno::EIO)), vec![1, 2]);
+        assert_eq!(dropped(&durable), vec![0, 1]);
+        durable.wrote(2..3);
+        durable.flush(3);
+        assert!(durable.begin());
+        assert_eq!(durable.end(at(2), &Ok(None)), vec![3]);
+        assert_eq!(dropped(&durable), vec![0, 1], "no later flush brings them back");
+    }
+
+    #[test]
+    fn what_a_good_flush_covered_is_not_dropped_later() {
+        let mut durable = Durable::new(8);
+        durable.wrote(0..1);
+        durable.flush(1);
+        durable.begin();
+        durable.wrote(1..2);
+        durable.end(at(1), &Ok(None));
+        durable.flush(2);
+        durable.begin();
+        durable.end(at(1), &Err(Errno::EIO));
+        assert_eq!(dropped(&durable), vec![1]);
+    }
+
+    #[test]
+    fn what_was_dropped_is_written_again() {
+        let layout = Layout::create(4096 + 512 + 8 * 262_144, 512, 262_144).unwrap();
+        let mut durable = Durable::new(8);
+        durable.may_have_dropped(3..5);
+        let (mut key, mut pieces) = (Key(0), Vec::new());
+        for second in 0..10 {
+            key.0 += 1;
+            let Some(range) = durable.next_piece(at(second), key, &layout, |extent| extent == 3) else {
+                break;
+            };
+            assert!(
+                durable.is_piece(key) && durable.next_piece(at(second), key, &layout, |_| true).is_none()
+            );
+            assert!(matches!(durable.read(&layout), Some(DiskOp::Read { length: 131_072, .. })));
+            let read = Ok(Some(Buffer::from(vec![7; 131_072])));
+            assert!(matches!(durable.write(&layout, read), Some(DiskOp::Write { .. })));
+            // The first attempt is in vain.
+            assert_eq!(durable.piece_ended(at(second), second > 0), Some(key));
+            pieces.push(range.start);
+        }
+        let extent = 3 * 262_144;
+        assert_eq!(pieces, vec![extent, extent, extent + 131_072]);
+        assert_eq!(dropped(&durable), vec![4]);
+        durable.flush(1);
+        durable.begin();
+        durable.end(at(20), &Err(Errno::EIO));
+        assert_eq!(dropped(&durable), vec![3, 4], "written again, and dropped again");
+    }
+
+    #[test]
+    fn a_flush_that_fails_meanwhile_makes_it_vain() {
+        let layout = Layout::create(4096 + 512 + 8 * 4096, 512, 4096).unwrap();
+        let mut durable = Durable::new(8);
+        durable.may_have_dropped(3..4);
+        durable.next_piece(at(1), Key(1), &layout, |_| true).unwrap();
+        durable.flush(1);
+        durable.begin();
+        durable.end(at(1), &Err(Errno::EIO));
+        durable.piece_ended(at(1), true);
+        assert_eq!(durable.next_piece(at(1), Key(2), &layout, |_| true), Some(3 * 4096..4 * 4096));
+        durable.piece_ended(at(1), true);
+        assert_eq!(durable.next_piece(at(1), Key(3), &layout, |_| true), None);
+        assert!(durable.dropped().is_empty());
+    }
+}
