@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
 
-pub(crate) use system::{DISK, flush, is_disk, mediasize, sectorsize};
+pub(crate) use system::{DISK, flush, forget_cached, is_disk, mediasize, sectorsize};
 
 /// flock(2), exclusive, without waiting. The lock lives as long as the open file, across fork and exec
 /// and whoever the descriptor is passed to: `nix`'s guard would end it with this process's handle.
@@ -56,6 +56,12 @@ mod system {
     pub(crate) fn flush(file: &File, _is_device: bool) -> io::Result<()> {
         // On a block device this flushes the disk's cache too.
         file.sync_data()
+    }
+
+    pub(crate) fn forget_cached(file: &File) -> io::Result<()> {
+        use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+        // Clean pages only: what is yet to be written stays.
+        posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).map_err(io::Error::from)
     }
 }
 
@@ -110,6 +116,10 @@ mod system {
         }
         // SAFETY: DIOCGFLUSH takes no argument; the descriptor is open because `file` is borrowed.
         unsafe { diocgflush(file.as_raw_fd()) }?;
+        Ok(())
+    }
+
+    pub(crate) fn forget_cached(_file: &File) -> io::Result<()> {
         Ok(())
     }
 }

@@ -250,6 +250,17 @@ impl Provider {
         device::flush(&self.file, self.is_device)
     }
 
+    /// Has the system forget what it has cached of the provider and takes for written. A flush that failed has
+    /// perhaps left there what the disk does not hold; a worker that starts is to see what it does. On FreeBSD,
+    /// where disks have no page cache, this does nothing.
+    ///
+    /// # Errors
+    ///
+    /// What posix_fadvise(2) says.
+    pub fn forget_cached(&self) -> io::Result<()> {
+        device::forget_cached(&self.file)
+    }
+
     /// The open file, for positioned reads and writes.
     pub fn as_file(&self) -> &File {
         &self.file

@@ -51,6 +51,17 @@ fn the_open_file_is_a_blocking_one() {
 }
 
 #[test]
+fn what_is_not_flushed_yet_stays_in_the_cache() {
+    let (_dir, path) = scratch(1 << 20);
+    let provider = Provider::open(&path, true).unwrap();
+    provider.as_file().write_all_at(&[7; 4096], 8192).unwrap();
+    provider.forget_cached().unwrap();
+    let mut bytes = [0; 4096];
+    provider.as_file().read_exact_at(&mut bytes, 8192).unwrap();
+    assert_eq!(bytes, [7; 4096]);
+}
+
+#[test]
 fn what_is_no_disk_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let missing = dir.path().join("missing");

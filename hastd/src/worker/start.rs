@@ -130,6 +130,9 @@ pub(super) fn open_with(start: Start, gate: Option<Arc<dyn Gate>>) -> Result<Sta
     let provider = Provider::from_fd(provider, &resource.localpath)?;
     log::debug!("Obtained info about {}.", provider.path().display());
     log::debug!("Locked {}.", provider.path().display());
+    if let Err(error) = provider.forget_cached() {
+        log::warn!("Unable to look past the cache of {}: {error}.", provider.path().display());
+    }
     let metadata = provider.recover_metadata_of(&resource.name)?.metadata;
     let layout = Layout::open(&metadata, provider.mediasize(), provider.sectorsize())
         .map_err(|error| StartError::Layout { path: provider.path().display().to_string(), error })?;
