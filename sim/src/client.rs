@@ -2,7 +2,7 @@
 
 use core::ops::Range;
 use core::time::Duration;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::disk::SECTOR;
 
@@ -25,9 +25,6 @@ struct Candidate {
     /// Another write, begun after this one had ended, was acknowledged: only a loss of power can bring this
     /// one back.
     superseded: Option<Duration>,
-    /// A flush failed after that: as with fsync(2), what was written last may never get to the disk, whatever
-    /// later flushes say, and then a loss of power brings this one back.
-    haunting: bool,
 }
 
 /// What the client may read, sector by sector.
@@ -35,6 +32,8 @@ struct Candidate {
 pub struct Memory {
     sectors: Vec<Vec<Candidate>>,
     open: BTreeMap<WriteId, (usize, usize)>,
+    /// Open writes whose only holder may be gone, though its answer is still on its way.
+    doubtful: BTreeSet<WriteId>,
 }
 
 impl Memory {
@@ -49,9 +48,8 @@ impl Memory {
             ended: Some(Duration::ZERO),
             acknowledged: true,
             superseded: None,
-            haunting: false,
         };
-        Memory { sectors: vec![vec![first]; sectors], open: BTreeMap::new() }
+        Memory { sectors: vec![vec![first]; sectors], open: BTreeMap::new(), doubtful: BTreeSet::new() }
     }
 
     /// The bytes of a sector written by `write`.
@@ -91,7 +89,6 @@ impl Memory {
                 ended: None,
                 acknowledged: false,
                 superseded: None,
-                haunting: false,
             });
         }
     }
@@ -99,6 +96,7 @@ impl Memory {
     /// `write` has ended: acknowledged, failed, or nobody will ever say.
     pub fn end(&mut self, now: Duration, write: WriteId, acknowledged: bool) {
         let Some((first, count)) = self.open.remove(&write) else { return };
+        let doubtful = self.doubtful.remove(&write);
         for at in first..first + count {
             let Some(sector) = self.sectors.get_mut(at) else { continue };
             let mut invoked = Duration::ZERO;
@@ -107,12 +105,11 @@ impl Memory {
                 candidate.acknowledged = acknowledged;
                 invoked = candidate.invoked;
             }
-            if acknowledged {
+            if acknowledged && !doubtful {
                 for candidate in sector.iter_mut() {
                     let before = candidate.ended.is_some_and(|ended| ended < invoked);
-                    if before && (candidate.superseded.is_none() || candidate.haunting) {
+                    if before && candidate.superseded.is_none() {
                         candidate.superseded = Some(now);
-                        candidate.haunting = false;
                     }
                 }
             }
@@ -122,16 +119,7 @@ impl Memory {
     /// A flush that was begun at `invoked` was acknowledged: what was superseded by then never comes back.
     pub fn flushed(&mut self, invoked: Duration) {
         for sector in &mut self.sectors {
-            sector.retain(|candidate| {
-                candidate.haunting || candidate.superseded.is_none_or(|at| at >= invoked)
-            });
-        }
-    }
-
-    /// A flush failed.
-    pub fn flush_failed(&mut self) {
-        for candidate in self.sectors.iter_mut().flatten() {
-            candidate.haunting |= candidate.superseded.is_some();
+            sector.retain(|candidate| candidate.superseded.is_none_or(|at| at >= invoked));
         }
     }
 
@@ -151,6 +139,24 @@ impl Memory {
         }
     }
 
+    /// The same of this sector alone.
+    pub fn may_be_lost(&mut self, at: usize) {
+        for candidate in self.sectors.get_mut(at).into_iter().flatten() {
+            candidate.superseded = None;
+        }
+    }
+
+    /// The only node that holds what is being written now is gone, and those who could tell do not know yet: its
+    /// answers may still arrive.
+    pub fn doubt_open(&mut self) {
+        self.doubtful = self.open.keys().copied().collect();
+    }
+
+    /// Now they do.
+    pub fn doubt_nothing(&mut self) {
+        self.doubtful.clear();
+    }
+
     /// Acknowledged writes may be lost, as async permits: any history goes, until the next one.
     pub fn anything_goes(&mut self, now: Duration) {
         let lost = Candidate {
@@ -161,7 +167,6 @@ impl Memory {
             ended: Some(now),
             acknowledged: true,
             superseded: None,
-            haunting: false,
         };
         for sector in &mut self.sectors {
             sector.push(lost.clone());
@@ -179,7 +184,6 @@ impl Memory {
             ended: Some(now),
             acknowledged: true,
             superseded: None,
-            haunting: false,
         };
         self.sectors = sectors.map(|writes| writes.into_iter().map(known).collect()).collect();
     }

@@ -1,6 +1,8 @@
 //! A disk with a volatile cache: what was written is readable at once, but survives a loss of power only
 //! once a flush has covered it, or by luck.
 
+use std::collections::BTreeSet;
+
 use hast_engine::{DiskOp, DiskResult};
 use hast_net::buffer::Buffer;
 use hast_net::errno::Errno;
@@ -31,6 +33,10 @@ pub struct Disk {
     /// Sectors written since, in order, each with the number of its write.
     cache: Vec<(u64, usize, [u8; SECTOR])>,
     writes: u64,
+    /// Sectors that a failed flush has dropped from the cache: a reader sees them as long as the process lives.
+    dropped: BTreeSet<usize>,
+    /// A failed flush drops nothing, as where there is no page cache.
+    pub keeps: bool,
     /// What goes wrong now.
     pub faults: Faults,
     /// Every write is durable at once, and a flush not supported.
@@ -46,6 +52,8 @@ impl Disk {
             current: contents,
             cache: Vec::new(),
             writes: 0,
+            dropped: BTreeSet::new(),
+            keeps: false,
             faults: Faults::default(),
             no_cache: false,
         }
@@ -92,6 +100,7 @@ impl Disk {
             DiskOp::Flush if self.no_cache => Err(Errno::EOPNOTSUPP),
             DiskOp::Flush => {
                 if fails(self.faults.flush, random) {
+                    self.drop_some(covers, random);
                     return Err(Errno::EIO);
                 }
                 let (kept, flushed): (Vec<_>, Vec<_>) =
@@ -103,6 +112,39 @@ impl Disk {
                 Ok(None)
             }
         }
+    }
+
+    /// Linux' fsync(2): what could not be written is clean from then on, and nobody hears of it again.
+    fn drop_some(&mut self, covers: u64, random: &mut Random) {
+        if self.keeps {
+            return;
+        }
+        let dropped = &mut self.dropped;
+        self.cache.retain(|(number, at, _)| {
+            let kept = *number > covers || random.one_in(2);
+            if !kept {
+                dropped.insert(*at);
+            }
+            kept
+        });
+    }
+
+    /// The process that had the disk open is gone, and the system has no reason to keep clean pages: what was
+    /// dropped is now as it is on the medium. Gives the byte offsets of what has changed by that.
+    pub fn forget_dropped(&mut self) -> Vec<usize> {
+        let mut changed = Vec::new();
+        for at in std::mem::take(&mut self.dropped) {
+            let cached = self.cache.iter().rev().find(|(_, cached, _)| *cached == at);
+            let medium = self.durable.get(at..at + SECTOR);
+            let Some(left) = cached.map(|(_, _, bytes)| bytes.as_slice()).or(medium) else { continue };
+            if let Some(seen) = self.current.get_mut(at..at + SECTOR)
+                && seen != left
+            {
+                seen.copy_from_slice(left);
+                changed.push(at);
+            }
+        }
+        changed
     }
 
     /// Power is gone: each cached sector got to the medium or did not, in any order; one of the metadata's or
@@ -120,6 +162,7 @@ impl Disk {
             };
             put(&mut self.durable, at, bytes.get(..kept).unwrap_or_default());
         }
+        self.dropped.clear();
         self.current.clone_from(&self.durable);
     }
 

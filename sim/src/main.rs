@@ -50,6 +50,7 @@ fn replay(plan: Plan) -> bool {
 fn search(seconds: u64) -> bool {
     let begin = Instant::now();
     let first = fresh();
+    println!("histories from seed {first} on");
     let mut happenings = 0;
     for seed in first.. {
         if begin.elapsed() >= Duration::from_secs(seconds) {
@@ -59,7 +60,9 @@ fn search(seconds: u64) -> bool {
         }
         // One in four with an original on one side.
         let plan = if seed % 4 == 0 { Plan::mixed(seed) } else { Plan::of(seed) };
-        match hast_sim::play(plan) {
+        // The engine checks itself; a panic is a failure like any other.
+        let played = std::panic::catch_unwind(|| hast_sim::play(plan));
+        match played.unwrap_or_else(|_| Err(format!("{plan}: a panic, see above"))) {
             Ok(world) => happenings += world.happenings(),
             Err(error) => {
                 println!("{error}\nto see it again: cargo xtask sim --plan '{plan}'");

@@ -445,6 +445,18 @@ impl World {
         }
     }
 
+    /// A worker was killed: what it had not answered may be on its disk, or not.
+    pub(crate) fn mixed_killed(&mut self, node: usize) {
+        if !self.is_our_secondary(node) {
+            return;
+        }
+        if let Some(mixed) = &mut self.mixed {
+            for seen in mixed.witness.sectors.iter_mut().flatten().filter(|seen| !seen.stored) {
+                seen.failed = true;
+            }
+        }
+    }
+
     /// A worker ends by itself.
     pub(crate) fn mixed_exit(&mut self, node: usize) {
         if self.nodes.get(node).is_some_and(|node| node.original) {

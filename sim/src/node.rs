@@ -121,9 +121,10 @@ impl Node {
         let mut contents = Node::blank(self.keepdirty, self.roomy)?;
         // Another disk, that held something else.
         contents.get_mut(end..).unwrap_or_default().fill(0xee);
-        let no_cache = self.disk.no_cache;
+        let (no_cache, keeps) = (self.disk.no_cache, self.disk.keeps);
         self.disk = Disk::new(contents);
         self.disk.no_cache = no_cache;
+        self.disk.keeps = keeps;
         Ok(())
     }
 

@@ -155,6 +155,8 @@ impl World {
         let mut node = || {
             let mut node = Node::created(keepdirty, roomy)?;
             node.original = originals.next().unwrap_or(false);
+            // The original runs on FreeBSD, which has no page cache for disks.
+            node.disk.keeps = node.original;
             node.disk.no_cache = no_cache && random.one_in(2);
             Ok::<Node, String>(node)
         };
@@ -416,6 +418,9 @@ impl World {
                     self.trace(|| format!("node {node}: event {}", event.as_str()));
                     *self.events.entry(event.as_str()).or_insert(0) += 1;
                     self.mixed_event(node, event);
+                    if event == Event::Disconnect && node == self.serving {
+                        self.memory.doubt_nothing();
+                    }
                     if event == Event::SplitBrain && self.excused {
                         self.fail("a split-brain that the original has caused".into());
                     } else if event == Event::SplitBrain && self.asked_to_count {
@@ -444,6 +449,7 @@ impl World {
         self.trace(|| format!("node {node}: worker exits {code}"));
         let was_primary = self.nodes.get(node).is_some_and(Node::is_primary);
         self.mixed_exit(node);
+        self.forget_dropped(node, code == 66);
         self.end_worker(node);
         if was_primary {
             self.abandon_requests();
@@ -460,7 +466,6 @@ impl World {
         if was_primary && code == 66 {
             // The disk failed at the worst moment, and the log says that it could not be flushed: the operator
             // starts it again.
-            self.memory.flush_failed();
             let role = self.nodes.get(node).map_or(Role::Init, |node| node.role);
             return self.schedule(Duration::from_secs(1), Happening::Back { node, role });
         }
@@ -484,9 +489,12 @@ impl World {
         self.trace(|| format!("node {node}: killed{}", if power { ", power lost" } else { "" }));
         let Some(n) = self.nodes.get_mut(node) else { return };
         let was_primary = n.is_primary();
+        self.mixed_killed(node);
         self.abandon_disk(node, power);
         if power {
             self.lose_power(node);
+        } else {
+            self.forget_dropped(node, true);
         }
         let Some(n) = self.nodes.get_mut(node) else { return };
         n.pending = None;
@@ -500,11 +508,41 @@ impl World {
             }
         }
         // The primary's disk has failed to store something, and the only node that has it loses power.
-        let alone = matches!(self.nodes.get(self.serving).map(|node| &node.worker),
-            Some(Worker::Primary(engine)) if engine.status().facts.stale_bytes > 0 || engine.status().facts.detached);
+        let alone = self.serves_alone(self.serving);
         if power && node != self.serving && alone {
             self.memory.unflushed_may_be_lost();
+            self.memory.doubt_open();
         }
+    }
+
+    /// The process is gone, and with it what a failed flush had dropped and nobody has written again. If it was
+    /// `killed`, or could not even start with that disk, before it could, nobody else knows; then a node may have
+    /// lost what no flush of a client had covered, as after a loss of power. One that ends by itself loses nothing.
+    fn forget_dropped(&mut self, node: usize, killed: bool) {
+        let counts = self.nodes.get(node).is_some_and(Node::is_primary) || self.serves_alone(1 - node);
+        let Some(n) = self.nodes.get_mut(node) else { return };
+        let changed = n.disk.forget_dropped();
+        let localoff = n.layout().map_or(0, |layout| usize::try_from(layout.localoff()).unwrap_or(0));
+        let sectors: Vec<usize> =
+            changed.into_iter().filter_map(|at| at.checked_sub(localoff)).map(|at| at / SECTOR).collect();
+        if sectors.is_empty() {
+            return;
+        }
+        self.trace(|| format!("node {node}: sectors {sectors:?} are gone, since a flush failed"));
+        if !killed {
+            return;
+        }
+        if counts {
+            sectors.iter().for_each(|at| self.memory.may_be_lost(*at));
+            self.memory.doubt_open();
+        }
+        self.mixed_power_lost(node, Vec::new());
+    }
+
+    /// The primary `node`'s disk has failed to store something, and only the other node has it.
+    fn serves_alone(&self, node: usize) -> bool {
+        matches!(self.nodes.get(node).map(|node| &node.worker),
+            Some(Worker::Primary(engine)) if engine.status().facts.stale_bytes > 0 || engine.status().facts.detached)
     }
 
     /// The process is gone: what its disk was doing gets done, in part, or not.

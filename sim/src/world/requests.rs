@@ -140,7 +140,6 @@ impl World {
             (What::Read { .. }, Ok(None)) => self.fail("a read brought no data".into()),
             (What::Write | What::Delete, result) => self.memory.end(now, id.0, result.is_ok()),
             (What::Flush, Ok(_)) => self.memory.flushed(invoked),
-            (What::Flush, Err(_)) => self.memory.flush_failed(),
             (_, Err(_)) => {}
         }
     }
