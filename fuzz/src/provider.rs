@@ -138,6 +138,12 @@ impl Provider {
         self.pending.len()
     }
 
+    /// Whether this one of the pending operations is a flush.
+    #[must_use]
+    pub fn is_flush(&self, index: usize) -> bool {
+        self.pending.get(index).is_some_and(|pending| pending.op == DiskOp::Flush)
+    }
+
     /// Takes an operation; gives its place in the data area, if that is where it goes.
     ///
     /// # Panics

@@ -57,6 +57,8 @@ struct Session {
     answered: bool,
     closed: bool,
     over: bool,
+    /// What the disk may have dropped then is read and written again.
+    flush_failed: bool,
     model: Model,
 }
 
@@ -109,6 +111,7 @@ impl Session {
             answered: false,
             closed: false,
             over: false,
+            flush_failed: false,
             model: Model::default(),
         }
     }
@@ -226,6 +229,7 @@ impl Session {
         }
         let index = usize::from(source.byte()) % pending;
         let fails = source.one_in(16).then(|| messages::errno(source));
+        self.flush_failed |= fails.is_some() && self.provider.is_flush(index);
         let (id, result) = self.provider.end(index, fails);
         crate::trace(&(id, &result));
         self.engine.handle_disk(self.now, id, result);
@@ -297,10 +301,18 @@ impl Session {
             DiskOp::Flush => (Command::Flush, None),
         };
         let Some(place) = self.provider.submit(id, op) else { return };
-        let asked =
-            self.model.unissued.iter().position(|asked| *asked == (command, place.clone(), data.clone()));
-        let asked = asked.unwrap_or_else(|| panic!("nobody asked for {command} of {place:?}"));
-        self.model.unissued.remove(asked);
+        let asked = (command, place.clone(), data);
+        if let Some(at) = self.model.unissued.iter().position(|other| *other == asked) {
+            self.model.unissued.remove(at);
+            return;
+        }
+        let (command, place, data) = asked;
+        let same = data.is_none_or(|data| {
+            let bytes = usize::try_from(place.start).unwrap()..usize::try_from(place.end).unwrap();
+            self.provider.data()[bytes] == data[..]
+        });
+        let again = self.flush_failed && command != Command::Delete && same;
+        assert!(again, "nobody asked for {command} of {place:?}");
     }
 
     fn check_sent(&mut self, side: Side, version: u8, message: Message) {
