@@ -13,6 +13,9 @@ use hast_net::{
 };
 use std::time::Duration;
 
+#[path = "histories/sessions.rs"]
+mod sessions;
+
 /// What the disk does with an operation; `None` leaves it pending.
 type Policy = Box<dyn FnMut(&DiskOp) -> Option<Result<(), Errno>>>;
 

@@ -460,6 +460,20 @@ mod tests {
     }
 
     #[test]
+    fn what_did_not_begin_or_need_not_be_copied_changes_nothing() {
+        let mut map = Activemap::new(8, 1, 512, &[0; 512]);
+        let before = map.clone();
+        map.finish(3..4, Outcome::NotIssued);
+        map.copied(3);
+        assert_eq!(map, before);
+        map.start(3..4);
+        assert_ne!(map, before);
+        map.finish(3..4, Outcome::NotIssued);
+        assert_ne!(map, before, "it is the most recently used one");
+        assert_ne!(Activemap::new(8, 2, 512, &[0; 512]), before, "another keepdirty");
+    }
+
+    #[test]
     fn only_changed_sectors_are_written_and_neighbours_share_a_run() {
         let mut map = Activemap::new(5 * 4096, 64, 512, &[]);
         for extent in [0, 4096, 4 * 4096] {

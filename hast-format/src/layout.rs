@@ -456,6 +456,7 @@ mod tests {
             Err(LayoutError::Datasize { datasize: 67_104_256, sectorsize: 4096 })
         );
         assert_eq!(Layout::open(&good, 1 << 63, 512), Err(LayoutError::TooLarge { size: 1 << 63 }));
+        assert!(matches!(Layout::open(&good, (1 << 63) - 1, 512), Err(LayoutError::TooManyExtents { .. })));
         // create -m smaller than the provider: the map that is sent is sized by the provider, the map on disk is not.
         let small = Layout::create(32 << 20, 512, 4096).unwrap();
         let metadata =

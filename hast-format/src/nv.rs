@@ -458,12 +458,13 @@ mod tests {
     #[test]
     fn writes_the_documented_bytes() {
         let mut writer = Writer::new();
+        assert!(writer.is_empty());
         writer.u8("cmd", 2).str("resource0", "second").u8_array("hash", &[1, 2, 3]);
         let expected: &[u8] = b"\x02\x04\x01\0\0\0cmd\0\0\0\0\0\x02\0\0\0\0\0\0\0\
             \x11\x0a\x07\0\0\0resource0\0\0\0\0\0\0\0second\0\0\
             \x0a\x05\x03\0\0\0hash\0\0\0\0\x01\x02\x03\0\0\0\0\0";
         assert_eq!(writer.as_bytes(), expected);
-        assert_eq!(writer.len(), expected.len());
+        assert_eq!((writer.len(), writer.is_empty()), (expected.len(), false));
         let list = List::parse(expected).unwrap();
         assert_eq!(list.u8("cmd"), Some(2));
         assert_eq!(list.str("resource0"), Some("second"));
@@ -536,6 +537,9 @@ mod tests {
                 );
             }
         }
+        // Two of them are none.
+        let two = [[1, 0, 0, 0, 0, 0, 0, 0]; 2].concat();
+        assert_eq!(problem(&pair(8, b"a\0", 16, &two)), Problem::BadSize { code: 8, size: 16 });
         for (code, element) in [(9, 1), (10, 1), (11, 2), (12, 2), (13, 4), (14, 4), (15, 8), (16, 8)] {
             for size in 1..=8u32 {
                 let bytes = pair(code, b"a\0", size, &data);

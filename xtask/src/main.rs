@@ -11,6 +11,7 @@ mod test;
 mod tools;
 mod torture;
 mod trace;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -40,6 +41,7 @@ fn run() -> Result<ExitCode, lexopt::Error> {
             Some("test") => test::main(parser),
             Some("torture") => torture::main(parser),
             Some("trace") => trace::main(parser),
+            Some("verify") => verify::main(parser),
             _ => Err(format!("no command {command:?}").into()),
         },
         Some(other) => Err(other.unexpected()),

@@ -174,3 +174,22 @@ fn what_is_left_when_more_is_lost() {
     let reading = Metadata::read(&block).unwrap();
     assert_eq!((reading.metadata, reading.state), (metadata, BlockState::ListDamaged));
 }
+
+/// What the log says of a block that was not sound.
+#[test]
+fn what_was_found_is_said_in_words() {
+    use BlockState::{AreaDamaged, AreaLost, AreaNewer, ListDamaged, NoArea, Whole};
+    let texts = [NoArea, Whole, AreaNewer, ListDamaged, AreaDamaged, AreaLost].map(|state| state.to_string());
+    for (number, text) in texts.iter().enumerate() {
+        assert!(!texts[..number].contains(text));
+        let used = if text.contains("area was used") {
+            "area"
+        } else if text.contains("copy") && text.contains("copy beside the list was used") {
+            "copy"
+        } else {
+            "list"
+        };
+        let expected = ["list", "list", "area", "area", "copy", "list"][number];
+        assert_eq!(used, expected, "{text}");
+    }
+}

@@ -24,6 +24,7 @@ pub(super) const ALL: &[Step] = &[
     Step { name: "simulator", run: simulator },
     Step { name: "mutants", run: mutants },
     Step { name: "no-mutants", run: no_mutants },
+    Step { name: "verify", run: verify },
     Step { name: "torture", run: torture },
     Step { name: "fuzz", run: fuzz },
     Step { name: "deny", run: deny::check },
@@ -136,6 +137,11 @@ fn fuzz(around: &Surroundings) -> Outcome {
 
 fn demo(_: &Surroundings) -> Outcome {
     ourselves(&["demo"])
+}
+
+/// Proofs, properties and the model, with a table.
+fn verify(_: &Surroundings) -> Outcome {
+    ourselves(&["verify"])
 }
 
 /// One minute, from another seed each time.

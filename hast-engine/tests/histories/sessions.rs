@@ -1,0 +1,675 @@
+//! Sessions that end early or bring what they should not: refusals, peers that break the rules, disks that fail
+//! before anything is served, ends that wait for somebody.
+
+use super::*;
+
+fn closed(h: &H) -> bool {
+    h.other.contains(&Action::Close)
+}
+
+fn exits(h: &H, code: i32) -> bool {
+    h.other.contains(&Action::Exit(code))
+}
+
+fn first(h: &mut H, nv: &[u8]) {
+    h.p.handle_connected(h.t, Side::Out);
+    h.pump();
+    h.p.handle_frame(h.t, Side::Out, Frame { version: 2, nv: nv.to_vec(), payload: None });
+    h.pump();
+}
+
+/// A primary of 24 extents that has been in step once.
+fn known() -> H {
+    H::new(24, 1, Extension::default(), &[], 5, 1, 1)
+}
+
+/// One that has been asked for its second connection and waits for the answer.
+fn introduced() -> H {
+    let mut h = known();
+    h.handshake_first(Extensions::ALL);
+    h.other.clear();
+    h
+}
+
+fn second(h: &mut H, change: impl FnOnce(&mut SecondAnswer), map: Option<usize>) {
+    let layout = Layout::create(h.disk.len() as u64 - 4096, 512, ES).unwrap();
+    let mut answer = SecondAnswer {
+        datasize: layout.datasize(),
+        extentsize: ES,
+        localcnt: 1,
+        remotecnt: 1,
+        virgin: false,
+        syncsrc: SyncSource::Primary,
+        mapsize: map.map_or(0, |bytes| bytes as u32),
+        boot: Some([2; 16]),
+    };
+    change(&mut answer);
+    h.frame(Side::Out, Message::SecondAnswer(answer, map.map(|bytes| Buffer::from(vec![0; bytes]))));
+}
+
+#[test]
+fn a_node_that_is_not_yet_secondary_is_waited_for() {
+    let mut h = known();
+    let refusal = Refusal { errmsg: "Remote node acts as init.".into(), wait: true };
+    let nv = refusal.encode().as_bytes().to_vec();
+    h.w(1, 3);
+    let mut attempts = 0;
+    while h.result(1).is_none() {
+        first(&mut h, &nv);
+        attempts += 1;
+        assert!(attempts < 100);
+        assert!(closed(&h));
+        h.other.clear();
+        h.tick(2);
+    }
+    // It served alone after a time; until then the write was kept.
+    assert!(attempts > 5, "{attempts}");
+    assert_eq!(h.result(1), Some(Ok(None)));
+}
+
+#[test]
+fn a_node_that_refuses_is_not_waited_for() {
+    let mut h = known();
+    h.w(1, 3);
+    first(&mut h, Refusal::new("Resource not configured").encode().as_bytes());
+    assert!(closed(&h));
+    assert_eq!(h.result(1), Some(Ok(None)), "served alone at once");
+}
+
+#[test]
+fn what_is_no_answer_ends_the_handshake() {
+    for garbage in [&b"\xff\x02\x01\0\0\0a\0"[..], &[], &[1]] {
+        let mut h = known();
+        first(&mut h, garbage);
+        assert!(closed(&h), "{garbage:?}");
+    }
+    // The second answer belongs on the first connection, where only refusals come on the other.
+    let mut h = introduced();
+    let layout = Layout::create(h.disk.len() as u64 - 4096, 512, ES).unwrap();
+    let answer = SecondAnswer {
+        datasize: layout.datasize(),
+        extentsize: ES,
+        localcnt: 1,
+        remotecnt: 1,
+        virgin: false,
+        syncsrc: SyncSource::Primary,
+        mapsize: 0,
+        boot: None,
+    };
+    h.frame(Side::In, Message::SecondAnswer(answer, None));
+    assert!(closed(&h) && !h.p.is_in_step());
+}
+
+#[test]
+fn nodes_of_other_sizes_are_not_synchronised() {
+    let mut h = introduced();
+    second(&mut h, |answer| answer.datasize += 512, Some(512));
+    assert!(closed(&h) && !h.p.is_in_step(), "data size");
+    let mut h = introduced();
+    second(&mut h, |answer| answer.extentsize *= 2, Some(512));
+    assert!(closed(&h) && !h.p.is_in_step(), "extent size");
+    let mut h = introduced();
+    second(&mut h, |_| (), Some(4));
+    assert!(closed(&h) && !h.p.is_in_step(), "a map that lacks extents");
+    let mut h = introduced();
+    second(&mut h, |_| (), Some(512));
+    h.serve_all(|_| Some(None));
+    assert!(!closed(&h) && h.p.is_in_step(), "and these are the sizes");
+}
+
+#[test]
+fn a_split_brain_is_told_to_the_administrator() {
+    let mut h = introduced();
+    h.frame(
+        Side::Out,
+        Message::SecondRefusal(SecondRefusal {
+            datasize: 0,
+            extentsize: ES,
+            localcnt: 2,
+            remotecnt: 1,
+            errmsg: texts::SPLIT_BRAIN.into(),
+        }),
+    );
+    assert!(closed(&h));
+    assert!(h.other.contains(&Action::Event(Event::SplitBrain)));
+    assert!(!h.p.is_in_step());
+}
+
+#[test]
+fn answers_to_what_was_not_asked_end_the_connection() {
+    let mut h = H::in_step();
+    h.reply(99, None, None);
+    assert!(closed(&h), "an unknown number");
+
+    let mut h = H::in_step();
+    h.disk_fails_reads();
+    h.req(1, Op::Read { offset: 0, length: 512 });
+    let seq = h.asked(Command::Read);
+    h.reply(seq, None, Some(Buffer::from(vec![1; 100])));
+    assert!(closed(&h), "a read that is too short");
+
+    let mut h = H::in_step();
+    h.frame(Side::Out, Message::Reply(Reply { seq: 1, received: false, error: None, data: None }));
+    assert!(closed(&h), "on the wrong connection");
+}
+
+impl H {
+    fn disk_fails_reads(&mut self) {
+        self.policy =
+            Box::new(|op| Some(if matches!(op, DiskOp::Read { .. }) { Err(Errno::EIO) } else { Ok(()) }));
+    }
+
+    /// The number of the last such request that was sent.
+    fn asked(&self, command: Command) -> u64 {
+        let seq = self.sent.iter().rev().find_map(|(_, message)| match message {
+            Message::Request(request) if request.command == command => Some(request.seq),
+            _ => None,
+        });
+        seq.expect("it was asked")
+    }
+}
+
+#[test]
+fn a_read_that_fails_here_is_read_there_and_repaired() {
+    let mut h = H::in_step();
+    h.disk_fails_reads();
+    h.req(1, Op::Read { offset: 8192, length: 512 });
+    let seq = h.asked(Command::Read);
+    h.reply(seq, None, Some(Buffer::from(vec![0x55; 512])));
+    assert_eq!(h.result(1), Some(Ok(Some(Buffer::from(vec![0x55; 512])))));
+    let at = (DATA + 8192) as usize;
+    assert_eq!(h.disk[at..at + 512], [0x55; 512], "written back");
+}
+
+#[test]
+fn a_read_that_fails_on_both_nodes_fails() {
+    let mut h = H::in_step();
+    h.disk_fails_reads();
+    h.req(1, Op::Read { offset: 8192, length: 512 });
+    let seq = h.asked(Command::Read);
+    h.reply(seq, Some(Errno::EIO), None);
+    assert_eq!(h.result(1), Some(Err(Errno::EIO)));
+}
+
+#[test]
+fn requests_outside_the_data_area_are_refused() {
+    let mut h = H::in_step();
+    let end = 24 * u64::from(ES);
+    let data = |bytes: usize| Buffer::from(vec![0; bytes]);
+    let refused = [
+        Op::Read { offset: end, length: 512 },
+        Op::Read { offset: 1, length: 512 },
+        Op::Read { offset: 0, length: MAX_REQUEST + 512 },
+        Op::Write { offset: end - 512, data: data(1024) },
+        Op::Write { offset: 0, data: data(0) },
+        Op::Write { offset: 0, data: data(MAX_REQUEST as usize + 512) },
+        Op::Delete { offset: 0, length: end + 512 },
+        Op::Delete { offset: u64::MAX - 511, length: 512 },
+    ];
+    let before = h.sent.len();
+    for (id, op) in refused.into_iter().enumerate() {
+        let shown = op.to_string();
+        h.req(id as u64, op);
+        assert_eq!(h.result(id as u64), Some(Err(Errno::EINVAL)), "{shown}");
+    }
+    assert_eq!(h.sent.len(), before, "the secondary hears nothing of it");
+}
+
+#[test]
+fn a_primary_without_a_remote_node_serves_alone() {
+    let mut h = known();
+    h.p.handle_reload(h.t, Settings { remote: false, ..H::settings() }, true);
+    h.pump();
+    h.p.handle_connect_failed(h.t, Side::Out, "gone");
+    h.pump();
+    h.w(1, 2);
+    assert_eq!(h.result(1), Some(Ok(None)));
+    h.tick(60);
+    let connects = h.other.iter().filter(|action| matches!(action, Action::Connect(_))).count();
+    assert_eq!(connects, 1, "nobody is called any more");
+}
+
+#[test]
+fn a_stop_before_anything_was_served_cancels_what_waits() {
+    let mut h = known();
+    h.w(1, 2);
+    assert_eq!(h.result(1), None);
+    h.p.handle_stop(h.t);
+    h.pump();
+    assert_eq!(h.result(1), Some(Err(Errno::ECANCELED)));
+    assert!(exits(&h, 0));
+    h.w(2, 2);
+    assert_eq!(h.result(2), Some(Err(Errno::ECANCELED)), "and what comes after");
+    h.p.handle_stop(h.t);
+    h.pump();
+    h.p.handle_lost(h.t, "over");
+    h.pump();
+    let ends = h.other.iter().filter(|action| matches!(action, Action::Exit(_))).count();
+    assert_eq!(ends, 1, "a second stop is no second end");
+}
+
+/// C4: the change itself completes nothing on this node alone.
+#[test]
+fn a_stop_waits_for_the_secondary_and_not_for_ever() {
+    for answered in [true, false] {
+        let mut h = H::in_step();
+        h.w(1, 2);
+        h.p.handle_stop(h.t);
+        h.pump();
+        assert!(!exits(&h, 0) && h.result(1).is_none());
+        if answered {
+            h.serve_all(|_| Some(None));
+            assert_eq!(h.result(1), Some(Ok(None)));
+        } else {
+            h.tick(21);
+            assert!(matches!(h.result(1), Some(Err(_))), "{:?}", h.result(1));
+        }
+        assert!(exits(&h, 0), "{answered}");
+    }
+}
+
+#[test]
+fn a_stop_ends_though_the_disk_does_not_answer() {
+    let mut h = known();
+    h.p.handle_connect_failed(h.t, Side::Out, "refused");
+    h.pump();
+    h.policy = Box::new(|_| None);
+    h.w(1, 2);
+    h.p.handle_stop(h.t);
+    h.pump();
+    assert!(!exits(&h, 0));
+    h.tick(21);
+    assert!(exits(&h, 0));
+}
+
+#[test]
+fn new_addresses_are_taken_once_what_is_in_flight_has_ended() {
+    for answered in [true, false] {
+        let mut h = H::in_step();
+        h.w(1, 2);
+        h.other.clear();
+        h.p.handle_reload(h.t, Settings { peer: "other".into(), ..H::settings() }, true);
+        h.pump();
+        h.w(2, 3);
+        assert_eq!(h.result(2), None, "held until the nodes are connected again");
+        assert!(!h.other.contains(&Action::Connect(Side::Out)));
+        if answered {
+            h.serve_all(|_| Some(None));
+            assert_eq!(h.result(1), Some(Ok(None)));
+        } else {
+            h.tick(21);
+        }
+        assert!(h.other.contains(&Action::Connect(Side::Out)), "{answered}");
+    }
+}
+
+#[test]
+fn a_reload_that_changes_no_address_leaves_the_connection_alone() {
+    let mut h = H::in_step();
+    h.other.clear();
+    h.p.handle_reload(h.t, Settings { metaflush: false, ..H::settings() }, false);
+    h.pump();
+    assert!(h.p.is_in_step() && h.other.is_empty());
+}
+
+#[test]
+fn a_provider_that_cannot_be_flushed_is_not_served() {
+    let fails = |error: Errno| -> Policy {
+        Box::new(move |op| Some(if *op == DiskOp::Flush { Err(error) } else { Ok(()) }))
+    };
+    let new = |policy| H::new_with(24, 1, Extension::default(), &[], 5, 1, 1, policy);
+    assert!(exits(&new(fails(Errno::EIO)), 66));
+    assert!(!exits(&new(fails(Errno::EOPNOTSUPP)), 66), "a disk without a cache needs none");
+}
+
+/// A primary that starts from such metadata, forced or not.
+fn started(extension: Extension, forced: bool) -> H {
+    let mut h = H::new(24, 1, extension.clone(), &[], 5, 1, 1);
+    let metadata = Metadata::read(&h.disk).map_or_else(|_| panic!(), |reading| reading.metadata);
+    let metadata = Metadata { extension, ..metadata };
+    let layout = Layout::create(h.disk.len() as u64 - 4096, 512, ES).unwrap();
+    let map = vec![0; layout.map_bytes() as usize];
+    let host = Host { boot: [1; 16], wall: 0 };
+    let start = PrimaryStart { settings: H::settings(), metadata, layout, map, random: 7, host, forced };
+    h.p = Primary::new(start, h.t);
+    h.pump();
+    h.p.handle_connect_failed(h.t, Side::Out, "refused");
+    h.pump();
+    h.tick(30);
+    h
+}
+
+#[test]
+fn only_force_uses_a_copy_that_is_out_of_date() {
+    let mark = hast_format::extension::Mark { since: 1, by: "s".into() };
+    let stale = vec![hast_format::extension::Run { first: 2, count: 1 }];
+    let base = Extension { generation: 3, ..Extension::default() };
+    let cases = [
+        Extension { mark: Some(mark.clone()), target: true, ..base.clone() },
+        Extension { target: true, mark: Some(mark), stale: stale.clone(), ..base.clone() },
+        Extension { stale, ..base },
+    ];
+    for extension in cases {
+        for forced in [true, false] {
+            let mut h = started(extension.clone(), forced);
+            h.req(1, Op::Read { offset: 2 * u64::from(ES), length: 512 });
+            h.tick(30);
+            let read = h.result(1);
+            if forced {
+                assert!(matches!(read, Some(Ok(Some(_)))), "{extension:?}: {read:?}");
+                let saved = Metadata::read(&h.disk).unwrap().metadata.extension;
+                assert!(saved.mark.is_none() && !saved.target && saved.stale.is_empty(), "{saved:?}");
+            } else if !extension.stale.is_empty() {
+                assert_eq!(read, Some(Err(Errno::EIO)), "{extension:?}");
+            }
+        }
+    }
+}
+
+/// A secondary with such an id and counts, before it has answered a primary with id 5 and counts 1 and 1.
+fn secondary(resuid: u64, counts: (u64, u64), bits: u8, role: Role) -> Driven {
+    let layout = Layout::create(4096 + 512 + 24 * u64::from(ES), 512, ES).unwrap();
+    let metadata = Metadata {
+        resource: "t".into(),
+        datasize: layout.datasize(),
+        extentsize: ES,
+        keepdirty: 1,
+        localoff: layout.localoff(),
+        resuid,
+        localcnt: counts.0,
+        remotecnt: counts.1,
+        prevrole: role,
+        extension: Extension::default(),
+    };
+    let mut map = vec![0; layout.map_bytes() as usize];
+    map[0] = bits;
+    let hello = SecondHello {
+        resource: "t".into(),
+        token: [9; 16],
+        virgin: false,
+        resuid: 5,
+        localcnt: 1,
+        remotecnt: 1,
+        boot: Some([3; 16]),
+    };
+    let start = SecondaryStart {
+        settings: H::settings(),
+        metadata,
+        layout,
+        map,
+        version: 2,
+        ext: Extensions::ALL,
+        host: Host { boot: [1; 16], wall: 0 },
+        hello,
+    };
+    Driven { s: Secondary::new(start, Duration::ZERO), ops: Vec::new(), other: Vec::new(), sent: Vec::new() }
+}
+
+/// A secondary and what it wants.
+struct Driven {
+    s: Secondary,
+    ops: Vec<(OpId, DiskOp)>,
+    other: Vec<Action>,
+    sent: Vec<Message>,
+}
+
+impl Driven {
+    fn poll(&mut self) {
+        while let Some(action) = self.s.poll_action() {
+            match action {
+                Action::Disk { id, op } => self.ops.push((id, op)),
+                Action::Send { message, .. } => self.sent.push(message),
+                action => self.other.push(action),
+            }
+        }
+    }
+
+    /// Ends every disk operation as `result` says, and whatever follows from that.
+    fn disk(&mut self, mut result: impl FnMut(&DiskOp) -> Result<(), Errno>) {
+        self.poll();
+        while !self.ops.is_empty() {
+            let (id, op) = self.ops.remove(0);
+            let result = result(&op).map(|()| match op {
+                DiskOp::Read { length, .. } => Some(Buffer::from(vec![7; length as usize])),
+                _ => None,
+            });
+            self.s.handle_disk(Duration::ZERO, id, result);
+            self.poll();
+        }
+    }
+
+    fn good(&mut self) {
+        self.disk(|_| Ok(()));
+    }
+
+    fn frame(&mut self, message: Message) {
+        let (nv, payload) = message.encode();
+        self.s.handle_frame(Duration::ZERO, Frame { version: 2, nv: nv.as_bytes().to_vec(), payload });
+        self.poll();
+    }
+
+    fn exits(&self, code: i32) -> bool {
+        self.other.contains(&Action::Exit(code))
+    }
+
+    fn error_of(&self, seq: u64) -> Option<Option<Errno>> {
+        self.sent.iter().find_map(|message| match message {
+            Message::Reply(reply) if reply.seq == seq && !reply.received => Some(reply.error),
+            _ => None,
+        })
+    }
+}
+
+#[test]
+fn a_secondary_refuses_what_does_not_belong_to_it() {
+    let mut other = secondary(6, (1, 1), 0, Role::Secondary);
+    other.good();
+    assert!(other.exits(78) && matches!(other.sent[..], [Message::SecondRefusal(_)]));
+    let mut split = secondary(5, (2, 0), 0, Role::Secondary);
+    split.good();
+    assert!(split.exits(78) && split.other.contains(&Action::Event(Event::SplitBrain)));
+    // Written alone before it ever met anybody (L20).
+    let mut written = secondary(0, (0, 0), 1, Role::Primary);
+    written.good();
+    assert!(written.exits(78) && written.other.contains(&Action::Event(Event::SplitBrain)));
+}
+
+/// L19, L12: nothing is answered before what the answer says is durable; each step may fail.
+#[test]
+fn a_secondary_whose_disk_fails_before_its_answer_gives_none() {
+    let mut steps = 0;
+    loop {
+        let mut fresh = secondary(0, (0, 0), 0, Role::Primary);
+        let mut left = steps;
+        let mut failed = false;
+        fresh.disk(|_| {
+            if left == 0 && !failed {
+                failed = true;
+                return Err(Errno::EIO);
+            }
+            left = u32::saturating_sub(left, 1);
+            Ok(())
+        });
+        if !failed {
+            assert!(matches!(fresh.sent[..], [Message::SecondAnswer(..)]), "after {steps} steps");
+            break;
+        }
+        assert!(fresh.sent.is_empty() && fresh.exits(66), "step {steps}: {:?}", fresh.other);
+        assert!(fresh.other.contains(&Action::Close));
+        steps += 1;
+    }
+    assert!(steps >= 4, "flush, map, flush, metadata: {steps}");
+}
+
+#[test]
+fn a_secondary_on_a_disk_without_a_cache_answers() {
+    for resuid in [0, 5] {
+        let mut s = secondary(resuid, (resuid.min(1), resuid.min(1)), 0, Role::Primary);
+        s.disk(|op| if *op == DiskOp::Flush { Err(Errno::EOPNOTSUPP) } else { Ok(()) });
+        assert!(matches!(s.sent[..], [Message::SecondAnswer(..)]), "{:?}", s.sent);
+    }
+}
+
+#[test]
+fn a_primary_that_does_not_wait_for_the_answer_is_left() {
+    let mut s = secondary(5, (1, 1), 0, Role::Secondary);
+    s.frame(Message::Keepalive);
+    s.good();
+    assert!(s.exits(75) && s.sent.is_empty());
+}
+
+#[test]
+fn a_silent_primary_is_left_and_what_it_sent_is_stored() {
+    let mut s = secondary(5, (1, 1), 0, Role::Secondary);
+    s.good();
+    s.s.handle_timeout(Duration::from_secs(19));
+    s.good();
+    assert!(!s.exits(75));
+    s.s.handle_timeout(Duration::from_secs(20));
+    s.good();
+    assert!(s.exits(75) && s.other.contains(&Action::Event(Event::Disconnect)));
+    s.s.handle_lost(Duration::from_secs(21), "again");
+    s.s.handle_stop(Duration::from_secs(21));
+    s.poll();
+    let ends = s.other.iter().filter(|action| matches!(action, Action::Exit(_))).count();
+    assert_eq!(ends, 1);
+}
+
+#[test]
+fn a_secondary_that_cannot_flush_at_its_end_ends_all_the_same() {
+    for error in [Errno::EIO, Errno::EOPNOTSUPP] {
+        let mut s = secondary(5, (1, 1), 0, Role::Secondary);
+        s.good();
+        let (offset, data) = (0, Some(Buffer::from(vec![1; 512])));
+        let command = Command::Write;
+        s.frame(Message::Request(Request { command, seq: 1, offset, length: 512, memsync: false, data }));
+        s.good();
+        s.s.handle_stop(Duration::ZERO);
+        s.disk(|_| Err(error));
+        assert!(s.exits(0), "{error}");
+    }
+}
+
+fn request(command: Command, seq: u64, offset: u64, length: u64) -> Message {
+    let data = (command == Command::Write).then(|| Buffer::from(vec![1; length as usize]));
+    Message::Request(Request { command, seq, offset, length, memsync: false, data })
+}
+
+#[test]
+fn a_secondary_refuses_requests_outside_its_data() {
+    let mut s = secondary(5, (1, 1), 1, Role::Secondary);
+    s.good();
+    let end = 24 * u64::from(ES);
+    let refused = [
+        request(Command::Read, 1, 0, 0),
+        request(Command::Read, 2, 1, 512),
+        request(Command::Read, 3, 0, 511),
+        request(Command::Read, 4, end, 512),
+        request(Command::Read, 5, 0, 132_096),
+        request(Command::Delete, 6, end, 512),
+        request(Command::Delete, 7, u64::MAX - 511, 1024),
+        request(Command::Write, 8, end, 512),
+    ];
+    for message in refused {
+        s.frame(message);
+    }
+    // The first of them shows that the primary has our map: ours is cleared.
+    assert_eq!(s.ops.len(), 1, "{:?}", s.ops);
+    s.good();
+    for seq in 1..=8 {
+        assert_eq!(s.error_of(seq), Some(Some(Errno::EINVAL)), "{seq}");
+    }
+    assert!(!s.exits(75), "the link stays");
+}
+
+#[test]
+fn what_fails_on_the_secondary_is_said_and_counted() {
+    let mut s = secondary(5, (1, 1), 0, Role::Secondary);
+    s.good();
+    let commands = [Command::Read, Command::Write, Command::Delete, Command::Flush];
+    for (seq, command) in (1..).zip(commands) {
+        let length = if command == Command::Flush { 0 } else { 512 };
+        s.frame(request(command, seq, 0, length));
+        s.disk(|_| Err(Errno::EIO));
+        assert_eq!(s.error_of(seq), Some(Some(Errno::EIO)), "{command:?}");
+    }
+    for (seq, command) in (11..).zip(commands) {
+        let length = if command == Command::Flush { 0 } else { 512 };
+        s.frame(request(command, seq, 0, length));
+        s.good();
+        assert_eq!(s.error_of(seq), Some(None), "{command:?}");
+    }
+    // A read that is shorter than asked for is none.
+    s.frame(request(Command::Read, 20, 0, 512));
+    let (id, _) = s.ops.remove(0);
+    s.s.handle_disk(Duration::ZERO, id, Ok(Some(Buffer::from(vec![0; 100]))));
+    s.poll();
+    assert_eq!(s.error_of(20), Some(Some(Errno::EIO)));
+    // And an operation that nobody asked for is no matter.
+    s.s.handle_disk(Duration::ZERO, OpId(999), Ok(None));
+    s.poll();
+}
+
+#[test]
+fn marks_that_cannot_be_written_down_are_refused() {
+    let stale = |seq, offset| Message::Mark(Mark { seq, kind: MarkKind::Stale { offset, length: 512 } });
+    let mut s = secondary(5, (1, 1), 0, Role::Secondary);
+    s.good();
+    s.frame(stale(1, 24 * u64::from(ES)));
+    s.good();
+    assert_eq!(s.error_of(1), Some(Some(Errno::EINVAL)));
+    s.frame(stale(2, 512));
+    s.disk(|op| if matches!(op, DiskOp::Write { .. }) { Err(Errno::EIO) } else { Ok(()) });
+    assert_eq!(s.error_of(2), Some(Some(Errno::EIO)), "the map was not written");
+    s.frame(stale(3, 512));
+    s.disk(|op| if *op == DiskOp::Flush { Err(Errno::EIO) } else { Ok(()) });
+    assert_eq!(s.error_of(3), Some(Some(Errno::EIO)), "the map was not flushed");
+    s.frame(stale(4, 512));
+    let mut writes = 0;
+    s.disk(|op| {
+        writes += u32::from(matches!(op, DiskOp::Write { .. }));
+        if matches!(op, DiskOp::Write { .. }) && writes > 1 { Err(Errno::EIO) } else { Ok(()) }
+    });
+    assert_eq!(s.error_of(4), Some(Some(Errno::EIO)), "the count was not written");
+    s.frame(stale(5, 512));
+    s.good();
+    assert_eq!(s.error_of(5), Some(None));
+}
+
+#[test]
+fn a_map_that_cannot_be_cleared_stays() {
+    let mut s = secondary(5, (1, 1), 1, Role::Secondary);
+    s.good();
+    s.frame(request(Command::Read, 1, 0, 512));
+    s.disk(|op| if matches!(op, DiskOp::Write { .. }) { Err(Errno::EIO) } else { Ok(()) });
+    assert_eq!(s.error_of(1), Some(None), "it costs a synchronisation more, and nothing else");
+    assert!(!s.exits(66));
+}
+
+#[test]
+fn what_is_no_message_ends_the_session() {
+    let mut s = secondary(5, (1, 1), 0, Role::Secondary);
+    s.good();
+    s.s.handle_frame(Duration::ZERO, Frame { version: 2, nv: vec![0xff; 20], payload: None });
+    s.good();
+    assert!(s.exits(75));
+}
+
+#[test]
+fn what_passes_has_words() {
+    let data = Buffer::from(vec![0; 512]);
+    let ops = [
+        (Op::Read { offset: 1, length: 2 }, "READ(1, 2)"),
+        (Op::Write { offset: 1, data }, "WRITE(1, 512)"),
+        (Op::Delete { offset: 3, length: 4 }, "DELETE(3, 4)"),
+        (Op::Flush, "FLUSH"),
+    ];
+    for (op, word) in ops {
+        assert_eq!(op.to_string(), word);
+    }
+    assert_eq!(format!("{} {}", Side::Out, Side::In), "out in");
+    for word in ["connect", "disconnect", "syncstart", "syncdone", "syncintr", "split-brain"] {
+        assert_eq!(Event::parse(word).map(Event::as_str), Some(word));
+    }
+    assert_eq!(Event::parse("role"), None);
+}
