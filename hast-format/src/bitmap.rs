@@ -186,7 +186,7 @@ mod tests {
                 }
             }
             prop_assert_eq!(map.iter().collect::<Vec<_>>(), model.iter().copied().collect::<Vec<_>>());
-            prop_assert_eq!(map.count() as usize, model.len());
+            prop_assert_eq!((map.count() as usize, map.is_empty()), (model.len(), model.is_empty()));
             let full = Bitmap::full(bits);
             prop_assert!(map.is_subset(&full) && map.is_subset(&map));
             prop_assert_eq!(full.is_subset(&map), map.count() == bits);

@@ -65,6 +65,13 @@ fn a_node_that_is_not_yet_secondary_is_waited_for() {
     // It served alone after a time; until then the write was kept.
     assert!(attempts > 5, "{attempts}");
     assert_eq!(h.result(1), Some(Ok(None)));
+    // From then on it is one attempt like any other.
+    h.tick(30);
+    h.other.clear();
+    first(&mut h, &nv);
+    assert!(closed(&h));
+    h.w(2, 4);
+    assert_eq!(h.result(2), Some(Ok(None)));
 }
 
 #[test]
@@ -179,6 +186,50 @@ fn a_read_that_fails_here_is_read_there_and_repaired() {
     assert_eq!(h.result(1), Some(Ok(Some(Buffer::from(vec![0x55; 512])))));
     let at = (DATA + 8192) as usize;
     assert_eq!(h.disk[at..at + 512], [0x55; 512], "written back");
+}
+
+#[test]
+fn a_read_that_is_short_here_is_read_there() {
+    let mut h = H::in_step();
+    h.policy = Box::new(|op| (!matches!(op, DiskOp::Read { .. })).then_some(Ok(())));
+    h.req(1, Op::Read { offset: 8192, length: 512 });
+    let (id, _) = h.ops.remove(0);
+    h.p.handle_disk(h.t, id, Ok(Some(Buffer::from(vec![1; 100]))));
+    h.pump();
+    assert_eq!(h.result(1), None);
+    let seq = h.asked(Command::Read);
+    h.reply(seq, None, Some(Buffer::from(vec![0x55; 512])));
+    assert_eq!(h.result(1), Some(Ok(Some(Buffer::from(vec![0x55; 512])))));
+}
+
+/// L3: there is room for so many runs of stale extents; one more, and the whole disk counts as stale.
+#[test]
+fn a_disk_that_fails_too_often_is_read_from_no_more() {
+    let mut h = H::new(100, 1, Extension::default(), &[], 5, 1, 1);
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    h.serve_all(|_| Some(None));
+    h.policy = Box::new(|op| Some(if is_data(op) { Err(Errno::EIO) } else { Ok(()) }));
+    let only_writes = |message: &Message| match message {
+        Message::Request(Request { command: Command::Read, .. }) => None,
+        _ => Some(None),
+    };
+    for n in 0..40 {
+        assert_eq!(h.p.status().facts.detached, n > 32, "after {n} runs");
+        h.w(n, 2 * n);
+        h.serve_all(only_writes);
+        assert_eq!(h.result(n), Some(Ok(None)), "the secondary has it");
+    }
+    let extents = |disk: &[u8]| {
+        let stale = Metadata::read(disk).unwrap().metadata.extension.stale;
+        stale.into_iter().flat_map(|run| run.extents()).count()
+    };
+    assert_eq!(extents(&h.disk), 100);
+    // An extent that was never written is read there too.
+    h.req(99, Op::Read { offset: 99 * u64::from(ES), length: 512 });
+    let seq = h.asked(Command::Read);
+    h.reply(seq, None, Some(Buffer::from(vec![0x55; 512])));
+    assert_eq!(h.result(99), Some(Ok(Some(Buffer::from(vec![0x55; 512])))));
 }
 
 #[test]
@@ -579,6 +630,19 @@ fn a_secondary_that_cannot_flush_at_its_end_tries_as_long_as_it_has_patience() {
         Ok(())
     });
     assert!(written && s.exits(0));
+
+    // What comes from the primary meanwhile is not taken in, and a disk that answers too late is not heard.
+    let mut s = ending();
+    s.frame(request(Command::Write, 2, 0, 512));
+    s.poll();
+    let late: Vec<OpId> = s.ops.drain(..).map(|(id, _)| id).collect();
+    s.pass(DISK_PATIENCE.as_secs(), |_| Ok(()));
+    assert!(s.exits(0) && s.error_of(2).is_none());
+    for id in late {
+        s.s.handle_disk(s.t, id, Ok(None));
+    }
+    s.poll();
+    assert!(s.ops.is_empty());
 
     let mut s = ending();
     s.disk(|_| Err(Errno::EIO));
