@@ -127,6 +127,12 @@ impl World {
         if self.plan.mode == Replication::Async {
             self.memory.anything_goes(self.now);
         }
+        if self.plan.mode == Replication::Memsync {
+            // Complete once it was received: the new primary's disk failed it, and the old one died before it heard.
+            for at in std::mem::take(&mut self.refused) {
+                self.memory.may_be_lost(at);
+            }
+        }
         // The new primary kept power: it has every acknowledged write. The old one comes back as its secondary.
         self.serving = new;
         self.kill_for_a_while(old, power);

@@ -4,7 +4,7 @@ mod connections;
 mod requests;
 
 use core::time::Duration;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hast_engine::{Action, DiskOp, DiskResult, Event, Op, OpId, RequestId, Side};
 use hast_format::metadata::{Metadata, Role};
@@ -72,6 +72,8 @@ pub struct World {
     /// The nodes have been written apart on purpose.
     pub(crate) expect_split: bool,
     pub(crate) memory: Memory,
+    /// Sectors that the secondary's disk failed to store, of which the primary, in step, has not heard yet.
+    pub(crate) refused: BTreeSet<usize>,
     requests: BTreeMap<RequestId, Asked>,
     next_id: u64,
     /// Events of the engines, counted by name.
@@ -180,6 +182,7 @@ impl World {
             mixed: mixed.then(Mixed::default),
             expect_split: false,
             memory,
+            refused: BTreeSet::new(),
             requests: BTreeMap::new(),
             next_id: 0,
             events: BTreeMap::new(),
@@ -368,10 +371,22 @@ impl World {
         }
         if let (DiskOp::Write { offset, data }, Err(_)) = (&op, &result) {
             self.mixed_write_failed(node, *offset, data);
+            self.refuse(node, *offset, data.len());
         }
         let Some(n) = self.nodes.get_mut(node) else { return };
         n.handle_disk(now, id, result);
         self.pump(node);
+    }
+
+    fn refuse(&mut self, node: usize, offset: u64, length: usize) {
+        let localoff =
+            self.nodes.get(node).and_then(|node| node.layout().ok()).map_or(0, |layout| layout.localoff());
+        if node != self.serving
+            && let Some(first) = offset.checked_sub(localoff)
+        {
+            let first = usize::try_from(first).unwrap_or(0) / SECTOR;
+            self.refused.extend(first..first + length / SECTOR);
+        }
     }
 
     /// Carries out what the node's engine wants.
@@ -434,6 +449,10 @@ impl World {
             }
         }
         let Some(n) = self.nodes.get_mut(node) else { return };
+        if node == self.serving && !n.is_in_step() {
+            // It is not again before it has every answer.
+            self.refused.clear();
+        }
         if let Some(at) = n.poll_timeout()
             && n.timer.is_none_or(|timer| at < timer)
         {
