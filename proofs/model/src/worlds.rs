@@ -158,10 +158,10 @@ pub const ALL: &[Check] = &[
     check("hand-over, memsync", hand_over(Memsync), 314_901),
     check("hand-over, async", hand_over(Async), 270_525),
     check("faults, fullsync", faults(Fullsync), 1_422_230),
-    check("there and back, fullsync", there_and_back(Fullsync), 1_141_365),
+    check("there and back, fullsync", there_and_back(Fullsync), 1_143_637),
     check("kills, memsync", kills(Memsync), 1_570_633),
     check("created, fullsync", created(Fullsync, 2, 1), 202_837),
-    check("created, async", created(Async, 1, 2), 242_289),
+    check("created, async", created(Async, 1, 2), 242_449),
     check("forced, fullsync", forced(Fullsync), 103_226),
     check("three extents, memsync", three(Memsync), 97_244),
 ];
