@@ -5,7 +5,7 @@ use std::process::Command;
 use super::{Outcome, Step, Surroundings, deny, packages, pass, shell};
 
 /// How long each fuzz target runs: all of them, with what has to be built, within four minutes.
-const FUZZ_SECONDS: u32 = 5;
+const FUZZ_SECONDS: u32 = 3;
 
 pub(super) const ALL: &[Step] = &[
     Step { name: "packages", run: packages::install },
