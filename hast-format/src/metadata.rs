@@ -15,7 +15,7 @@ pub use crate::block::{BlockState, Reading};
 #[cfg(feature = "alloc")]
 use crate::extension::Extension;
 #[cfg(feature = "alloc")]
-use crate::layout::METADATA_SIZE;
+use crate::layout::{Layout, METADATA_SIZE};
 #[cfg(feature = "alloc")]
 use crate::nv;
 
@@ -54,6 +54,24 @@ pub struct Metadata {
 
 #[cfg(feature = "alloc")]
 impl Metadata {
+    /// What `hastctl create` writes: a provider laid out like this, which has not been used yet. `keepdirty` is from
+    /// 1 to [`KEEPDIRTY_MAX`](crate::layout::KEEPDIRTY_MAX).
+    #[must_use]
+    pub fn created(resource: impl Into<String>, layout: &Layout, keepdirty: u32) -> Metadata {
+        Metadata {
+            resource: resource.into(),
+            datasize: layout.datasize(),
+            extentsize: layout.extentsize(),
+            keepdirty,
+            localoff: layout.localoff(),
+            resuid: 0,
+            localcnt: 0,
+            remotecnt: 0,
+            prevrole: Role::Init,
+            extension: Extension::default(),
+        }
+    }
+
     /// Reads only the list in the block at the start of a provider, as the original does: the first 4096
     /// bytes of `block`, of which there may be more. [`read`](Self::read) reads all of it.
     ///

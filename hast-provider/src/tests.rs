@@ -1,6 +1,6 @@
 use super::*;
 use hast_format::extension::{Extension, Mark};
-use hast_format::metadata::{BlockState, Role};
+use hast_format::metadata::BlockState;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 
@@ -12,18 +12,7 @@ fn scratch(size: u64) -> (tempfile::TempDir, PathBuf) {
 }
 
 fn described(layout: &Layout) -> Metadata {
-    Metadata {
-        resource: "disk0".to_owned(),
-        datasize: layout.datasize(),
-        extentsize: layout.extentsize(),
-        keepdirty: 64,
-        localoff: layout.localoff(),
-        resuid: 0,
-        localcnt: 0,
-        remotecnt: 0,
-        prevrole: Role::Init,
-        extension: Extension::default(),
-    }
+    Metadata::created("disk0", layout, 64)
 }
 
 #[test]

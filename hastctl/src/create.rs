@@ -7,9 +7,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use hast_conf::Resource;
-use hast_format::extension::Extension;
 use hast_format::layout::{EXTENTSIZE_DEFAULT, Layout, LayoutError, keepdirty};
-use hast_format::metadata::{Metadata, Role};
+use hast_format::metadata::Metadata;
 use hast_provider::{Provider, ProviderError};
 
 use crate::exit;
@@ -35,18 +34,7 @@ pub(crate) fn create(resource: &Resource, sizes: Sizes) -> Result<(), CreateErro
             "A keepdirty of 1 makes FreeBSD's hastd abort in the primary role; 2 is the least it takes."
         );
     }
-    let metadata = Metadata {
-        resource: resource.name.clone(),
-        datasize: layout.datasize(),
-        extentsize: layout.extentsize(),
-        keepdirty,
-        localoff: layout.localoff(),
-        resuid: 0,
-        localcnt: 0,
-        remotecnt: 0,
-        prevrole: Role::Init,
-        extension: Extension::default(),
-    };
+    let metadata = Metadata::created(&resource.name, &layout, keepdirty);
     provider.initialize(&metadata, &layout).map_err(CreateError::Write)?;
     log::debug!("Initialized {}.", path.display());
     Ok(())

@@ -8,7 +8,6 @@ use hast_engine::{
     Side,
 };
 use hast_format::bitmap::Bitmap;
-use hast_format::extension::Extension;
 use hast_format::layout::Layout;
 use hast_format::metadata::{Metadata, Role};
 use hast_net::Replication;
@@ -97,18 +96,7 @@ impl Node {
         let extentsize = if roomy { 512 } else { EXTENTSIZE };
         let data = EXTENTS as u64 * u64::from(EXTENTSIZE);
         let layout = Layout::create(4096 + 512 + data, 512, extentsize).map_err(|error| error.to_string())?;
-        let metadata = Metadata {
-            resource: "test".into(),
-            datasize: layout.datasize(),
-            extentsize: layout.extentsize(),
-            keepdirty,
-            localoff: layout.localoff(),
-            resuid: 0,
-            localcnt: 0,
-            remotecnt: 0,
-            prevrole: Role::Init,
-            extension: Extension::default(),
-        };
+        let metadata = Metadata::created("test", &layout, keepdirty);
         let mut contents = metadata.encode().to_vec();
         let size = layout.localoff() + layout.datasize() + if roomy { 5000 * 512 } else { 0 };
         contents.resize(usize::try_from(size).unwrap_or(0), 0);

@@ -90,18 +90,7 @@ impl Place {
         let path = self.provider(name);
         let provider = hast_provider::Provider::open(&path, true).unwrap();
         let layout = hast_format::layout::Layout::create(1 << 20, 512, 65536).unwrap();
-        let metadata = hast_format::metadata::Metadata {
-            resource: resource.to_owned(),
-            datasize: layout.datasize(),
-            extentsize: layout.extentsize(),
-            keepdirty: 4,
-            localoff: layout.localoff(),
-            resuid: 0,
-            localcnt: 0,
-            remotecnt: 0,
-            prevrole: Role::Init,
-            extension: hast_format::extension::Extension::default(),
-        };
+        let metadata = hast_format::metadata::Metadata::created(resource, &layout, 4);
         provider.initialize(&metadata, &layout).unwrap();
         path
     }

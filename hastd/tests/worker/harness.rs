@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 
 use hast_conf::Resource;
 use hast_engine::{Event, Side};
-use hast_format::extension::Extension;
 use hast_format::layout::Layout;
 use hast_format::metadata::{Metadata, Role};
 use hast_nbd::client::Client;
@@ -75,18 +74,7 @@ impl Disk {
         let path = directory.join(name);
         File::create(&path).unwrap().set_len(MEDIA).unwrap();
         let layout = Layout::create(MEDIA, 512, EXTENT).unwrap();
-        let metadata = Metadata {
-            resource: NAME.into(),
-            datasize: layout.datasize(),
-            extentsize: layout.extentsize(),
-            keepdirty: 4,
-            localoff: layout.localoff(),
-            resuid: 0,
-            localcnt: 0,
-            remotecnt: 0,
-            prevrole: Role::Init,
-            extension: Extension::default(),
-        };
+        let metadata = Metadata::created(NAME, &layout, 4);
         Provider::open(&path, true).unwrap().initialize(&metadata, &layout).unwrap();
         Disk { path }
     }
