@@ -174,6 +174,11 @@ impl Provider {
             if let (Some(repairs), DiskOp::Read { .. }) = (&mut self.repairs, &op) {
                 repairs.extend(place(&op, &self.layout));
             }
+            if error == Errno::EOPNOTSUPP && op == DiskOp::Flush {
+                // It has no cache that could be flushed: what it has stored is durable.
+                self.no_cache = true;
+                self.durable.1.copy_from_slice(&self.contents[..BLOCK]);
+            }
             return (id, Err(error));
         }
         let range = |offset: u64, length: usize| {
