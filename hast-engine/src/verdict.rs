@@ -68,6 +68,8 @@ pub struct Standing {
     pub behind: bool,
     /// The connection broke during a planned end: what only this node has fails (C4).
     pub is_cut_off: bool,
+    /// A flush on the secondary that began after it was stored there has succeeded.
+    pub flushed: bool,
 }
 
 /// What is to be done about it.
@@ -77,6 +79,8 @@ pub enum Verdict {
     Wait,
     /// The device is told that it is complete.
     Complete,
+    /// The secondary alone has it, or alone makes sense of it, and has to flush it before anything else.
+    FlushThere,
     /// One node alone has it: that has to be durable before the device hears of it (C1, L3).
     WriteDown,
     /// The device is told that it failed.
@@ -101,6 +105,8 @@ impl Standing {
         let good = good || (enough && !keeps(Rule::L16));
         if !good || (answered && here && !there && self.is_cut_off) {
             Verdict::Fail
+        } else if answered && self.rests_there(here, there) && keeps(Rule::Power) {
+            Verdict::FlushThere
         } else if !answered || (here && there) {
             Verdict::Complete
         } else {
@@ -146,6 +152,11 @@ impl Standing {
             }
     }
 
+    /// Whether a loss of the secondary's power could take what nobody would find here. A delete promises nothing.
+    fn rests_there(&self, here: bool, there: bool) -> bool {
+        self.is_write && there && !self.flushed && (!here || self.relies)
+    }
+
     /// Whether localcnt must rise for it although the device has its answer, a good one, already (C1 (b), (c)).
     #[must_use]
     pub fn owes_count(&self) -> bool {
@@ -153,10 +164,11 @@ impl Standing {
         self.is_answered() && self.local == Half::Done && !self.is_there() && keeps(Rule::C1c)
     }
 
-    /// Whether both nodes have confirmed it, on whichever connection.
+    /// Whether both nodes have confirmed it, on whichever connection. What becomes of it if a failed flush may have
+    /// dropped it here is the next flush's business, as for a write that was confirmed just before.
     #[must_use]
     pub fn is_confirmed(&self) -> bool {
-        self.is_here() && (self.remote == Half::Done || self.forgets())
+        self.local == Half::Done && (self.remote == Half::Done || self.forgets())
     }
 
     /// Once both parts are known: what the map learns.
@@ -229,7 +241,7 @@ mod tests {
 
     /// Every write on a connection that may have broken since.
     fn all() -> impl Iterator<Item = Standing> {
-        (0..64).flat_map(|bits: u32| {
+        (0..128).flat_map(|bits: u32| {
             let bit = move |n: u32| bits & (1 << n) != 0;
             MODES.into_iter().flat_map(move |mode| {
                 HALVES.into_iter().flat_map(move |local| {
@@ -245,6 +257,7 @@ mod tests {
                         relies: bit(3),
                         behind: bit(4),
                         is_cut_off: bit(5),
+                        flushed: bit(6),
                     })
                 })
             })
@@ -271,6 +284,15 @@ mod tests {
     }
 
     #[test]
+    fn what_rests_on_the_secondary_is_flushed_there_first() {
+        for standing in all() {
+            let ends = matches!(standing.verdict(), Verdict::Complete | Verdict::WriteDown);
+            let enough_here = standing.is_here() && !standing.relies;
+            assert!(!ends || enough_here || standing.flushed, "{standing:?}");
+        }
+    }
+
+    #[test]
     fn nothing_waits_once_both_nodes_have_answered() {
         for standing in all() {
             let waits = standing.verdict() == Verdict::Wait;
@@ -281,7 +303,8 @@ mod tests {
     #[test]
     fn the_map_forgets_only_what_both_nodes_stored_on_this_connection() {
         for standing in all() {
-            let both = standing.is_here() && standing.remote == Half::Done && standing.same_connection;
+            let both =
+                standing.local == Half::Done && standing.remote == Half::Done && standing.same_connection;
             assert_eq!(standing.outcome() == Outcome::StoredOnBoth, both, "{standing:?}");
         }
     }

@@ -204,6 +204,14 @@ impl H {
             }
         }
     }
+    /// Answers the first such request well.
+    fn serve_one(&mut self, command: Command) {
+        let first = self.sent.iter().find_map(|(_, m)| match m {
+            Message::Request(r) if r.command == command => Some(r.seq),
+            _ => None,
+        });
+        self.serve_all(|m| matches!(m, Message::Request(r) if Some(r.seq) == first).then_some(None));
+    }
     fn tick(&mut self, s: u64) {
         let end = self.t + Duration::from_secs(s);
         for _ in 0..100000 {
@@ -772,7 +780,9 @@ fn what_the_secondary_counts_for_a_target_does_not_make_them_equal() {
     h.policy = Box::new(|op| Some(if is_data(op) || is_metadata(op) { Err(Errno::EIO) } else { Ok(()) }));
     h.w(1, 9);
     h.serve_all(|m| match m {
-        Message::Request(Request { command: Command::Write, .. }) | Message::Mark(_) => Some(None),
+        Message::Request(Request { command: Command::Write | Command::Flush, .. }) | Message::Mark(_) => {
+            Some(None)
+        }
         _ => None,
     });
     assert_eq!(h.result(1), Some(Ok(None)), "the secondary remembers it");
@@ -1379,54 +1389,146 @@ fn acknowledged_after_the_only_holder_is_gone() {
     h.pump(); // and our disk fails
     assert!(!matches!(h.result(1), Some(Ok(_))), "acknowledged, and nobody here knows of a node that has it");
 }
-#[test]
-fn flush_alone_with_unflushed_stale_extents() {
-    let mut h = H::in_step();
+fn is(command: Command) -> impl Fn(&Message) -> bool {
+    move |m| matches!(m, Message::Request(r) if r.command == command)
+}
+
+/// Our disk fails writes to its data area once.
+fn one_write_fails() -> Policy {
     let mut once = true;
-    h.policy = Box::new(move |op| {
-        Some(if is_data(op) && std::mem::take(&mut once) { Err(Errno::EIO) } else { Ok(()) })
-    });
+    Box::new(move |op| Some(if is_data(op) && std::mem::take(&mut once) { Err(Errno::EIO) } else { Ok(()) }))
+}
+
+/// What the secondary alone has it flushes before anybody hears of it, and so a flush is good without it.
+#[test]
+fn what_the_secondary_alone_has_it_has_flushed() {
+    for flushes in [false, true] {
+        let mut h = H::in_step();
+        h.policy = one_write_fails();
+        h.w(1, 3);
+        h.serve_all(|m| is(Command::Write)(m).then_some(None));
+        assert_eq!(h.result(1), None, "it lies in the secondary's cache alone");
+        if flushes {
+            h.serve_all(|m| is(Command::Flush)(m).then_some(None));
+            assert_eq!(h.result(1), Some(Ok(None)));
+        }
+        h.p.handle_lost(h.t, "gone");
+        h.pump();
+        h.req(2, Op::Flush);
+        assert_eq!(h.result(2), Some(Ok(None)));
+        assert_eq!(h.result(1), Some(if flushes { Ok(None) } else { Err(Errno::EIO) }));
+        assert_eq!(h.p.status().facts.stale_bytes, if flushes { u64::from(ES) } else { 0 });
+    }
+}
+
+/// The secondary cannot flush it: nobody has it.
+#[test]
+fn what_the_secondary_alone_has_and_cannot_flush_has_failed() {
+    let mut h = H::in_step();
+    h.policy = one_write_fails();
     h.w(1, 3);
     h.serve_all(|m| match m {
-        Message::Request(r) if r.command == Command::Write => Some(None),
+        m if is(Command::Write)(m) => Some(None),
+        m if is(Command::Flush)(m) => Some(Some(Errno::EIO)),
         _ => None,
     });
-    assert_eq!(h.result(1), Some(Ok(None)));
-    h.p.handle_lost(h.t, "gone");
-    h.pump();
-    h.req(2, Op::Flush);
-    assert!(
-        !matches!(h.result(2), Some(Ok(_))),
-        "the write lies in the secondary's cache alone, and the flush is good"
-    );
+    assert_eq!(h.result(1), Some(Err(Errno::EIO)));
+    assert_eq!(h.p.status().facts.stale_bytes, 0);
 }
-/// Part of a stale extent is written again, on both nodes: reads of it still go to the secondary, which has not
-/// flushed it when it goes away.
+
+/// Part of a stale extent is written again, on both nodes: reads of it still go to the secondary, which flushes it
+/// first.
 #[test]
-fn flush_alone_after_another_write_to_a_stale_extent() {
+fn what_is_written_to_a_stale_extent_the_secondary_has_flushed() {
     let mut h = H::in_step();
-    let mut once = true;
-    h.policy = Box::new(move |op| {
-        Some(if is_data(op) && std::mem::take(&mut once) { Err(Errno::EIO) } else { Ok(()) })
-    });
+    h.policy = one_write_fails();
     h.w(1, 3);
-    let copy = |m: &Message| matches!(m, Message::Request(Request { command: Command::Read, .. }));
-    // The extent cannot be copied back for now, and what the secondary has of it is flushed.
-    h.serve_all(|m| Some(copy(m).then_some(Errno::EIO)));
-    h.req(2, Op::Flush);
-    h.serve_all(|m| Some(copy(m).then_some(Errno::EIO)));
-    assert_eq!(h.result(2), Some(Ok(None)));
+    // The extent cannot be copied back for now.
+    let copy_fails = |m: &Message| Some(is(Command::Read)(m).then_some(Errno::EIO));
+    h.serve_all(copy_fails);
+    assert_eq!(h.result(1), Some(Ok(None)));
     h.w(3, 3);
-    h.serve_all(|m| Some(copy(m).then_some(Errno::EIO)));
+    h.serve_all(|m| if is(Command::Flush)(m) { None } else { copy_fails(m) });
+    assert_eq!(h.result(3), None, "it counts in the secondary's cache alone");
+    h.serve_all(copy_fails);
     assert_eq!(h.result(3), Some(Ok(None)));
+}
+
+/// Our disk fails a flush, and before the extent is called stale another write to it is stored on both nodes: it
+/// would rest on the secondary's cache.
+#[test]
+fn what_is_written_while_an_extent_turns_the_secondary_has_flushed() {
+    let mut h = H::in_step();
+    h.w(1, 3);
+    h.serve_all(|_| Some(None));
+    h.req(2, Op::Flush);
+    h.serve_all(|_| Some(None));
+    h.w(3, 3);
+    h.serve_all(|m| is(Command::Write)(m).then_some(None));
+    assert_eq!(h.result(3), Some(Ok(None)), "on both nodes");
+    h.policy = next_flush_fails().0;
+    h.req(4, Op::Flush);
+    h.w(5, 3);
+    h.serve_all(|m| is(Command::Write)(m).then_some(None));
+    assert_eq!(h.result(5), None, "the flush under way began before it was stored");
+    h.serve_one(Command::Flush);
+    assert_eq!((h.result(4), h.result(5)), (None, None), "what has turned since, that flush does not cover");
+    h.serve_all(|m| (!is(Command::Read)(m)).then_some(None));
+    assert_eq!((h.result(4), h.result(5)), (Some(Ok(None)), Some(Ok(None))));
+    assert_eq!(h.p.status().facts.stale_bytes, u64::from(ES));
+}
+
+/// The secondary goes away while an extent turns: our copy is what there is.
+#[test]
+fn an_extent_that_was_turning_is_right_here_when_the_secondary_goes_away() {
+    let mut h = H::in_step();
+    h.w(1, 3);
+    h.serve_all(|m| is(Command::Write)(m).then_some(None));
+    h.policy = next_flush_fails().0;
+    h.req(2, Op::Flush);
+    h.w(3, 3);
+    h.req(4, Op::Read { offset: 3 * u64::from(ES), length: 512 });
+    assert!(h.sent.iter().any(|(_, m)| is(Command::Write)(m)));
+    h.serve_all(|m| is(Command::Write)(m).then_some(None));
+    assert_eq!(h.result(3), None);
     h.p.handle_lost(h.t, "gone");
     h.pump();
-    h.req(4, Op::Flush);
-    assert!(
-        !matches!(h.result(4), Some(Ok(_))),
-        "the write counts in the secondary's cache alone, and the flush is good"
-    );
+    assert_eq!(h.p.status().facts.stale_bytes, 0);
+    assert_eq!(h.result(3), Some(Ok(None)), "it is here");
+    assert_eq!(h.result(4), Some(Ok(Some(Buffer::from(vec![3; 512])))));
+    assert_eq!(h.result(2), Some(Err(Errno::EIO)));
 }
+
+/// More runs than there is room for: the whole disk is called stale, once the secondary has flushed all of it.
+#[test]
+fn the_whole_disk_turns_before_it_is_called_stale() {
+    let mut h = H::new(200, 1, Extension::default(), &[], 5, 3, 3);
+    h.handshake_first(Extensions::ALL);
+    h.answer(3, 3, SyncSource::Primary, None);
+    h.serve_all(|_| Some(None));
+    h.w(1, 199); // on both nodes, flushed on none
+    h.serve_all(|m| is(Command::Write)(m).then_some(None));
+    h.policy = Box::new(|op| Some(if is_data(op) { Err(Errno::EIO) } else { Ok(()) }));
+    for at in 0..60 {
+        let before = h.sent.iter().filter(|(_, m)| is(Command::Flush)(m)).count();
+        assert_eq!(before, 0);
+        h.w(2 + at, 2 * at);
+        h.serve_all(|m| is(Command::Write)(m).then_some(None));
+        let mut flushes = 0;
+        while h.result(2 + at).is_none() && flushes < 5 {
+            h.serve_one(Command::Flush);
+            flushes += 1;
+        }
+        assert_eq!(h.result(2 + at), Some(Ok(None)), "write {at}");
+        if h.p.status().facts.detached {
+            assert_eq!(flushes, 2, "one for the write, and one for the whole disk");
+            return;
+        }
+        assert_eq!(flushes, 1);
+    }
+    panic!("the disk is never given up");
+}
+
 #[test]
 fn reload_with_a_shorter_timeout_while_marking() {
     let mut h = H::new(24, 1, Extension::default(), &[2], 5, 1, 1);
@@ -1579,7 +1681,7 @@ fn a_target_keeps_what_it_has_written_when_the_link_breaks() {
     assert!(h.p.status().facts.target);
     let write = |m: &Message| matches!(m, Message::Request(r) if r.command == Command::Write);
     h.req(1, Op::Write { offset: 9 * u64::from(ES), data: Buffer::from(vec![1; ES as usize]) });
-    h.serve_all(|m| Some(None).filter(|_| write(m)));
+    h.serve_all(|m| Some(None).filter(|_| write(m) || is(Command::Flush)(m)));
     assert_eq!(h.result(1), Some(Ok(None)));
     h.p.handle_lost(h.t, "gone");
     h.pump();

@@ -40,11 +40,12 @@ pub enum Rule {
     C2,
     C4,
     C5,
+    Power,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 31] = [
+    pub const ALL: [Rule; 32] = [
         Rule::L1,
         Rule::L2,
         Rule::L3,
@@ -76,6 +77,7 @@ impl Rule {
         Rule::C2,
         Rule::C4,
         Rule::C5,
+        Rule::Power,
     ];
 }
 

@@ -36,6 +36,8 @@ pub enum Scene {
     BadSector,
     /// Flushes fail on one node, of the map too, and then it loses power (L9, L11).
     FlushFails,
+    /// The primary's disk fails, and then the secondary, which has what that lacks, loses power (Power).
+    PowerFails,
     /// A secondary that knows no marks fails writes; then the primary dies (C1 b).
     PeerFails,
     /// Nodes that know no marks are said to be in step; then the secondary loses power (C2).
@@ -52,7 +54,7 @@ pub enum Scene {
 
 impl Scene {
     /// Every scene, storms more often.
-    pub const ALL: [Scene; 21] = [
+    pub const ALL: [Scene; 22] = [
         Scene::Storm,
         Scene::SplitBrain,
         Scene::Storm,
@@ -68,6 +70,7 @@ impl Scene {
         Scene::Storm,
         Scene::BadSector,
         Scene::FlushFails,
+        Scene::PowerFails,
         Scene::Storm,
         Scene::PeerFails,
         Scene::JustInStep,
@@ -103,6 +106,7 @@ impl World {
             Scene::OutOfDate => self.out_of_date(),
             Scene::BadSector => self.bad_sector(),
             Scene::FlushFails => self.flush_fails(),
+            Scene::PowerFails => self.power_fails(),
             Scene::PeerFails => self.peer_fails(),
             Scene::JustInStep => self.just_in_step(),
             Scene::Planned => self.planned(),
@@ -326,6 +330,23 @@ impl World {
         let role = if node == 0 { Role::Primary } else { Role::Secondary };
         self.back(node, role);
         self.quiet()
+    }
+
+    fn power_fails(&mut self) -> Result<(), String> {
+        self.pair()?;
+        let (write, flush) = (1 + self.random.below(6), self.random.below(4));
+        for _ in 0..3 {
+            if let Some(node) = self.nodes.first_mut() {
+                node.disk.faults = Faults { write, flush, ..Faults::default() };
+            }
+            self.write_some(0, 6, true)?;
+            self.kill(1, true);
+            self.calm();
+            self.back(1, Role::Secondary);
+            self.read_everything(0)?;
+            self.quiet()?;
+        }
+        Ok(())
     }
 
     fn peer_fails(&mut self) -> Result<(), String> {

@@ -526,19 +526,13 @@ impl World {
                 self.memory.unflushed_may_be_lost();
             }
         }
-        // The primary's disk has failed to store something, and the only node that has it loses power.
-        let alone = self.serves_alone(self.serving);
-        if power && node != self.serving && alone {
-            self.memory.unflushed_may_be_lost();
-            self.memory.doubt_open();
-        }
     }
 
     /// The process is gone, and with it what a failed flush had dropped and nobody has written again. If it was
     /// `killed`, or could not even start with that disk, before it could, nobody else knows; then a node may have
     /// lost what no flush of a client had covered, as after a loss of power. One that ends by itself loses nothing.
     fn forget_dropped(&mut self, node: usize, killed: bool) {
-        let counts = self.nodes.get(node).is_some_and(Node::is_primary) || self.serves_alone(1 - node);
+        let counts = self.nodes.get(node).is_some_and(Node::is_primary);
         let Some(n) = self.nodes.get_mut(node) else { return };
         let changed = n.disk.forget_dropped();
         let localoff = n.layout().map_or(0, |layout| usize::try_from(layout.localoff()).unwrap_or(0));
@@ -556,12 +550,6 @@ impl World {
             self.memory.doubt_open();
         }
         self.mixed_power_lost(node, Vec::new());
-    }
-
-    /// The primary `node`'s disk has failed to store something, and only the other node has it.
-    fn serves_alone(&self, node: usize) -> bool {
-        matches!(self.nodes.get(node).map(|node| &node.worker),
-            Some(Worker::Primary(engine)) if engine.status().facts.stale_bytes > 0 || engine.status().facts.detached)
     }
 
     /// The process is gone: what its disk was doing gets done, in part, or not.

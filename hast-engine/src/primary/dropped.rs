@@ -8,7 +8,46 @@ use hast_net::handshake::SyncSource;
 use super::{Phase, Primary, Purpose};
 use crate::types::{DiskOp, DiskResult};
 
+/// What has become of the extents that a failed flush may have dropped, once the secondary has flushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Became {
+    /// All of them count as stale.
+    Stale,
+    /// But for those that were dropped since that flush began: they have to wait for the next one.
+    Later,
+    /// The whole disk is to be called stale, and has to wait for the next one.
+    NotYet,
+    /// Some the secondary does not have either, or they cannot be recorded.
+    Impossible,
+}
+
 impl Primary {
+    /// What may have been dropped here, and had turned before the flush that just ended, is right on the secondary
+    /// from now on.
+    pub(super) fn dropped_becomes_stale(&mut self) -> Became {
+        let mut became = Became::Stale;
+        let dropped: Vec<u32> = self.durable.dropped().iter().collect();
+        for extent in dropped {
+            let extents = extent..extent + 1;
+            became = became.max(if self.is_behind(extent) {
+                Became::Impossible
+            } else if !self.turning.is_covered(extent) {
+                Became::Later
+            } else if !self.may_be_called_stale(&extents) {
+                Became::NotYet
+            } else if self.record_stale(extents).is_none() {
+                Became::Impossible
+            } else {
+                self.durable.forget(extent);
+                if self.durable.is_paused(self.now) {
+                    self.copy_later(extent);
+                }
+                Became::Stale
+            });
+        }
+        became
+    }
+
     /// Flushes the local disk, once the flush under way has ended.
     pub(super) fn flush_disk(&mut self, why: Purpose) {
         self.durable.flush(why);
@@ -40,6 +79,7 @@ impl Primary {
         self.spoil_copies(SyncSource::Secondary);
         self.suspect_map(error);
         self.suspect_metadata(error);
+        self.turn_dropped();
         if self.has_dropped() {
             if let Phase::Draining(drain) = &mut self.phase {
                 drain.flushed = false; // once more, when it is written again

@@ -12,6 +12,7 @@ use hast_net::extensions::Extensions;
 use hast_net::handshake::SyncSource;
 use hast_net::message::Command;
 
+use super::dropped::Became;
 use super::link::Awaited;
 use super::{Phase, Primary, Purpose};
 use crate::rule::{Rule, keeps};
@@ -28,6 +29,8 @@ const EXTENTS: u32 = 256;
 pub(super) struct Flush {
     running: Option<Run>,
     waiting: Vec<RequestId>,
+    /// Clients whose flush the local disk has failed: the next one tells whether the secondary has it all.
+    again: Vec<RequestId>,
     /// Somebody other than a client wants one: the ticket of the last who asked, and of the last one served.
     asked: u64,
     begun: u64,
@@ -49,6 +52,8 @@ pub(super) struct Flush {
 #[derive(Debug)]
 struct Run {
     clients: Vec<RequestId>,
+    /// Those among them who wait for the second time.
+    again: Vec<RequestId>,
     /// Everybody who asked up to this ticket is served.
     ticket: u64,
     local: Part,
@@ -75,6 +80,11 @@ enum Part {
 impl Part {
     fn is_over(self) -> bool {
         !matches!(self, Part::Behind(_) | Part::Awaited)
+    }
+
+    /// How that node failed.
+    fn failure(self) -> Option<Errno> {
+        if let Part::Failed(error) = self { Some(error) } else { None }
     }
 
     /// Whether what was answered before is durable on that node.
@@ -108,6 +118,7 @@ impl Flush {
     pub(super) fn is_busy(&self) -> bool {
         self.running.is_some()
             || !self.waiting.is_empty()
+            || !self.again.is_empty()
             || self.asked > self.begun
             || !self.counting.is_empty()
     }
@@ -115,6 +126,11 @@ impl Flush {
     /// The disk has failed a flush that no client waited for.
     pub(super) fn owe(&mut self, error: Errno) {
         self.owed = Some(error);
+    }
+
+    /// Whether the last flush failed, and that only just.
+    pub(super) fn is_paused(&self, now: Duration) -> bool {
+        self.not_before.is_some_and(|at| at > now)
     }
 
     pub(super) fn no_local_cache(&mut self) {
@@ -135,29 +151,28 @@ impl Primary {
     /// Begins a flush if one is wanted and none is under way.
     pub(super) fn kick_flush(&mut self) {
         let serving = matches!(self.phase, Phase::Serving | Phase::Draining(_));
-        let many = self.link.is_up()
-            && self.map.unflushed() >= EXTENTS
-            && self.flush.not_before.is_none_or(|at| at <= self.now);
-        let wanted = self.flush.asked > self.flush.begun || !self.flush.waiting.is_empty() || many;
+        let many = self.link.is_up() && self.map.unflushed() >= EXTENTS && !self.flush.is_paused(self.now);
+        let clients = !self.flush.waiting.is_empty() || !self.flush.again.is_empty();
+        let wanted = self.flush.asked > self.flush.begun || clients || many;
         if !serving || !wanted || self.flush.running.is_some() {
             return;
         }
         self.flush.begun = self.flush.asked;
         self.flush.unflushed_since = None;
         self.map.flush_begins();
+        self.turning.flush_begins();
         let lone = std::mem::replace(&mut self.sync.lone, Bitmap::new(self.sync.stale.len()));
         let local = if self.flush.no_local_cache { Part::Unsupported } else { Part::Awaited };
         let remote = if self.link.is_up() && !keeps(Rule::L10) {
             Part::Unsupported // cleared without asking
         } else if !self.link.is_up() {
             Part::Absent
-        } else if self.flush.no_peer_cache {
-            Part::Unsupported
         } else {
             Part::Behind(self.link.last_seq())
         };
         let clients = std::mem::take(&mut self.flush.waiting);
-        self.flush.running = Some(Run { clients, ticket: self.flush.begun, local, remote, lone });
+        let again = std::mem::take(&mut self.flush.again);
+        self.flush.running = Some(Run { clients, again, ticket: self.flush.begun, local, remote, lone });
         if local == Part::Awaited {
             self.flush_disk(Purpose::Flush);
         }
@@ -170,8 +185,12 @@ impl Primary {
         if let Part::Behind(seq) = run.remote
             && !self.link.awaits_writes_up_to(seq)
         {
-            run.remote = Part::Awaited;
-            self.ask(Awaited::Flush, Command::Flush, 0, 0, false, None);
+            if self.flush.no_peer_cache {
+                run.remote = Part::Unsupported;
+            } else {
+                run.remote = Part::Awaited;
+                self.ask(Awaited::Flush, Command::Flush, 0, 0, false, None);
+            }
         }
         self.end_flush();
     }
@@ -234,7 +253,7 @@ impl Primary {
         let Some(run) = self.flush.running.take_if(|run| run.local.is_over() && run.remote.is_over()) else {
             return;
         };
-        let Run { clients, ticket, local, remote, lone } = run;
+        let Run { mut clients, mut again, ticket, local, remote, lone } = run;
         let good = local.is_durable() && remote.is_durable();
         self.flush.not_before = (!good).then(|| self.now + LATEST);
         if !remote.is_durable() {
@@ -243,6 +262,7 @@ impl Primary {
         let mut excused = false;
         match flush_ending(local.into(), remote.into()) {
             FlushEnding::PeerMayLose => {
+                self.turning.clear();
                 self.map.peer_lost();
                 self.spoil_copies(SyncSource::Primary);
                 self.begin_session();
@@ -251,22 +271,20 @@ impl Primary {
                 self.owe_count();
             }
             FlushEnding::StaleHere => {
-                // What this node alone was given the secondary does not have either.
-                let dropped: Vec<u32> = self.durable.dropped().iter().collect();
-                for extent in dropped {
-                    if self.is_behind(extent) || self.record_stale(extent..extent + 1).is_none() {
-                        continue;
+                let became = self.dropped_becomes_stale();
+                excused = became != Became::Impossible;
+                match became {
+                    Became::Stale | Became::Impossible => {}
+                    // Those who have waited in vain before are not concerned by what was dropped since.
+                    Became::Later => {
+                        self.flush.again.append(&mut clients);
+                        clients = std::mem::take(&mut again);
                     }
-                    self.durable.forget(extent);
-                    self.map.mark_dirty(extent);
-                    if self.durable.is_paused(self.now) {
-                        self.copy_later(extent);
-                    }
-                    if self.map.is_unflushed(extent) {
-                        self.lies_there_alone(extent..extent + 1); // written again since
+                    Became::NotYet => {
+                        self.flush.again.append(&mut clients);
+                        self.flush.again.append(&mut again);
                     }
                 }
-                excused = self.durable.dropped().is_empty();
                 self.map.flush_failed();
                 self.flush.note_unflushed(self.now);
                 self.begin_session();
@@ -303,12 +321,12 @@ impl Primary {
         {
             self.flush.owe(error);
         }
-        if !clients.is_empty()
+        if !(clients.is_empty() && again.is_empty())
             && let Some(error) = self.flush.owed.take()
         {
             result = Err(error);
         }
-        for id in clients {
+        for id in clients.into_iter().chain(again) {
             match counting {
                 Some(save) if !matches!(result, Err(error) if error != Errno::EOPNOTSUPP) => {
                     self.flush.counting.push((id, save, result.clone()));
@@ -316,6 +334,9 @@ impl Primary {
                 _ => self.complete(id, result.clone()),
             }
         }
+        self.end_flushing(ticket, remote.is_durable(), remote.failure());
+        self.turning.flush_ended();
+        self.turn_dropped();
     }
 
     /// What waited for localcnt to rise by `save` is complete, or has failed.

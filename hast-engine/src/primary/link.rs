@@ -654,6 +654,7 @@ impl Primary {
         self.link.epoch += 1;
         self.actions.push_back(Action::Close);
         self.enter(Stage::Down(None));
+        self.turning.clear();
         self.end_session();
         if was_up {
             // M3: what is not durable there is to be synchronised.

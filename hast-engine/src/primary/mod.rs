@@ -7,6 +7,7 @@
 //! | `storage` | map writes (grouped) and metadata writes: what must be durable before what |
 //! | `flush` | flushes of clients and of the map's housekeeping, one at a time, shared |
 //! | `dropped` | the local disk's flushes, and what a failed one may have dropped |
+//! | `turning` | extents that are about to be right on the secondary alone |
 //! | `link` | connecting, the handshake, keepalives, silence, loss |
 //! | `sync` | copying what differs, and equalising the counts when nothing does |
 
@@ -16,6 +17,7 @@ mod link;
 mod request;
 mod storage;
 mod sync;
+mod turning;
 
 use core::time::Duration;
 use std::collections::{BTreeMap, VecDeque};
@@ -94,6 +96,7 @@ pub struct Primary {
     durable: Durable<Purpose>,
     link: link::Link,
     sync: sync::Sync,
+    turning: turning::Turning,
     /// The save that made this disconnected period's rise of localcnt durable, or will (C1).
     counted: Option<u64>,
     statistics: Statistics,
@@ -169,6 +172,7 @@ impl Primary {
         let mut primary = Primary {
             link: link::Link::new(&settings, now),
             sync: sync::Sync::new(extents, &metadata.extension, &map),
+            turning: turning::Turning::new(extents),
             map: Activemap::new(extents, metadata.keepdirty, layout.sectorsize(), &map),
             map_io: storage::MapIo::new(settings.metaflush),
             meta: storage::MetaIo::default(),

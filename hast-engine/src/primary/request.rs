@@ -41,6 +41,8 @@ pub(super) struct Request {
     weight: u64,
     /// A local flush failed meanwhile: the system may have dropped what it took.
     suspect: bool,
+    /// The secondary has flushed since it stored it.
+    flushed: bool,
     /// Extents that count as stale here because of this write.
     staled: Vec<u32>,
 }
@@ -69,6 +71,8 @@ enum Stage {
     Map,
     /// With the disk, the peer or both.
     Issued,
+    /// Stored there, and nowhere else or of no use elsewhere: the secondary has to flush it, with this flush.
+    Flushing(u64),
     /// Stored, but the metadata has to say something durably first, with this save (C1, L3).
     Saving(u64),
     /// Stored here alone, and counted; the secondary, which failed, has to mark itself first (L6).
@@ -131,6 +135,7 @@ impl Primary {
             pieces: None,
             weight,
             suspect: false,
+            flushed: false,
             staled: Vec::new(),
         };
         self.bytes = self.bytes.saturating_add(weight);
@@ -183,7 +188,13 @@ impl Primary {
     /// would mix new data into that, any write while this node is itself the target of a synchronisation or
     /// cannot write down what it misses (durability.md, out-of-date nodes, stale ranges).
     fn needs_secondary(&self, key: Key) -> bool {
-        self.relies(key) || (!self.link.is_up() && self.is_recorded(key))
+        self.relies(key) || self.is_turning(key) || (!self.link.is_up() && self.is_recorded(key))
+    }
+
+    /// Whether some of `key`'s extents are about to make no sense without the secondary.
+    fn is_turning(&self, key: Key) -> bool {
+        let turning = |extent| self.turning.contains(extent);
+        self.requests.get(&key).is_some_and(|request| request.extents().any(turning))
     }
 
     /// The same, whatever the metadata on disk still says.
@@ -224,7 +235,9 @@ impl Primary {
 
     /// Whether our copy of `extent` is right and the secondary's is not.
     pub(super) fn is_behind(&self, extent: u32) -> bool {
-        self.map.to_synchronise().contains(extent) && !self.sync.stale.contains(extent)
+        self.map.to_synchronise().contains(extent)
+            && !self.sync.stale.contains(extent)
+            && !self.turning.contains(extent)
     }
 
     fn issue_read(&mut self, key: Key) {
@@ -259,6 +272,7 @@ impl Primary {
         let memsync = self.settings.replication == Replication::Memsync && self.link.version() >= 2;
         let Some(request) = self.requests.get_mut(&key) else { return };
         request.suspect = false;
+        request.flushed = false;
         request.epoch = self.link.epoch();
         request.local = Half::Awaited;
         request.remote = if up { Half::Awaited } else { Half::NotAsked };
@@ -309,8 +323,15 @@ impl Primary {
         };
         if matches!(request.op, Op::Write { .. } | Op::Delete { .. }) {
             let extents = request.extents();
-            if request.suspect { self.durable.may_have_dropped(extents) } else { self.durable.wrote(extents) }
+            if request.suspect {
+                self.durable.may_have_dropped(extents.clone());
+                self.turn(extents);
+                self.flush.note_unflushed(self.now);
+            } else {
+                self.durable.wrote(extents);
+            }
         }
+        let Some(request) = self.requests.get(&key) else { return };
         if let Half::Failed(error) = request.local {
             let counter = match request.op {
                 Op::Read { .. } => &mut self.statistics.read_errors,
@@ -473,8 +494,10 @@ impl Primary {
     /// A local flush has failed: writes that are on their way may have been dropped with what it covered.
     pub(super) fn suspect_writes(&mut self) {
         for request in self.requests.values_mut() {
-            request.suspect |=
-                matches!(request.stage, Stage::Issued | Stage::Completed { .. } | Stage::Repairing);
+            request.suspect |= matches!(
+                request.stage,
+                Stage::Issued | Stage::Flushing(_) | Stage::Completed { .. } | Stage::Repairing
+            );
         }
     }
 

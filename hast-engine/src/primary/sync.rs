@@ -373,8 +373,11 @@ impl Primary {
 
     fn next_extent(&mut self) -> Option<u32> {
         let set = self.map.to_synchronise();
-        let free =
-            |extent: &u32| !self.sync.copies.contains_key(extent) && !self.sync.failed.contains(extent);
+        let free = |extent: &u32| {
+            !self.sync.copies.contains_key(extent)
+                && !self.sync.failed.contains(extent)
+                && !self.turning.contains(*extent)
+        };
         let from = |start| std::iter::successors(set.next_from(start), |&extent| set.next_from(extent + 1));
         let extent = from(self.sync.cursor).find(free).or_else(|| from(0).find(free))?;
         self.sync.cursor = extent.saturating_add(1);
@@ -546,6 +549,7 @@ impl Primary {
                 self.sync.step = Step::Flushed;
                 self.check_synchronised();
             }
+            Step::Copying if self.flush.is_paused(self.now) => {}
             Step::Copying => {
                 self.sync.step = Step::Flushing(self.flush.ask());
                 self.kick_flush();
@@ -557,7 +561,9 @@ impl Primary {
                 self.metadata.extension.target = false;
                 self.metadata.extension.mark = None;
                 self.metadata.extension.peer_boot = self.link.peer_boot();
+                // What was to be counted both nodes have, and what is saved now includes the count.
                 self.counted = None;
+                self.forget_count();
                 let save = self.save_metadata();
                 self.sync.step = Step::Saving(save);
                 self.kick_metadata();

@@ -6,7 +6,7 @@ use stateright::{Model, Property};
 
 use crate::observer::{in_step_is_equal, is_in_step, reads_are_right};
 use crate::play::Play;
-use crate::state::{Link, NodeId, State, Step, There, other};
+use crate::state::{Link, NodeId, Stage, State, Step, There, other};
 use crate::sync::Fails;
 use crate::worlds::World;
 
@@ -189,7 +189,9 @@ impl World {
         if engine.flush.is_some() {
             actions.push(Action::Flushed);
         } else if !engine.writes.iter().any(|write| write.remote == Half::Awaited) {
-            let wanted = !engine.map.not_durable().is_empty()
+            let flushing = |write: &crate::state::Write| matches!(write.stage, Stage::Flushing { .. });
+            let wanted = engine.writes.iter().any(flushing)
+                || !engine.map.not_durable().is_empty()
                 || engine.step == Step::Copying && { Play::new(self, state).wants_flush(p) };
             let cached = |node: NodeId| state.nodes[node].disk.data.iter().any(|data| data.outcomes() > 1);
             if wanted || cached(p) || (state.is_up() && cached(other(p))) {

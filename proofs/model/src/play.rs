@@ -3,7 +3,7 @@
 use hast_engine::{Counts, Half};
 use hast_net::errno::Errno;
 
-use crate::state::{Engine, Extents, Link, Node, NodeId, Seen, State, Step, There, bit, other};
+use crate::state::{Engine, Extents, Link, Node, NodeId, Says, Seen, State, Step, There, bit, other};
 use crate::variant::Variant;
 use crate::worlds::World;
 
@@ -151,6 +151,7 @@ impl<'a> Play<'a> {
             run.remote = crate::state::Says::Unknown;
         }
         if was_up {
+            self.end_flushing(p, Says::Unknown);
             self.end_marking(p);
         }
     }

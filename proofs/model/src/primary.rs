@@ -5,7 +5,7 @@ use hast_engine::{Half, Standing, Verdict, must_be_marked};
 use hast_format::activemap::Outcome;
 
 use crate::play::{EIO, Play, to_synchronise};
-use crate::state::{Counted, Engine, Link, Meta, NodeId, Stage, Step, There, Write, bit, other};
+use crate::state::{Counted, Engine, Link, Meta, NodeId, Says, Stage, Step, There, Write, bit, other};
 use crate::variant::Variant;
 
 impl Play<'_> {
@@ -41,6 +41,7 @@ impl Play<'_> {
             received: false,
             same_connection: true,
             suspect: false,
+            flushed: false,
             finished: false,
         });
         let at = engine.writes.len() - 1;
@@ -164,6 +165,7 @@ impl Play<'_> {
             relies: engine.target,
             behind: Play::behind(engine) & bit(write.extent.into()) != 0,
             is_cut_off: false,
+            flushed: write.flushed,
         }
     }
 
@@ -180,6 +182,7 @@ impl Play<'_> {
                 Verdict::TakeBack => return self.take_back(p, at),
                 Verdict::Fail => self.complete(p, at, false),
                 Verdict::Complete => self.complete(p, at, true),
+                Verdict::FlushThere => return self.set_stage(p, at, Stage::Flushing { covered: false }),
                 Verdict::WriteDown => self.write_down(p, at, standing.is_here()),
             }
         }
@@ -188,6 +191,33 @@ impl Play<'_> {
             if heard && standing.owes_count() {
                 self.count(p);
             }
+        }
+    }
+
+    fn set_stage(&mut self, p: NodeId, at: usize, stage: Stage) {
+        if let Some(write) = self.engine(p).and_then(|engine| engine.writes.get_mut(at)) {
+            write.stage = stage;
+        }
+    }
+
+    /// A flush that the secondary was asked for has ended, or the connection has: whoever waited is judged anew.
+    pub(crate) fn end_flushing(&mut self, p: NodeId, remote: Says) {
+        let up = self.state.is_up();
+        let waits = |write: &Write| match write.stage {
+            Stage::Flushing { covered } => covered || !up,
+            _ => false,
+        };
+        while let Some(engine) = self.engine(p)
+            && let Some(at) = engine.writes.iter().position(waits)
+            && let Some(write) = engine.writes.get_mut(at)
+        {
+            write.stage = Stage::Issued;
+            match remote {
+                Says::Yes => write.flushed = true,
+                Says::Failed => write.remote = EIO,
+                Says::Unknown => {}
+            }
+            self.advance(p, at);
         }
     }
 
@@ -211,7 +241,6 @@ impl Play<'_> {
             if owed {
                 return self.complete(p, at, false);
             }
-            engine.lone |= extent;
             engine.stale |= extent;
             engine.save = true;
         } else if engine.stale & extent != 0 {
@@ -285,16 +314,10 @@ impl Play<'_> {
         let Some(&write) = engine.writes.get(at) else { return };
         let extent = bit(write.extent.into());
         let (here, confirmed) = (standing.is_here(), standing.is_confirmed() || forgets);
-        let there = standing.is_there() && !standing.behind;
         if relied && !confirmed && Play::behind(engine) & extent == 0 {
             engine.stale |= extent;
         } else if here && engine.stale & extent != 0 {
             engine.stale &= !extent;
-            engine.save = true;
-        }
-        if !here && there && matches!(write.stage, Stage::Completed { .. }) && !forgets {
-            engine.lone |= extent;
-            engine.stale |= extent;
             engine.save = true;
         }
         let range = u32::from(write.extent)..u32::from(write.extent) + 1;

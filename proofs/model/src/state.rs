@@ -301,6 +301,8 @@ pub struct Write {
     pub same_connection: bool,
     /// A local flush failed meanwhile.
     pub suspect: bool,
+    /// The secondary has flushed since it stored it.
+    pub flushed: bool,
     /// Both parts are known, and the map has learnt of it.
     pub finished: bool,
 }
@@ -312,6 +314,11 @@ pub enum Stage {
     Map,
     /// With the disk, the peer or both.
     Issued,
+    /// The secondary has to flush it first.
+    Flushing {
+        /// The flush under way does.
+        covered: bool,
+    },
     /// Something has to be durable in the metadata first.
     Saving,
     /// The secondary has to mark itself first.

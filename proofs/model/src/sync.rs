@@ -43,7 +43,13 @@ impl Play<'_> {
         let Some(engine) = self.engine(p) else { return };
         if local == Says::Failed {
             for write in &mut engine.writes {
-                write.suspect |= matches!(write.stage, Stage::Issued | Stage::Completed { .. });
+                write.suspect |=
+                    matches!(write.stage, Stage::Issued | Stage::Flushing { .. } | Stage::Completed { .. });
+            }
+        }
+        for write in &mut engine.writes {
+            if let Stage::Flushing { covered } = &mut write.stage {
+                *covered = true;
             }
         }
         engine.map.flush_begins();
@@ -117,6 +123,7 @@ impl Play<'_> {
             (true, false) => self.client_flushed(covers),
             (false, _) => {}
         }
+        self.end_flushing(p, remote);
     }
 
     // ---- synchronisation
@@ -155,7 +162,7 @@ impl Play<'_> {
     /// Whether everything is copied, so that only a flush on both nodes is missing.
     fn is_synchronised(&self, engine: &Engine) -> bool {
         let unconfirmed = |write: &Write| {
-            matches!(write.stage, Stage::Saving | Stage::Marking)
+            matches!(write.stage, Stage::Flushing { .. } | Stage::Saving | Stage::Marking)
                 || (write.stage == Stage::Issued && write.remote == Half::NotAsked)
         };
         engine.session

@@ -13,6 +13,8 @@ use crate::types::Op;
 pub(in crate::primary) struct Waiting {
     /// For the secondary, until then.
     pub(super) parked: BTreeSet<(Duration, Key)>,
+    /// For this flush.
+    pub(super) flushing: BTreeSet<(u64, Key)>,
     /// For this save of the metadata.
     pub(super) saving: BTreeSet<(u64, Key)>,
     /// For the secondary to mark itself.
@@ -28,6 +30,7 @@ impl Waiting {
     pub(super) fn enter(&mut self, key: Key, request: &Request) {
         match request.stage {
             Stage::Parked(until) => _ = self.parked.insert((until, key)),
+            Stage::Flushing(ticket) => _ = self.flushing.insert((ticket, key)),
             Stage::Saving(save) => _ = self.saving.insert((save, key)),
             Stage::Marking => _ = self.marking.insert(key),
             Stage::Telling => _ = self.telling.insert(key),
@@ -40,6 +43,7 @@ impl Waiting {
     pub(super) fn leave(&mut self, key: Key, stage: Stage) {
         match stage {
             Stage::Parked(until) => _ = self.parked.remove(&(until, key)),
+            Stage::Flushing(ticket) => _ = self.flushing.remove(&(ticket, key)),
             Stage::Saving(save) => _ = self.saving.remove(&(save, key)),
             Stage::Marking => _ = self.marking.remove(&key),
             Stage::Telling => _ = self.telling.remove(&key),
@@ -50,7 +54,8 @@ impl Waiting {
 
     /// Whether a write that only one node was given has not ended.
     pub(super) fn has_unconfirmed(&self) -> bool {
-        !(self.saving.is_empty()
+        !(self.flushing.is_empty()
+            && self.saving.is_empty()
             && self.marking.is_empty()
             && self.telling.is_empty()
             && self.alone.is_empty())
@@ -61,8 +66,10 @@ impl Waiting {
         let mut expected = Waiting::default();
         expected.enter(key, request);
         let until = self.parked.iter().find(|(_, parked)| *parked == key);
+        let ticket = self.flushing.iter().find(|(_, flushing)| *flushing == key);
         let save = self.saving.iter().find(|(_, saving)| *saving == key);
         until == expected.parked.first()
+            && ticket == expected.flushing.first()
             && save == expected.saving.first()
             && self.marking.contains(&key) == expected.marking.contains(&key)
             && self.telling.contains(&key) == expected.telling.contains(&key)

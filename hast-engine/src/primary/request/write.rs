@@ -26,7 +26,7 @@ impl Primary {
         let heard = request.stage == (Stage::Completed { well: true });
         let error = request.local.error().or(request.remote.error()).unwrap_or(Errno::EIO);
         let issued = request.stage == Stage::Issued;
-        let mut standing = self.standing(request, relies);
+        let mut standing = self.standing(request, relies || self.is_turning(key));
         if called_stale && !heard {
             // Our disk alone is not enough before the metadata say that it is good, in any mode.
             standing.mode = Replication::Fullsync;
@@ -38,6 +38,10 @@ impl Primary {
             Verdict::TakeBack => return self.take_back(key, relies),
             Verdict::Fail => self.end_write(key, Err(error)),
             Verdict::Complete => self.end_write(key, Ok(None)),
+            Verdict::FlushThere => return self.flush_there(key),
+            Verdict::WriteDown if !standing.is_here() && !self.may_be_called_stale(&request.extents()) => {
+                return self.flush_there(key);
+            }
             Verdict::WriteDown => match self.write_down(key, standing.is_here()) {
                 Some(save) if self.meta.is_durable(save) => self.end_written_down(key),
                 Some(save) => self.set_stage(key, Stage::Saving(save)),
@@ -66,6 +70,32 @@ impl Primary {
             relies,
             behind: request.extents().any(|extent| self.is_behind(extent)),
             is_cut_off: self.is_cut_off(),
+            flushed: request.flushed,
+        }
+    }
+
+    /// The secondary is to be the only one that has `key`, or makes sense of it: it flushes first.
+    fn flush_there(&mut self, key: Key) {
+        let Some(request) = self.requests.get(&key) else { return };
+        if request.local != Half::Done || request.suspect {
+            self.turn(request.extents());
+        }
+        let ticket = self.flush.ask();
+        self.set_stage(key, Stage::Flushing(ticket));
+    }
+
+    /// The flushes asked for up to `ticket` have ended, on the secondary `well`, or like this: whoever waited is
+    /// judged anew.
+    pub(in crate::primary) fn end_flushing(&mut self, ticket: u64, well: bool, failed: Option<Errno>) {
+        while let Some(&(wanted, key)) = self.waiting.flushing.first()
+            && wanted <= ticket
+        {
+            self.set_stage(key, Stage::Issued);
+            if let Some(request) = self.requests.get_mut(&key) {
+                request.flushed = well;
+                request.remote = failed.map_or(request.remote, Half::Failed);
+            }
+            self.advance_write(key);
         }
     }
 
@@ -85,7 +115,6 @@ impl Primary {
                 return Some(0);
             }
             let extents = request.extents();
-            self.lies_there_alone(extents.clone());
             let staled = extents.clone().filter(|extent| !self.sync.stale.contains(*extent)).collect();
             let save = self.record_stale(extents)?;
             if let Some(request) = self.requests.get_mut(&key) {
@@ -120,6 +149,12 @@ impl Primary {
             return false;
         }
         let new: Vec<u32> = extents.filter(|extent| self.sync.stale.insert(*extent)).collect();
+        for extent in &new {
+            self.map.mark_dirty(*extent);
+        }
+        if !new.is_empty() && self.link.is_up() {
+            self.begin_session();
+        }
         if self.sync.target || self.sync.stale_runs().len() <= STALE_RUNS {
             return true; // a target's whole map is stale, and its metadata says just that
         }
@@ -192,6 +227,7 @@ impl Primary {
         let stage = request.stage;
         let extents = request.extents();
         let is_write = standing.is_write;
+        let heard = stage == (Stage::Completed { well: true });
         for extent in extents.clone() {
             let covered = self.requests.get(&key).is_some_and(|request| self.covers(&request.op, extent));
             if !both {
@@ -203,17 +239,15 @@ impl Primary {
                 self.durable.forget(extent);
                 self.save_metadata();
             }
-            if standing.remote == Half::Done && self.sync.stale.contains(extent) {
+            if heard && standing.remote != Half::Done {
+                self.turning.remove(extent); // the secondary is not right either
+            }
+            if standing.remote == Half::Done && !standing.flushed && self.sync.stale.contains(extent) {
                 self.lies_there_alone(extent..extent + 1); // whatever our disk has of it
             }
         }
         if is_write && !here && there {
             self.sync.direct_reads_off = true;
-            if matches!(stage, Stage::Completed { .. }) && keeps(Rule::L3) {
-                // Somebody relies on it already: our disk took it, and may have dropped it with a failed flush.
-                self.lies_there_alone(extents.clone());
-                self.record_stale(extents.clone());
-            }
         }
         self.map.finish(extents, outcome);
         self.sync.unconfirmed |= outcome == Outcome::Unconfirmed && !confirmed;
