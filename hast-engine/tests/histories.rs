@@ -1454,6 +1454,21 @@ fn what_is_written_to_a_stale_extent_the_secondary_has_flushed() {
     assert_eq!(h.result(3), Some(Ok(None)));
 }
 
+/// The link breaks in the middle of a planned end: a write fails though it is here, and a read that has waited for
+/// it does not bring what the next primary lacks.
+#[test]
+fn a_read_behind_a_write_that_was_cut_off_fails() {
+    let mut h = H::in_step();
+    h.w(1, 3);
+    h.req(2, Op::Read { offset: 3 * u64::from(ES), length: 512 });
+    h.p.handle_stop(h.t);
+    h.pump();
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    assert_eq!(h.result(1), Some(Err(Errno::ENOTCONN)));
+    assert_eq!(h.result(2), Some(Err(Errno::ENOTCONN)));
+}
+
 /// Our disk fails a flush, and before the extent is called stale another write to it is stored on both nodes: it
 /// would rest on the secondary's cache.
 #[test]

@@ -205,6 +205,21 @@ impl Memory {
         Err(format!("sector {at} holds write {id}, but may hold only {:?}", self.possible(at)))
     }
 
+    /// A read that ended at `now` has brought `bytes` from sector `at`, as it may: the write that left them has taken
+    /// effect, whether it was acknowledged, failed, or is still open. What had ended before it began no later read
+    /// brings.
+    pub fn seen(&mut self, at: usize, bytes: &[u8], now: Duration) {
+        let (id, whole) = Memory::read(bytes);
+        let Some(sector) = self.sectors.get_mut(at).filter(|_| whole && id != 0) else { return };
+        let of = |candidate: &&Candidate| candidate.holds == id && candidate.superseded.is_none();
+        let Some(invoked) = sector.iter().find(of).map(|candidate| candidate.invoked) else { return };
+        for candidate in sector.iter_mut().filter(|candidate| candidate.superseded.is_none()) {
+            if candidate.ended.is_some_and(|ended| ended < invoked) {
+                candidate.superseded = Some(now);
+            }
+        }
+    }
+
     /// Both nodes are in step, flushed, and hold `bytes` in sector `at`, and no request is open: nothing else
     /// can come up there any more.
     pub fn settle(&mut self, at: usize, bytes: &[u8]) {
@@ -262,6 +277,23 @@ mod tests {
         memory.check(1, &Memory::contents(7), at(7)).unwrap_err();
         memory.check(2, &Memory::contents(0), at(7)).unwrap();
         memory.check(3, &Memory::contents(0), at(7)).unwrap_err();
+    }
+
+    #[test]
+    fn what_a_failed_write_left_and_somebody_has_read_stays() {
+        for read in [false, true] {
+            let mut memory = Memory::new(1);
+            memory.begin(at(1), 7, false, 0, 1);
+            memory.end(at(2), 7, true);
+            memory.begin(at(3), 8, false, 0, 1);
+            memory.end(at(4), 8, false);
+            if read {
+                memory.seen(0, &Memory::contents(8), at(6));
+            }
+            memory.check(0, &Memory::contents(8), at(7)).unwrap();
+            memory.check(0, &Memory::contents(7), at(5)).unwrap();
+            assert_eq!(memory.check(0, &Memory::contents(7), at(7)).is_ok(), !read);
+        }
     }
 
     #[test]

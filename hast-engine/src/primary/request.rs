@@ -153,11 +153,12 @@ impl Primary {
         if !self.link.is_up() && self.needs_secondary(key) {
             return self.park(key);
         }
+        if self.is_cut_off() {
+            // A read may have waited for a write that has failed here, and would bring what the next primary lacks.
+            return self.not_issued(key, Errno::ENOTCONN);
+        }
         if is_read {
             return self.issue_read(key);
-        }
-        if self.is_cut_off() {
-            return self.not_issued(key, Errno::ENOTCONN);
         }
         self.map.start(extents.clone());
         if self.map.is_durable(extents) || !keeps(Rule::M1) {

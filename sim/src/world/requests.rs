@@ -135,6 +135,7 @@ impl World {
                     if let Err(error) = self.memory.check(first + index, bytes, invoked) {
                         return self.fail(format!("read by request {}: {error}", id.0));
                     }
+                    self.memory.seen(first + index, bytes, now);
                 }
             }
             (What::Read { .. }, Ok(None)) => self.fail("a read brought no data".into()),
