@@ -152,7 +152,14 @@ pub enum ToSupervisor {
     /// A primary has written down what was forced: no worker after it need be told.
     Begun,
     /// Something a hook wants to hear of.
-    Event(Event),
+    Event {
+        /// What has happened.
+        event: Event,
+        /// Whether both connections are up now.
+        complete: bool,
+        /// Bytes of the extents that are being written or still to synchronise; 0 on a secondary.
+        dirty: u64,
+    },
     /// Answer to [`ToWorker::Status`].
     Status {
         /// The question's number.

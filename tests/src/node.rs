@@ -100,6 +100,12 @@ impl Node {
         text.lines().map(str::to_string).collect()
     }
 
+    /// What it has found in its environment, one line per call: resource, event, role, status, dirty bytes.
+    pub fn hook_facts(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.directory.join("hook-facts")).unwrap_or_default();
+        text.lines().map(str::to_string).collect()
+    }
+
     // ---- the daemon ----
 
     /// A command for hastd as this node, with these arguments first.

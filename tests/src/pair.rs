@@ -152,14 +152,20 @@ impl Pair {
         std::fs::write(self.conf_path(), self.conf()).context("hast.conf")
     }
 
-    /// The hook for `exec`: it appends its arguments to the file `hooks` of the node that runs it.
+    /// The hook for `exec`: it appends its arguments to the file `hooks` of the node that runs it, and what it finds
+    /// in its environment to `hook-facts`.
     pub fn hook(&self) -> PathBuf {
         self.directory().join("hook")
     }
 
     fn write_hook(&self) -> Outcome {
         let path = self.hook();
-        std::fs::write(&path, "#!/bin/sh\nprintf '%s\\n' \"$*\" >>\"$HAST_TEST_NODE/hooks\"\n")?;
+        let facts = "$HAST_RESOURCE $HAST_EVENT $HAST_ROLE $HAST_STATUS $HAST_DIRTY";
+        let text = format!(
+            "#!/bin/sh\necho \"{facts}\" >>\"$HAST_TEST_NODE/hook-facts\"\n\
+             printf '%s\\n' \"$*\" >>\"$HAST_TEST_NODE/hooks\"\n"
+        );
+        std::fs::write(&path, text)?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
         Ok(())
     }

@@ -158,9 +158,9 @@ impl ToSupervisor {
                 nv.into()
             }
             ToSupervisor::Begun => message("begun").into(),
-            ToSupervisor::Event(event) => {
+            ToSupervisor::Event { event, complete, dirty } => {
                 let mut nv = message("event");
-                nv.str("name", event.as_str());
+                nv.str("name", event.as_str()).u8("complete", complete.into()).u64("dirty", dirty);
                 nv.into()
             }
             ToSupervisor::Status { id, status } => {
@@ -180,7 +180,11 @@ impl ToSupervisor {
             }
             "cancel" => Ok(ToSupervisor::Cancel { id: need(list.u32("id"), "id")? }),
             "begun" => Ok(ToSupervisor::Begun),
-            "event" => Ok(ToSupervisor::Event(need(list.str("name").and_then(Event::parse), "name")?)),
+            "event" => Ok(ToSupervisor::Event {
+                event: need(list.str("name").and_then(Event::parse), "name")?,
+                complete: need(list.u8("complete"), "complete")? != 0,
+                dirty: need(list.u64("dirty"), "dirty")?,
+            }),
             "status" => {
                 Ok(ToSupervisor::Status { id: need(list.u32("id"), "id")?, status: get_status(&list)? })
             }

@@ -192,7 +192,8 @@ fn what_the_worker_says_arrives() {
     worker.send_to_supervisor(ToSupervisor::Connect { side: Side::Out, id: 1 }).unwrap();
     worker.send_to_supervisor(ToSupervisor::Cancel { id: 1 }).unwrap();
     worker.send_to_supervisor(ToSupervisor::Begun).unwrap();
-    worker.send_to_supervisor(ToSupervisor::Event(Event::SplitBrain)).unwrap();
+    let event = ToSupervisor::Event { event: Event::SplitBrain, complete: true, dirty: 1 << 40 };
+    worker.send_to_supervisor(event).unwrap();
     worker.send_to_supervisor(ToSupervisor::Status { id: 2, status: status.clone() }).unwrap();
     let unknown = WorkerStatus {
         facts: Facts { detached: true, possibly_behind: true, split_brain: true, ..Facts::default() },
@@ -207,7 +208,10 @@ fn what_the_worker_says_arrives() {
     assert!(matches!(received(), Some(ToSupervisor::Connect { side: Side::Out, id: 1 })));
     assert!(matches!(received(), Some(ToSupervisor::Cancel { id: 1 })));
     assert!(matches!(received(), Some(ToSupervisor::Begun)));
-    assert!(matches!(received(), Some(ToSupervisor::Event(Event::SplitBrain))));
+    let Some(ToSupervisor::Event { event: Event::SplitBrain, complete, dirty }) = received() else {
+        panic!()
+    };
+    assert_eq!((complete, dirty), (true, 1 << 40));
     let Some(ToSupervisor::Status { id: 2, status: same }) = received() else { panic!() };
     assert_eq!(same, status);
     let Some(ToSupervisor::Status { id: 3, status: same }) = received() else { panic!() };

@@ -1,6 +1,7 @@
 //! Hooks: the administrator's programs, told of events (spec/behaviour.md, Events and hooks).
 //!
-//! They are started and never waited for; what became of them is logged.
+//! They are started and never waited for; what became of them is logged. Besides the original's arguments they
+//! have the facts in their environment.
 
 use std::ffi::OsStr;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -19,6 +20,41 @@ pub(super) struct Hooks {
     running: Vec<Hook>,
 }
 
+/// What a worker says of its resource at the moment of an event.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Condition {
+    /// Both connections are up.
+    pub(super) complete: bool,
+    /// Bytes of the extents that are being written or still to synchronise; 0 on a secondary.
+    pub(super) dirty: u64,
+}
+
+/// What a hook finds in its environment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Facts<'a> {
+    pub(super) resource: &'a str,
+    pub(super) event: &'a str,
+    /// The role now.
+    pub(super) role: &'a str,
+    /// Absent if no worker can have said anything yet.
+    pub(super) condition: Option<Condition>,
+}
+
+impl Facts<'_> {
+    fn variables(&self) -> [(&'static str, String); 5] {
+        let status = self.condition.map(|condition| if condition.complete { "complete" } else { "degraded" });
+        let dirty = self.condition.map(|condition| condition.dirty.to_string());
+        let known = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+        [
+            ("HAST_RESOURCE", self.resource.to_owned()),
+            ("HAST_EVENT", self.event.to_owned()),
+            ("HAST_ROLE", self.role.to_owned()),
+            ("HAST_STATUS", known(status.map(str::to_owned))),
+            ("HAST_DIRTY", known(dirty)),
+        ]
+    }
+}
+
 #[derive(Debug)]
 struct Hook {
     child: Child,
@@ -34,15 +70,15 @@ impl Hooks {
         Hooks { background, running: Vec::new() }
     }
 
-    /// Starts `program` with `arguments`. Descriptors above 2 are closed by the exec (all of ours are marked
-    /// so), and the library empties the signal mask.
-    pub(super) fn run(&mut self, now: Instant, program: &Path, arguments: &[&str]) {
+    /// Starts `program` with `arguments`, and `facts` in its environment. Descriptors above 2 are closed by the
+    /// exec (all of ours are marked so), and the library empties the signal mask.
+    pub(super) fn run(&mut self, now: Instant, program: &Path, arguments: &[&str], facts: &Facts<'_>) {
         let shown = std::iter::once(program.display().to_string())
             .chain(arguments.iter().map(|argument| (*argument).to_owned()))
             .collect::<Vec<_>>()
             .join(" ");
         let mut command = Command::new(without_search(program));
-        command.arg0(program).args(arguments.iter().map(OsStr::new));
+        command.arg0(program).args(arguments.iter().map(OsStr::new)).envs(facts.variables());
         if self.background {
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         }
@@ -130,16 +166,29 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_known_is_a_dash() {
+        let facts = Facts { resource: "disk0", event: "role", role: "secondary", condition: None };
+        let expected = ["disk0", "role", "secondary", "-", "-"];
+        assert_eq!(facts.variables().map(|(_, value)| value), expected);
+        let condition = Some(Condition { complete: true, dirty: 0 });
+        let [.., (_, status), (_, dirty)] = Facts { condition, ..facts }.variables();
+        assert_eq!((status.as_str(), dirty.as_str()), ("complete", "0"));
+    }
+
+    #[test]
     fn arguments_arrive_and_ends_are_noticed() {
         let directory = tempfile::tempdir().unwrap();
         let output = directory.path().join("output");
-        let script = format!("read x; echo \"$0|$*|$x\" > {}", output.display());
+        let variables = "$HAST_RESOURCE|$HAST_EVENT|$HAST_ROLE|$HAST_STATUS|$HAST_DIRTY";
+        let script = format!("read x; echo \"$0|$*|$x|{variables}\" > {}", output.display());
+        let condition = Some(Condition { complete: false, dirty: 1 << 21 });
+        let facts = Facts { resource: "disk0", event: "role", role: "primary", condition };
 
         let mut hooks = Hooks::new(true);
         let now = Instant::now();
-        hooks.run(now, Path::new("/bin/sh"), &["-c", &script, "role", "disk0", "init", "primary"]);
-        hooks.run(now, Path::new("/nonexistent/hook"), &["connect", "disk0"]);
-        hooks.run(now, Path::new("true"), &["connect", "disk0"]);
+        hooks.run(now, Path::new("/bin/sh"), &["-c", &script, "role", "disk0", "init", "primary"], &facts);
+        hooks.run(now, Path::new("/nonexistent/hook"), &["connect", "disk0"], &facts);
+        hooks.run(now, Path::new("true"), &["connect", "disk0"], &facts);
         assert_eq!(hooks.running.len(), 1);
         assert_eq!(hooks.deadline(), Some(now + REPORT_EVERY));
         hooks.report(now + REPORT_EVERY);
@@ -151,6 +200,9 @@ mod tests {
             hooks.reap();
             std::thread::yield_now();
         }
-        assert_eq!(fs::read_to_string(&output).unwrap(), "role|disk0 init primary|\n");
+        assert_eq!(
+            fs::read_to_string(&output).unwrap(),
+            "role|disk0 init primary||disk0|role|primary|degraded|2097152\n"
+        );
     }
 }

@@ -38,7 +38,7 @@ use polling::{Event, Events, Poller};
 use crate::watch::Watched;
 use connect::Connecting;
 use control::Client;
-use hooks::Hooks;
+use hooks::{Condition, Hooks};
 use jobs::{Jobs, Report};
 use listen::{Peer, PeerListener};
 use listener::Listener;
@@ -279,14 +279,17 @@ impl Supervisor {
         }
     }
 
-    /// Runs a resource's hook: event, resource, and what else there is to say.
-    fn hook(&mut self, index: usize, now: Instant, event: &str, rest: &[&str]) {
+    /// Runs a resource's hook: event, resource, and what else there is to say; with what its worker has said of
+    /// its condition, if that is the worker's event.
+    fn hook(&mut self, index: usize, now: Instant, event: &str, rest: &[&str], condition: Option<Condition>) {
         let Some(resource) = self.resources.get(index) else { return };
         let Some(exec) = &resource.config.exec else { return };
         let mut arguments = vec![event, resource.config.name.as_str()];
         arguments.extend(rest);
         let _scope = resource.scope();
-        self.hooks.run(now, exec, &arguments);
+        let facts =
+            hooks::Facts { resource: &resource.config.name, event, role: resource.role.as_str(), condition };
+        self.hooks.run(now, exec, &arguments, &facts);
     }
 
     /// The resource of that name, unless it is on its way out.

@@ -12,6 +12,7 @@ use hast_net::control::WorkerStatus;
 use hast_net::handshake::BootId;
 
 use super::Supervisor;
+use super::hooks::Condition;
 use super::resource::{Complete, Pending, Step};
 use crate::ipc::{Channel, Start, StartKind, ToSupervisor, ToWorker};
 use crate::watch::Watched;
@@ -309,7 +310,10 @@ impl Supervisor {
                 ToSupervisor::Connect { side, id } => self.connect(index, side, id, now),
                 ToSupervisor::Cancel { id } => self.cancel_connect(index, Some(id)),
                 ToSupervisor::Begun => self.primary_begun(index),
-                ToSupervisor::Event(event) => self.hook(index, now, event.as_str(), &[]),
+                ToSupervisor::Event { event, complete, dirty } => {
+                    let condition = Condition { complete, dirty };
+                    self.hook(index, now, event.as_str(), &[], Some(condition));
+                }
                 ToSupervisor::Status { id, status } => self.worker_answered(index, id, status, now),
             }
         }

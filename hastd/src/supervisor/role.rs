@@ -196,7 +196,7 @@ impl Supervisor {
             return self.answer_failed(index, waiter, EX_OSERR);
         }
         if role != was {
-            self.hook(index, now, "role", &[was.as_str(), role.as_str()]);
+            self.hook(index, now, "role", &[was.as_str(), role.as_str()], None);
         }
         self.answer_role(index, waiter, was);
     }

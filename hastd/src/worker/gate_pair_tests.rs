@@ -66,7 +66,7 @@ impl Pair {
             {
                 match message {
                     ToSupervisor::Connect { side, id } => self.connect(side, id),
-                    ToSupervisor::Event(event) => self.events.push(event),
+                    ToSupervisor::Event { event, .. } => self.events.push(event),
                     ToSupervisor::Begun | ToSupervisor::Cancel { .. } | ToSupervisor::Status { .. } => {}
                 }
             }

@@ -13,6 +13,7 @@ use hast_conf::Resource;
 use hast_engine::{Action, DiskResult, OpId, Side};
 use hast_log::error_text;
 use hast_net::buffer::Pool;
+use hast_net::control::WorkerStatus;
 use polling::{Events, Poller};
 
 use super::devices::Devices;
@@ -274,7 +275,8 @@ impl Reactor {
                 Action::Complete { id, result } => self.devices.complete(id, result),
                 Action::Event(event) => {
                     self.link.note(event);
-                    self.tell(ToSupervisor::Event(event));
+                    let WorkerStatus { complete, dirty, .. } = self.engine.status();
+                    self.tell(ToSupervisor::Event { event, complete, dirty });
                 }
                 Action::DirectReads(allowed) => self.direct_reads(allowed),
                 Action::Exit(code) => self.leave(code),

@@ -431,12 +431,12 @@ impl Board {
                     self.continue_handshake(side);
                 }
                 ToSupervisor::Cancel { .. } | ToSupervisor::Begun => {}
-                ToSupervisor::Event(event) => self.events.push((Role::Primary, event)),
+                ToSupervisor::Event { event, .. } => self.events.push((Role::Primary, event)),
                 ToSupervisor::Status { status, .. } => self.status = Some(status),
             }
         }
         while let Some(message) = self.secondary.as_ref().and_then(Worker::hear) {
-            if let ToSupervisor::Event(event) = message {
+            if let ToSupervisor::Event { event, .. } = message {
                 self.events.push((Role::Secondary, event));
             }
         }

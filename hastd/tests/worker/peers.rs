@@ -356,7 +356,7 @@ impl Primary {
 
     fn wait_event(&self, expected: Event) {
         wait_for("an event", || match self.worker.hear_next() {
-            ToSupervisor::Event(event) if event == expected => Some(()),
+            ToSupervisor::Event { event, .. } if event == expected => Some(()),
             _ => None,
         });
     }

@@ -42,6 +42,23 @@ fn every_event_in_order() -> Outcome {
     expect(&pair.a, &mut a, &["connect disk0", "syncstart disk0", "syncdone disk0"])?;
     expect(&pair.b, &mut b, &["connect disk0"])?;
     volume.flush()?;
+    let facts = |node: &Node, event: &str| -> Vec<String> {
+        let lines = node.hook_facts().into_iter();
+        lines.filter(|line| line.split(' ').nth(1) == Some(event)).collect()
+    };
+    assert_eq!(facts(&pair.a, "role"), ["disk0 role primary - -"]);
+    assert_eq!(facts(&pair.b, "role"), ["disk0 role secondary - -"]);
+    assert_eq!(facts(&pair.b, "connect"), ["disk0 connect secondary complete 0"; 2]);
+    assert_eq!(facts(&pair.b, "disconnect"), ["disk0 disconnect secondary degraded 0"]);
+    let connected = facts(&pair.a, "connect");
+    assert_eq!(connected[0], "disk0 connect primary complete 0");
+    let dirty = |line: &String, head: &str| line.strip_prefix(head).unwrap().parse::<u64>().unwrap();
+    assert!(dirty(&connected[1], "disk0 connect primary complete ") >= 1 << 20, "{connected:?}");
+    let [start] = facts(&pair.a, "syncstart").try_into().unwrap();
+    assert!(dirty(&start, "disk0 syncstart primary complete ") >= 1 << 20, "{start}");
+    assert_eq!(facts(&pair.a, "syncdone"), ["disk0 syncdone primary complete 0"]);
+    let [lost] = facts(&pair.a, "disconnect").try_into().unwrap();
+    dirty(&lost, "disk0 disconnect primary degraded ");
 
     // A planned change is no disconnection for the node that makes it.
     pair.a.role("secondary", "disk0")?;
