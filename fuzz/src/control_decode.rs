@@ -6,7 +6,9 @@
 use hast_format::metadata::Role;
 use hast_format::nv::List;
 use hast_net::buffer::Pool;
-use hast_net::control::{Command, Entry, Facts, Reply, Request, ResourceStatus, Statistics, WorkerStatus};
+use hast_net::control::{
+    Command, Divergence, Entry, Facts, Reply, Request, ResourceStatus, Statistics, WorkerStatus,
+};
 use hast_net::frame::{self, Limits, Receiver};
 
 use crate::messages::feed;
@@ -162,5 +164,13 @@ fn facts(source: &mut Source<'_>) -> Facts {
         peer_is_original: source.flag().then(|| source.flag()),
         synchronising: source.flag(),
         to_synchronise_bytes: source.number(),
+        clients: (0..source.number::<u8>() % 3).map(|_| source.number()).collect(),
+        divergence: source.flag().then(|| Divergence {
+            extentsize: source.number(),
+            here: source.number(),
+            there: source.number(),
+            both: source.number(),
+            exact: source.flag(),
+        }),
     }
 }

@@ -5,7 +5,7 @@
 
 mod facts;
 
-pub use facts::Facts;
+pub use facts::{Divergence, Facts};
 
 use std::collections::HashMap;
 

@@ -4,8 +4,8 @@
 use hast_format::metadata::Role;
 use hast_format::nv::{List, Writer};
 use hast_net::control::{
-    Command, ERROR_INVALID, ERROR_UNIMPLEMENTED, Entry, Facts, Rejected, Reply, ReplyError, Request,
-    ResourceStatus, Statistics, WorkerStatus,
+    Command, Divergence, ERROR_INVALID, ERROR_UNIMPLEMENTED, Entry, Facts, Rejected, Reply, ReplyError,
+    Request, ResourceStatus, Statistics, WorkerStatus,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -52,16 +52,26 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn divergence()(
+        extentsize in any::<u32>(), [here, there, both] in any::<[u64; 3]>(), exact in any::<bool>(),
+    ) -> Divergence {
+        Divergence { extentsize, here, there, both, exact }
+    }
+}
+
+prop_compose! {
     fn facts()(
         inconsistent in prop::option::of((any::<u64>(), text())),
         [target, detached, possibly_behind, split_brain, synchronising] in any::<[bool; 5]>(),
         [stale_bytes, to_synchronise_bytes] in any::<[u64; 2]>(),
         peer_is_original in any::<Option<bool>>(),
+        clients in vec(any::<u32>(), 0..4),
+        divergence in prop::option::of(divergence()),
     ) -> Facts {
         let (inconsistent_since, by) = inconsistent.unzip();
         Facts {
             inconsistent_since, inconsistent_by: by.unwrap_or_default(), target, stale_bytes, detached,
-            possibly_behind, split_brain, peer_is_original, synchronising, to_synchronise_bytes,
+            possibly_behind, split_brain, peer_is_original, synchronising, to_synchronise_bytes, clients, divergence,
         }
     }
 }

@@ -20,7 +20,16 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Sends `request` to the daemon that listens on `control` and waits for its reply; a change of role takes
 /// as long as the worker takes to end.
 pub(crate) fn ask(control: &Address, request: &Request) -> Result<Reply, AskError> {
-    let mut stream = connect(control)
+    ask_within(control, request, None)
+}
+
+/// The same, of a daemon that has to take and say each piece within `patience`.
+pub(crate) fn ask_within(
+    control: &Address,
+    request: &Request,
+    patience: Option<Duration>,
+) -> Result<Reply, AskError> {
+    let mut stream = connect(control, patience)
         .map_err(|error| AskError::Connect { address: control.to_string(), reason: error_text(&error) })?;
     let send = |reason| AskError::Send { address: control.to_string(), reason };
     let bytes = frame::encode(frame::VERSION, &request.encode()).map_err(|error| send(error.to_string()))?;
@@ -56,14 +65,20 @@ trait Stream: Read + Write {}
 
 impl<T: Read + Write> Stream for T {}
 
-fn connect(control: &Address) -> io::Result<Box<dyn Stream>> {
+fn connect(control: &Address, patience: Option<Duration>) -> io::Result<Box<dyn Stream>> {
     if let Some(path) = control.unix_path() {
-        return Ok(Box::new(UnixStream::connect(path)?));
+        let stream = UnixStream::connect(path)?;
+        stream.set_read_timeout(patience)?;
+        stream.set_write_timeout(patience)?;
+        return Ok(Box::new(stream));
     }
     // Only the first address counts, as everywhere in HAST.
     let addresses = control.resolve()?;
     let address = addresses.first().ok_or(ErrorKind::NotFound)?;
-    Ok(Box::new(TcpStream::connect_timeout(address, CONNECT_TIMEOUT)?))
+    let stream = TcpStream::connect_timeout(address, patience.unwrap_or(CONNECT_TIMEOUT))?;
+    stream.set_read_timeout(patience)?;
+    stream.set_write_timeout(patience)?;
+    Ok(Box::new(stream))
 }
 
 fn receive_frame(stream: &mut dyn Stream) -> io::Result<Frame> {

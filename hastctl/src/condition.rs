@@ -76,6 +76,7 @@ mod tests {
             peer_is_original: Some(true),
             synchronising: true,
             to_synchronise_bytes: 512,
+            ..Facts::default()
         }
     }
 

@@ -11,8 +11,10 @@ mod dump;
 mod human;
 mod options;
 mod report;
+mod role;
 mod size;
 mod stop;
+mod users;
 
 use std::env;
 use std::io::{self, ErrorKind, Write};
@@ -82,7 +84,17 @@ fn run(invocation: Invocation) -> Result<(), Failed> {
                     .map_err(|error| failed(&error, error.exit_code()))
             }))
         }
-        Command::Role { role, force, names } => {
+        Command::Role { role, force, dry: true, names } => {
+            let request = Request::new(control::Command::Status, names);
+            let entries = ask(&config, &Request { verbose: true, ..request })?;
+            let (text, status) = role::foresee(&config, &entries, role, force);
+            print(&text)?;
+            if status == 0 { Ok(()) } else { Err(Failed(status)) }
+        }
+        Command::Role { role, force, dry: false, names } => {
+            if role != Role::Primary {
+                role::warn_of_users(&config, &names);
+            }
             let request = Request::new(control::Command::SetRole(role), names);
             let entries = ask(&config, &Request { force, ..request })?;
             report_roles(&entries, role);

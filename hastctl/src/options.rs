@@ -26,11 +26,11 @@ pub(crate) struct Invocation {
 }
 
 /// What is to be done. Sizes are in bytes, 0 where none was given; `force` makes even a node primary whose data
-/// is known to be out of date.
+/// is known to be out of date, `dry` changes nothing and says what would happen.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Command {
     Create { names: Vec<String>, extentsize: u64, keepdirty: u64, mediasize: u64 },
-    Role { role: Role, force: bool, names: Vec<String> },
+    Role { role: Role, force: bool, dry: bool, names: Vec<String> },
     List { names: Vec<String>, verbose: bool },
     Status { names: Vec<String>, verbose: bool },
     Dump { what: Dumped, map: bool },
@@ -53,7 +53,7 @@ impl Invocation {
         let word = arguments.next().ok_or(UsageError::Usage)?;
         let (kind, letters) = match word.to_str() {
             Some("create") => (Kind::Create, "c:dhN:e:k:m:"),
-            Some("role") => (Kind::Role, "c:dhN:f"),
+            Some("role") => (Kind::Role, "c:dhN:fn"),
             Some("list") => (Kind::List, "c:dhN:v"),
             Some("status") => (Kind::Status, "c:dhN:v"),
             Some("dump") => (Kind::Dump, "c:dhN:f:v"),
@@ -64,7 +64,7 @@ impl Invocation {
         let mut options = Options::new(arguments.collect(), letters);
         let (mut debug, mut config, mut node) = (0_u8, PathBuf::from(DEFAULT_CONFIG), None);
         let (mut extentsize, mut keepdirty, mut mediasize) = (0, 0, 0);
-        let (mut file, mut verbose, mut force) = (None, false, false);
+        let (mut file, mut verbose, mut force, mut dry) = (None, false, false, false);
         while let Some(option) = options.next()? {
             match option.letter {
                 b'd' => debug = debug.saturating_add(1),
@@ -75,6 +75,7 @@ impl Invocation {
                 b'm' => mediasize = size_of(&option.value, "mediasize")?,
                 b'f' if matches!(kind, Kind::Role) => force = true,
                 b'f' => file = Some(PathBuf::from(option.value)),
+                b'n' => dry = true,
                 b'v' => verbose = true,
                 _ => return Err(UsageError::Usage),
             }
@@ -91,7 +92,7 @@ impl Invocation {
                 if names.is_empty() {
                     return Err(UsageError::Usage);
                 }
-                Command::Role { role, force, names }
+                Command::Role { role, force, dry, names }
             }
             Kind::List => Command::List { names: or_all(names), verbose },
             Kind::Status => Command::Status { names: or_all(names), verbose },
@@ -163,7 +164,7 @@ fn usage(program: &str) -> String {
          \x20      {program} stop [-d] [-c config]\n\
          \x20      {program} dump [-v] -f file | device\n\
          every command: -N node (be this node); list, status, dump: -v (show more)\n\
-         role: -f (make primary even if the data here is out of date)\n"
+         role: -f (make primary even if the data here is out of date), -n (only say what would happen)\n"
     )
 }
 
@@ -336,12 +337,14 @@ mod tests {
         let command = |line: &[&str]| parse(line).unwrap().command;
         for force in [false, true] {
             let line = if force { &["role", "-df", "primary", "a"][..] } else { &["role", "primary", "a"] };
-            let expected = Command::Role { role: Role::Primary, force, names: names(&["a"]) };
+            let expected = Command::Role { role: Role::Primary, force, dry: false, names: names(&["a"]) };
             assert_eq!(command(line), expected);
         }
         // Options end where operands begin.
-        let late = Command::Role { role: Role::Init, force: false, names: names(&["-f", "a"]) };
+        let late = Command::Role { role: Role::Init, force: false, dry: false, names: names(&["-f", "a"]) };
         assert_eq!(command(&["role", "init", "-f", "a"]), late);
+        let dry = Command::Role { role: Role::Secondary, force: false, dry: true, names: names(&["a"]) };
+        assert_eq!(command(&["role", "-n", "secondary", "a"]), dry);
         let all = names(&["all"]);
         assert_eq!(command(&["list", "-v"]), Command::List { names: all.clone(), verbose: true });
         assert_eq!(command(&["status", "-v"]), Command::Status { names: all, verbose: true });
@@ -370,6 +373,7 @@ mod tests {
             (&["list", "-c"], UsageError::MissingValue(b'c')),
             (&["list", "-f"], UsageError::IllegalOption(b'f')),
             (&["role", "-v", "init", "a"], UsageError::IllegalOption(b'v')),
+            (&["status", "-n"], UsageError::IllegalOption(b'n')),
             (&["stop", "all"], UsageError::Usage),
         ];
         for (line, error) in table {

@@ -165,7 +165,7 @@ pub enum ToSupervisor {
         /// The question's number.
         id: u32,
         /// The answer.
-        status: WorkerStatus,
+        status: Box<WorkerStatus>,
     },
 }
 

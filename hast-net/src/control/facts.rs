@@ -26,6 +26,39 @@ pub struct Facts {
     pub synchronising: bool,
     /// Bytes of the extents that are still to be copied.
     pub to_synchronise_bytes: u64,
+    /// Processes that are connected to the device over NBD; 0 for one that the system does not name.
+    pub clients: Vec<u32>,
+    /// How far the copies are apart, if both nodes have written alone and have told each other.
+    pub divergence: Option<Divergence>,
+}
+
+/// How far the copies of two nodes are apart that have both written alone, in extents.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Divergence {
+    /// Bytes per extent.
+    pub extentsize: u32,
+    /// Extents that this node's map has.
+    pub here: u64,
+    /// Extents that the other node's map has.
+    pub there: u64,
+    /// Extents that both maps have.
+    pub both: u64,
+    /// The maps are known to hold all that was changed since the nodes parted.
+    pub exact: bool,
+}
+
+impl Divergence {
+    /// Extents that either map has: what is copied if one node gives up its changes.
+    #[must_use]
+    pub fn either(&self) -> u64 {
+        self.here.saturating_add(self.there).saturating_sub(self.both)
+    }
+
+    /// The same, as the other node sees it.
+    #[must_use]
+    pub fn seen_from_there(self) -> Divergence {
+        Divergence { here: self.there, there: self.here, ..self }
+    }
 }
 
 impl Facts {
@@ -44,6 +77,17 @@ impl Facts {
         }
         list.bool("x_synchronising", self.synchronising);
         list.u64("x_to_synchronise_bytes", self.to_synchronise_bytes);
+        if !self.clients.is_empty() {
+            let pids: Vec<String> = self.clients.iter().map(u32::to_string).collect();
+            list.str("x_clients", &pids.join(" "));
+        }
+        if let Some(divergence) = &self.divergence {
+            list.u32(DIVERGENCE, divergence.extentsize);
+            list.u64("x_changed_here", divergence.here);
+            list.u64("x_changed_there", divergence.there);
+            list.u64("x_changed_both", divergence.both);
+            list.bool("x_changed_exact", divergence.exact);
+        }
     }
 
     /// None from a daemon that does not tell.
@@ -64,9 +108,21 @@ impl Facts {
             peer_is_original: pairs.bool("x_peer_is_original", index),
             synchronising: flag("x_synchronising"),
             to_synchronise_bytes: number("x_to_synchronise_bytes"),
+            clients: pairs
+                .text("x_clients", index)
+                .map_or_else(Vec::new, |pids| pids.split(' ').filter_map(|pid| pid.parse().ok()).collect()),
+            divergence: pairs.u32(DIVERGENCE, index).map(|extentsize| Divergence {
+                extentsize,
+                here: number("x_changed_here"),
+                there: number("x_changed_there"),
+                both: number("x_changed_both"),
+                exact: flag("x_changed_exact"),
+            }),
         })
     }
 }
 
+/// Whoever tells how far the copies are apart tells this: bytes per extent.
+const DIVERGENCE: &str = "x_changed_extentsize";
 /// Whoever tells facts tells this one.
 const TARGET: &str = "x_target";

@@ -9,7 +9,7 @@ use hast_engine::{Event, Side};
 use hast_format::metadata::Role;
 use hast_format::nv;
 use hast_net::address::Address;
-use hast_net::control::{Facts, Statistics, WorkerStatus};
+use hast_net::control::{Divergence, Facts, Statistics, WorkerStatus};
 use hast_net::handshake::{BootId, Extensions, SecondHello};
 use hast_net::payload::{Checksum, Compression};
 
@@ -186,7 +186,8 @@ impl ToSupervisor {
                 dirty: need(list.u64("dirty"), "dirty")?,
             }),
             "status" => {
-                Ok(ToSupervisor::Status { id: need(list.u32("id"), "id")?, status: get_status(&list)? })
+                let status = Box::new(get_status(&list)?);
+                Ok(ToSupervisor::Status { id: need(list.u32("id"), "id")?, status })
             }
             other => Err(invalid(&format!("unknown message `{other}'"))),
         }
@@ -263,6 +264,12 @@ fn put_status(nv: &mut nv::Writer, status: &WorkerStatus) {
         nv.u8("peer_is_original", original.into());
     }
     nv.u8("synchronising", f.synchronising.into()).u64("to_synchronise_bytes", f.to_synchronise_bytes);
+    for (index, client) in f.clients.iter().enumerate() {
+        nv.u32(&format!("client{index}"), *client);
+    }
+    if let Some(divergence) = &f.divergence {
+        put_divergence(nv, divergence);
+    }
 }
 
 fn get_status(list: &nv::List<'_>) -> io::Result<WorkerStatus> {
@@ -299,7 +306,26 @@ fn get_facts(list: &nv::List<'_>) -> io::Result<Facts> {
         peer_is_original: list.u8("peer_is_original").map(|value| value != 0),
         synchronising: flag("synchronising")?,
         to_synchronise_bytes: need(list.u64("to_synchronise_bytes"), "to_synchronise_bytes")?,
+        clients: (0..).map_while(|index| list.u32(&format!("client{index}"))).collect(),
+        divergence: get_divergence(list)?,
     })
+}
+
+fn put_divergence(nv: &mut nv::Writer, divergence: &Divergence) {
+    let Divergence { extentsize, here, there, both, exact } = *divergence;
+    nv.u32("changed_extentsize", extentsize).u64("changed_here", here).u64("changed_there", there);
+    nv.u64("changed_both", both).u8("changed_exact", exact.into());
+}
+
+fn get_divergence(list: &nv::List<'_>) -> io::Result<Option<Divergence>> {
+    let Some(extentsize) = list.u32("changed_extentsize") else { return Ok(None) };
+    Ok(Some(Divergence {
+        extentsize,
+        here: need(list.u64("changed_here"), "changed_here")?,
+        there: need(list.u64("changed_there"), "changed_there")?,
+        both: need(list.u64("changed_both"), "changed_both")?,
+        exact: need(list.u8("changed_exact"), "changed_exact")? != 0,
+    }))
 }
 
 /// A token or a boot id.

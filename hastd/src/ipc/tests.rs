@@ -8,7 +8,7 @@ use hast_conf::{Replication, Resource};
 use hast_engine::{Event, Side};
 use hast_format::metadata::Role;
 use hast_net::address::Address;
-use hast_net::control::{Facts, Statistics, WorkerStatus};
+use hast_net::control::{Divergence, Facts, Statistics, WorkerStatus};
 use hast_net::handshake::{Extensions, SecondHello};
 use hast_net::payload::{Checksum, Compression};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -185,6 +185,8 @@ fn what_the_worker_says_arrives() {
         peer_is_original: Some(false),
         synchronising: true,
         to_synchronise_bytes: 7,
+        clients: vec![17, 0, u32::MAX],
+        divergence: Some(Divergence { extentsize: 4096, here: 3, there: 1 << 40, both: 2, exact: true }),
         ..Facts::default()
     };
     let status =
@@ -194,12 +196,12 @@ fn what_the_worker_says_arrives() {
     worker.send_to_supervisor(ToSupervisor::Begun).unwrap();
     let event = ToSupervisor::Event { event: Event::SplitBrain, complete: true, dirty: 1 << 40 };
     worker.send_to_supervisor(event).unwrap();
-    worker.send_to_supervisor(ToSupervisor::Status { id: 2, status: status.clone() }).unwrap();
+    worker.send_to_supervisor(ToSupervisor::Status { id: 2, status: Box::new(status.clone()) }).unwrap();
     let unknown = WorkerStatus {
         facts: Facts { detached: true, possibly_behind: true, split_brain: true, ..Facts::default() },
         ..WorkerStatus::default()
     };
-    worker.send_to_supervisor(ToSupervisor::Status { id: 3, status: unknown.clone() }).unwrap();
+    worker.send_to_supervisor(ToSupervisor::Status { id: 3, status: Box::new(unknown.clone()) }).unwrap();
     // What the supervisor sent and nobody read must not hide what the worker said before it ended.
     supervisor.send_to_worker(ToWorker::Stop).unwrap();
     drop(worker);
@@ -213,9 +215,9 @@ fn what_the_worker_says_arrives() {
     };
     assert_eq!((complete, dirty), (true, 1 << 40));
     let Some(ToSupervisor::Status { id: 2, status: same }) = received() else { panic!() };
-    assert_eq!(same, status);
+    assert_eq!(*same, status);
     let Some(ToSupervisor::Status { id: 3, status: same }) = received() else { panic!() };
-    assert_eq!(same, unknown);
+    assert_eq!(*same, unknown);
     assert!(received().is_none());
 }
 

@@ -340,9 +340,12 @@ impl Supervisor {
     }
 }
 
-/// All that is known of a resource.
-pub(super) fn status(resource: &Resource, worker: Option<WorkerStatus>, facts: Option<Facts>) -> Entry {
+/// All that is known of a resource; with `facts`, what its worker or its provider says of them.
+pub(super) fn status(resource: &Resource, worker: Option<WorkerStatus>, mut facts: Option<Facts>) -> Entry {
     let config = &resource.config;
+    if let Some(facts) = &mut facts {
+        facts.split_brain |= resource.split_brain;
+    }
     let pid = resource.worker.as_ref().and_then(|worker| i32::try_from(worker.pid()).ok());
     let status = ResourceStatus {
         provname: config.provname.clone(),

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
+use hast_engine::Event;
 use hast_format::metadata::Role;
 use hast_net::control::WorkerStatus;
 use hast_net::handshake::BootId;
@@ -311,11 +312,24 @@ impl Supervisor {
                 ToSupervisor::Cancel { id } => self.cancel_connect(index, Some(id)),
                 ToSupervisor::Begun => self.primary_begun(index),
                 ToSupervisor::Event { event, complete, dirty } => {
+                    self.note(index, event);
                     let condition = Condition { complete, dirty };
                     self.hook(index, now, event.as_str(), &[], Some(condition));
                 }
-                ToSupervisor::Status { id, status } => self.worker_answered(index, id, status, now),
+                ToSupervisor::Status { id, status } => self.worker_answered(index, id, *status, now),
             }
+        }
+    }
+
+    /// Remembers of a secondary's worker, which is gone when it is asked for, that both nodes were written.
+    fn note(&mut self, index: usize, event: Event) {
+        let Some(resource) = self.resources.get_mut(index).filter(|r| r.role == Role::Secondary) else {
+            return;
+        };
+        match event {
+            Event::SplitBrain => resource.split_brain = true,
+            Event::Connect => resource.split_brain = false,
+            Event::Disconnect | Event::SyncStart | Event::SyncDone | Event::SyncIntr => {}
         }
     }
 

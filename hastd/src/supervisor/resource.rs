@@ -45,6 +45,9 @@ pub(super) struct Resource {
     pub(super) restart: Option<Instant>,
     /// Connections of a primary that have no worker yet.
     pub(super) pending: Pending,
+    /// As a secondary it last turned a primary away because both nodes have written alone: the worker that did is
+    /// gone, and the other node does not say so to everybody who asks here.
+    pub(super) split_brain: bool,
     /// The role change that is being carried out.
     pub(super) change: Option<Change>,
     /// What comes after it.
@@ -71,6 +74,7 @@ impl Resource {
             forced: false,
             restart: None,
             pending: Pending::None,
+            split_brain: false,
             change: None,
             tasks: VecDeque::new(),
             leaving: false,

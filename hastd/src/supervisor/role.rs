@@ -182,6 +182,9 @@ impl Supervisor {
             log::info!("Role changed to {}.", role.as_str());
         }
         drop(scope);
+        if role != was {
+            resource.split_brain = false;
+        }
         resource.role = role;
         if let Some(pid) = stopped {
             let _scope = resource.scope();
@@ -213,6 +216,7 @@ impl Supervisor {
         }
         drop(scope);
         resource.role = Role::Init;
+        resource.split_brain = false;
         resource.provider = None;
         self.answer_failed(index, waiter, error);
     }

@@ -92,6 +92,11 @@ impl Devices {
         self.gate.as_mut().map_or(Ok(()), |gate| gate.direct_reads(allowed))
     }
 
+    /// The processes that are connected to the NBD export; 0 for one that the system does not name.
+    pub(super) fn clients(&self) -> Vec<u32> {
+        self.nbd.as_ref().map_or_else(Vec::new, nbd::Server::processes)
+    }
+
     /// Sends answers. True if that may have made room for further requests.
     pub(super) fn transmit(&mut self) -> bool {
         self.nbd.as_mut().is_some_and(nbd::Server::transmit)

@@ -55,6 +55,8 @@ pub(super) struct Server {
 /// One connection.
 struct Client {
     socket: Watched<Socket>,
+    /// Who has connected it, 0 if the system does not say.
+    process: u32,
     session: Session,
     /// Commands that may have something to ask of the engine, oldest first.
     queue: VecDeque<u64>,
@@ -246,6 +248,11 @@ impl Server {
         self.clients.values().any(|client| !client.unsent.is_empty())
     }
 
+    /// The processes that are connected; 0 for one that the system does not name.
+    pub(super) fn processes(&self) -> Vec<u32> {
+        self.clients.values().map(|client| client.process).collect()
+    }
+
     /// Connections served.
     #[cfg(test)]
     pub(super) fn clients(&self) -> usize {
@@ -262,6 +269,7 @@ impl Server {
         let key = self.next_client;
         self.next_client = self.next_client.wrapping_add(1);
         let client = Client {
+            process: process_of(&socket),
             socket: Watched::new(&self.poller, key, socket, true, false)?,
             session: Session::new(self.export.clone(), self.pool.clone()),
             queue: VecDeque::new(),
@@ -327,6 +335,19 @@ impl Server {
             self.answer(key);
         }
     }
+}
+
+/// The process that has connected a unix socket, by number; 0 where the system does not say.
+fn process_of(socket: &Socket) -> u32 {
+    #[cfg(target_os = "linux")]
+    let process = nix::sys::socket::getsockopt(socket, nix::sys::socket::sockopt::PeerCredentials)
+        .map_or(0, |credentials| credentials.pid());
+    #[cfg(not(target_os = "linux"))]
+    let process = {
+        let _ = socket;
+        0_i32
+    };
+    u32::try_from(process).unwrap_or(0)
 }
 
 impl Client {

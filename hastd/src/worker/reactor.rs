@@ -374,7 +374,9 @@ impl Reactor {
                 }
             }
             ToWorker::Status { id } => {
-                self.tell(ToSupervisor::Status { id, status: self.engine.status() });
+                let mut status = self.engine.status();
+                status.facts.clients = self.devices.clients();
+                self.tell(ToSupervisor::Status { id, status: Box::new(status) });
             }
             ToWorker::Stop => {
                 self.told_to_stop = true;

@@ -432,7 +432,7 @@ impl Board {
                 }
                 ToSupervisor::Cancel { .. } | ToSupervisor::Begun => {}
                 ToSupervisor::Event { event, .. } => self.events.push((Role::Primary, event)),
-                ToSupervisor::Status { status, .. } => self.status = Some(status),
+                ToSupervisor::Status { status, .. } => self.status = Some(*status),
             }
         }
         while let Some(message) = self.secondary.as_ref().and_then(Worker::hear) {

@@ -7,6 +7,7 @@ mod bad_input;
 mod clients;
 mod daemon;
 mod exit_codes;
+mod foresight;
 mod hooks;
 mod many;
 mod messages;

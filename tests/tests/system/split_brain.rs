@@ -41,12 +41,27 @@ fn found_refused_and_repaired() -> Outcome {
         Ok(pair.b.hook_lines().iter().filter(|line| *line == "split-brain disk0").count() >= 2)
     })?;
     on_a.scribble(4, 6 << 20, 4096)?;
+    for node in [&pair.a, &pair.b] {
+        wait_until("both nodes to tell", SHORT, || {
+            let status = node.ctl(&["status", "-v", "disk0"])?;
+            let list = node.ctl(&["list", "-v", "disk0"])?;
+            Ok(status.trim_end().ends_with("split-brain") && list.contains("    split-brain: yes\n"))
+        })?;
+        assert!(
+            !node.ctl(&["status", "disk0"])?.contains("split-brain"),
+            "the original's output is unchanged"
+        );
+        assert!(!node.ctl(&["list", "disk0"])?.contains("split-brain"));
+    }
 
     // a's data are to survive.
     pair.b.role("init", "disk0")?;
     pair.b.ctl(&["create", "-e", "65536", "disk0"])?;
     pair.b.role("secondary", "disk0")?;
     pair.a.wait_in_step("disk0")?;
+    for node in [&pair.a, &pair.b] {
+        assert!(node.ctl(&["list", "-v", "disk0"])?.contains("    split-brain: no\n"), "it is over");
+    }
     on_a.verify()?;
     on_a.flush()?;
     on_a.verify_provider(&pair.a, "disk0")?;
