@@ -102,6 +102,7 @@ fn admission(source: &mut Source<'_>) {
         localcnt: source.count(),
         remotecnt: source.count(),
         boot: None,
+        parting: None,
     };
     let expected = expected(&provider, &metadata, &hello);
     let mut engine = Secondary::new(secondary(source, &provider, ext, hello.clone()), Duration::ZERO);
@@ -116,7 +117,7 @@ fn admission(source: &mut Source<'_>) {
                     check_answer(&answer, map, expected, &provider, &metadata);
                     answered = Some(true);
                 }
-                Action::Send { message: Message::SecondRefusal(refusal), .. } => {
+                Action::Send { message: Message::SecondRefusal(refusal, _), .. } => {
                     let split = refusal.errmsg == handshake::texts::SPLIT_BRAIN;
                     let refused = if split { Decision::SplitBrain } else { Decision::Mismatch };
                     assert_eq!(expected, refused);

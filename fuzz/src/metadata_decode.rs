@@ -145,6 +145,8 @@ pub fn metadata(source: &mut Source<'_>) -> Metadata {
             .collect(),
         boot: [source.byte(); 16],
         peer_boot: [source.byte(); 16],
+        parted: source.number(),
+        given_up: source.number(),
     };
     if extension.generation == 0 {
         extension = Extension::default();

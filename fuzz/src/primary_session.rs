@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use hast_engine::{Action, MAX_REQUEST, Op, Primary, PrimaryStart, RequestId, Side};
 use hast_format::nv::Writer;
-use hast_net::buffer::Pool;
+use hast_net::buffer::{Buffer, Pool};
 use hast_net::frame::{Limits, Receiver};
 use hast_net::handshake::{FirstAnswer, Refusal, SecondAnswer, SecondRefusal, SyncSource, texts};
 use hast_net::message::{Command, Message};
@@ -204,8 +204,10 @@ impl Session {
                 localcnt: source.count(),
                 remotecnt: source.count(),
                 errmsg: source.choose(&[texts::SPLIT_BRAIN.to_owned(), text]),
+                parted: source.flag().then(|| source.number()),
             };
-            return to_bytes(&Message::SecondRefusal(refusal), 2, stages);
+            let map = source.flag().then(|| Buffer::from(source.bytes(64).to_vec()));
+            return to_bytes(&Message::SecondRefusal(refusal, map), 2, stages);
         }
         let length = match source.below(4) {
             0 => 0,

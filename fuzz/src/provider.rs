@@ -286,6 +286,8 @@ fn metadata(source: &mut Source<'_>, layout: &Layout) -> Metadata {
             stale: (0..source.below(4)).map(|_| run(source)).collect(),
             boot: [source.byte(); 16],
             peer_boot: [source.byte() & 3; 16],
+            parted: source.choose(&[0, 1, 2]),
+            given_up: source.choose(&[0, 0, RESUID]),
         };
     }
     Metadata {

@@ -86,6 +86,7 @@ impl Session {
             localcnt: source.count(),
             remotecnt: source.count(),
             boot: source.flag().then(|| [source.byte() & 3; 16]),
+            parting: None,
         };
         let start = SecondaryStart {
             settings: settings(source),
@@ -325,7 +326,7 @@ impl Session {
                 assert_eq!(answer.mapsize as usize, map.map_or(0, |map| map.len()));
                 assert!(u64::from(answer.mapsize) <= self.provider.layout().sent_map_bytes());
             }
-            Message::SecondRefusal(_) => assert!(side == Side::Out && !self.answered),
+            Message::SecondRefusal(..) => assert!(side == Side::Out && !self.answered),
             Message::Reply(reply) => {
                 assert!(side == Side::In && self.answered);
                 self.model.settle(&reply);

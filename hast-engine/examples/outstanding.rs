@@ -143,6 +143,7 @@ fn secondary(outstanding: u64) -> f64 {
         localcnt: 1,
         remotecnt: 1,
         boot: Some([2; 16]),
+        parting: None,
     };
     let start = SecondaryStart {
         settings: settings(),

@@ -18,6 +18,7 @@
 
 mod counts;
 mod durable;
+mod parting;
 mod primary;
 mod ranges;
 mod saving;

@@ -1202,6 +1202,7 @@ impl S {
             localcnt: 1,
             remotecnt: 1,
             boot: Some([3; 16]),
+            parting: None,
         };
         let s = Secondary::new(
             SecondaryStart {

@@ -38,6 +38,12 @@ pub struct Extension {
     pub boot: [u8; 16],
     /// Boot id of the other node's host, as far as this node was told; zeros: unknown.
     pub peer_boot: [u8; 16],
+    /// The connection since which this node's map has everything that it may have and the other node not, by a
+    /// number that both nodes know; 0: there is none of which that can be said.
+    pub parted: u64,
+    /// The resource id that this node had when its administrator gave its changes up (`hastctl discard`), until
+    /// it has met a primary; 0: they have not been given up.
+    pub given_up: u64,
 }
 
 /// Since when a node is inconsistent, and who is bringing it up to date.
@@ -130,6 +136,8 @@ pub(crate) fn encode(metadata: &Metadata) -> [u8; AREA] {
     }
     area.boot = extension.boot;
     area.peer_boot = extension.peer_boot;
+    area.parted = extension.parted.into();
+    area.given_up = extension.given_up.into();
     area.stale_count = u16::try_from(extension.stale.len()).unwrap_or(u16::MAX).into();
     for (to, from) in area.stale.iter_mut().zip(&extension.stale) {
         *to = StaleRun { first: from.first.into(), count: from.count.into() };
@@ -187,7 +195,10 @@ struct Area {
     name: [u8; RESOURCE_NAME_MAX],
     mark_by_length: u8,
     mark_by: [u8; MARK_BY_MAX],
-    rest: [u8; 333],
+    // From here on fields that an area need not have.
+    parted: U64,
+    given_up: U64,
+    rest: [u8; 317],
     /// CRC-32C of all bytes before it.
     crc: U32,
 }
@@ -203,8 +214,10 @@ const _: () = assert!(AREA == 1024);
 
 const MAGIC: [u8; 8] = *b"hastEXT\n";
 const VERSION: u16 = 1;
-/// [`Area::length`] of this version.
+/// [`Area::length`] as it is written.
 const LENGTH: u16 = offset_of!(Area, rest) as u16;
+/// The least that an area of this version has. What may be missing behind it is zero then.
+const LEAST: u16 = offset_of!(Area, parted) as u16;
 
 const MARKED: u8 = 1;
 const TARGET: u8 = 2;
@@ -228,7 +241,7 @@ impl Area {
         let by = text(&self.mark_by, self.mark_by_length);
         let known = self.flags & !(MARKED | TARGET | FULL_SYNC_OWED) == 0;
         let (Some(resource), Some(by), Some(prevrole), true, true, 1..) =
-            (name, by, role_of(self.prevrole), known, self.length.get() >= LENGTH, self.generation.get())
+            (name, by, role_of(self.prevrole), known, self.length.get() >= LEAST, self.generation.get())
         else {
             return Ok(None);
         };
@@ -255,6 +268,8 @@ impl Area {
                     .collect(),
                 boot: self.boot,
                 peer_boot: self.peer_boot,
+                parted: self.parted.get(),
+                given_up: self.given_up.get(),
             },
         }))
     }
@@ -311,6 +326,8 @@ mod tests {
                 stale: vec![Run { first: 1, count: 2 }, Run { first: u32::MAX, count: 0x0a0b_0c0d }],
                 boot: [0xb0; 16],
                 peer_boot: [0xb1; 16],
+                parted: 0x0192_9394_9596_9798,
+                given_up: 0x01a2_a3a4_a5a6_a7a8,
             },
         }
     }
@@ -334,7 +351,7 @@ mod tests {
         let mut expected = vec![];
         expected.extend(b"hastEXT\n");
         expected.extend([1, 0]);
-        expected.extend(687_u16.to_le_bytes());
+        expected.extend(703_u16.to_le_bytes());
         expected.extend([2, 0]);
         expected.extend([7, 2]);
         expected.extend(0x7172_7374_7576_7778_u64.to_le_bytes());
@@ -353,6 +370,9 @@ mod tests {
         expected.extend(b"\x05disk0");
         expected.resize(368 + 255, 0);
         expected.extend(b"\x05nodeb");
+        expected.resize(687, 0);
+        expected.extend(0x0192_9394_9596_9798_u64.to_le_bytes());
+        expected.extend(0x01a2_a3a4_a5a6_a7a8_u64.to_le_bytes());
         expected.resize(1020, 0);
         // Bit by bit, with the reflected polynomial.
         let crc = !expected.iter().fold(u32::MAX, |crc, byte| {
@@ -402,16 +422,27 @@ mod tests {
     #[test]
     fn later_fields_are_no_matter() {
         let later = changed(|area| {
-            area.length = 700.into();
+            area.length = 720.into();
             area.rest[0] = 0xff;
         });
         assert!(matches!(decode(&later), Ok(Found::Valid(metadata)) if metadata == sample()));
     }
 
     #[test]
+    fn an_area_that_ends_earlier_has_none_of_the_later_fields() {
+        let earlier = changed(|area| {
+            area.length = LEAST.into();
+            (area.parted, area.given_up) = (0.into(), 0.into());
+        });
+        let Ok(Found::Valid(read)) = decode(&earlier) else { panic!() };
+        assert_eq!((read.extension.parted, read.extension.given_up), (0, 0));
+        assert_eq!(LEAST, 687);
+    }
+
+    #[test]
     fn what_nobody_wrote_is_damage_whatever_its_check_sum_says() {
         let changes: [&dyn Fn(&mut Area); 10] = [
-            &|area| area.length = (LENGTH - 1).into(),
+            &|area| area.length = (LEAST - 1).into(),
             &|area| area.generation = 0.into(),
             &|area| area.prevrole = 3,
             &|area| area.flags = 8,

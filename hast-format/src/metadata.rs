@@ -13,7 +13,7 @@ use alloc::string::String;
 #[cfg(feature = "alloc")]
 pub use crate::block::{BlockState, Reading};
 #[cfg(feature = "alloc")]
-use crate::extension::Extension;
+use crate::extension::{Extension, Mark};
 #[cfg(feature = "alloc")]
 use crate::layout::{Layout, METADATA_SIZE};
 #[cfg(feature = "alloc")]
@@ -69,6 +69,35 @@ impl Metadata {
             remotecnt: 0,
             prevrole: Role::Init,
             extension: Extension::default(),
+        }
+    }
+
+    /// What `hastctl discard` writes: a provider that, for whoever knows only the list, was just created with the
+    /// same layout, so that all of it is copied. For us it remembers which resource it was part of and since when
+    /// its map, which is left alone, has all that was changed, so that perhaps less has to be copied; and that
+    /// its data is out of date, `since` then, in seconds since 1970, and `by` whom it will be brought up to date.
+    #[must_use]
+    pub fn discarded(&self, since: u64, by: impl Into<String>) -> Metadata {
+        let former = &self.extension;
+        // Given up before and not met anybody since: what is remembered still holds.
+        let given_up = if self.resuid == 0 { former.given_up } else { self.resuid };
+        let parted = if given_up == 0 { 0 } else { former.parted };
+        let mark = former.mark.clone().unwrap_or(Mark { since, by: by.into() });
+        Metadata {
+            resuid: 0,
+            localcnt: 0,
+            remotecnt: 0,
+            prevrole: Role::Init,
+            extension: Extension {
+                generation: former.generation.saturating_add(1),
+                mark: Some(mark),
+                stale: former.stale.clone(),
+                boot: former.boot,
+                parted,
+                given_up,
+                ..Extension::default()
+            },
+            ..self.clone()
         }
     }
 
@@ -237,6 +266,35 @@ mod tests {
     #[test]
     fn a_zeroed_block_lacks_everything() {
         assert_eq!(Metadata::decode(&[0; 4096]), Err(MetadataError::Missing { name: "resource" }));
+    }
+
+    #[test]
+    fn what_is_given_up_is_fresh_to_an_original() {
+        let mut used = sample();
+        used.extension.parted = 9;
+        used.extension.generation = 4;
+        used.extension.target = true;
+        used.extension.peer_boot = [3; 16];
+        used.extension.stale = alloc::vec![crate::extension::Run { first: 1, count: 2 }];
+        let given = used.discarded(1_000, "nodeb");
+        let layout = Layout::create(4096 + 512 + used.datasize, 512, used.extentsize).unwrap();
+        let created = Metadata::created("disk0", &layout, used.keepdirty);
+        assert_eq!(Metadata::decode(&given.encode()).unwrap(), created);
+        let expected = Extension {
+            generation: 5,
+            mark: Some(Mark { since: 1_000, by: "nodeb".to_string() }),
+            stale: used.extension.stale.clone(),
+            parted: 9,
+            given_up: used.resuid,
+            ..Extension::default()
+        };
+        assert_eq!(given.extension, expected);
+        // Once more: nothing is forgotten.
+        let again = given.discarded(2_000, "nodec");
+        assert_eq!(again.extension, Extension { generation: 6, ..expected });
+        // Of a fresh one there is nothing to remember.
+        let fresh = created.discarded(1, "").extension;
+        assert_eq!((fresh.parted, fresh.given_up), (0, 0));
     }
 
     #[test]

@@ -41,11 +41,13 @@ pub enum Rule {
     C4,
     C5,
     Power,
+    /// A map is not relied on after a discard unless both nodes know that it is of their parting.
+    P1,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 32] = [
+    pub const ALL: [Rule; 33] = [
         Rule::L1,
         Rule::L2,
         Rule::L3,
@@ -78,6 +80,7 @@ impl Rule {
         Rule::C4,
         Rule::C5,
         Rule::Power,
+        Rule::P1,
     ];
 }
 

@@ -18,8 +18,11 @@ impl Extensions {
     pub const SYNC_MARKS: Extensions = Extensions(1 << 0);
     /// `busy`: the secondary says that it still works on a request ([`crate::message::FromSecondary::Busy`]).
     pub const BUSY: Extensions = Extensions(1 << 1);
+    /// `parting`: the nodes agree on a number for each connection, by which they know later what has changed since
+    /// ([`crate::handshake::Parting`]), and a split-brain is refused with a map.
+    pub const PARTING: Extensions = Extensions(1 << 2);
     /// All that this program knows.
-    pub const ALL: Extensions = Extensions::SYNC_MARKS.union(Extensions::BUSY);
+    pub const ALL: Extensions = Extensions::SYNC_MARKS.union(Extensions::BUSY).union(Extensions::PARTING);
 
     /// Whether all of these are in the set.
     #[must_use]
@@ -68,7 +71,8 @@ impl fmt::Display for Extensions {
 }
 
 /// Each extension's word, in the order in which they are sent.
-const WORDS: [(Extensions, &str); 2] = [(Extensions::SYNC_MARKS, "sync-marks"), (Extensions::BUSY, "busy")];
+const WORDS: [(Extensions, &str); 3] =
+    [(Extensions::SYNC_MARKS, "sync-marks"), (Extensions::BUSY, "busy"), (Extensions::PARTING, "parting")];
 
 #[cfg(test)]
 mod tests {

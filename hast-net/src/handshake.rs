@@ -6,6 +6,7 @@
 //! mean, is decided elsewhere; only the texts of the refusals are kept here, because both ends show them.
 
 use crate::buffer::Buffer;
+use crate::control::Divergence;
 pub use crate::extensions::Extensions;
 use crate::frame::VERSION;
 use hast_format::nv::{List, Writer};
@@ -169,6 +170,47 @@ pub struct SecondHello {
     pub remotecnt: u64,
     /// The primary's boot id, if `sync-marks` is active.
     pub boot: Option<BootId>,
+    /// What it knows of when the nodes parted, if `parting` is active.
+    pub parting: Option<Parting>,
+}
+
+/// What a primary says of its map in the second step. Connections have numbers, drawn by chance; 0 is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Parting {
+    /// Since the connection of this number its map has all that it may have and the other node not; 0: it cannot say
+    /// that of any.
+    pub last: u64,
+    /// The number of this connection, if it comes about; 0: it will not be able to say that of this one either.
+    pub next: u64,
+    /// If the secondary refused the last attempt as a split-brain: how far the copies are apart, as the primary
+    /// sees it.
+    pub divergence: Option<Divergence>,
+}
+
+impl Parting {
+    fn put(&self, nv: &mut Writer) {
+        nv.u64("hast_parted", self.last).u64("hast_parting", self.next);
+        if let Some(Divergence { extentsize, here, there, both, exact }) = self.divergence {
+            nv.u32("hast_changed_extentsize", extentsize);
+            nv.u64("hast_changed_here", here).u64("hast_changed_there", there).u64("hast_changed_both", both);
+            nv.u8("hast_changed_exact", exact.into());
+        }
+    }
+
+    /// None unless both numbers are there; anything less of the divergence is none.
+    fn get(list: &List<'_>) -> Option<Parting> {
+        let divergence = || {
+            Some(Divergence {
+                extentsize: list.u32("hast_changed_extentsize")?,
+                here: list.u64("hast_changed_here")?,
+                there: list.u64("hast_changed_there")?,
+                both: list.u64("hast_changed_both")?,
+                exact: list.u8("hast_changed_exact")? != 0,
+            })
+        };
+        let (last, next) = (list.u64("hast_parted")?, list.u64("hast_parting")?);
+        Some(Parting { last, next, divergence: divergence() })
+    }
 }
 
 impl SecondHello {
@@ -182,6 +224,9 @@ impl SecondHello {
         }
         nv.u64("resuid", self.resuid).u64("localcnt", self.localcnt).u64("remotecnt", self.remotecnt);
         put_boot(&mut nv, self.boot);
+        if let Some(parting) = &self.parting {
+            parting.put(&mut nv);
+        }
         nv
     }
 
@@ -201,6 +246,7 @@ impl SecondHello {
             localcnt: list.u64("localcnt").unwrap_or(0),
             remotecnt: list.u64("remotecnt").unwrap_or(0),
             boot: boot(list),
+            parting: Parting::get(list),
         })
     }
 }
@@ -322,7 +368,7 @@ impl SecondAnswer {
 }
 
 /// A refusal of [`SecondHello`] after its token was found right: on the first connection, in a frame of
-/// version 2.
+/// version 2. The secondary's map follows as the frame's payload, if there is one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SecondRefusal {
     /// As in [`SecondAnswer`].
@@ -335,6 +381,9 @@ pub struct SecondRefusal {
     pub remotecnt: u64,
     /// Why, as the primary's administrator reads it; see [`texts`].
     pub errmsg: String,
+    /// With a map, if `parting` is active and both nodes have written alone: the connection since which it has all
+    /// that the secondary may have and the other node not; 0: that cannot be said.
+    pub parted: Option<u64>,
 }
 
 impl SecondRefusal {
@@ -343,6 +392,9 @@ impl SecondRefusal {
     pub fn encode(&self) -> Writer {
         let mut nv = sizes_and_counts(self.datasize, self.extentsize, self.localcnt, self.remotecnt);
         nv.str("errmsg", &self.errmsg);
+        if let Some(parted) = self.parted {
+            nv.u64("hast_parted", parted);
+        }
         nv
     }
 }
@@ -352,8 +404,17 @@ impl SecondRefusal {
 pub enum SecondReply {
     /// The pair is connected.
     Answer(SecondAnswer),
-    /// Refused, with the reason as the secondary words it.
-    Refused(String),
+    /// Refused.
+    Refused(Refused),
+}
+
+/// As much of a [`SecondRefusal`] or [`Refusal`] as a primary needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// The reason as the secondary words it.
+    pub errmsg: String,
+    /// [`SecondRefusal::parted`].
+    pub parted: Option<u64>,
 }
 
 impl SecondReply {
@@ -363,7 +424,7 @@ impl SecondReply {
     /// Neither a refusal nor a valid [`SecondAnswer`].
     pub fn decode(list: &List<'_>) -> Result<SecondReply, HandshakeError> {
         match errmsg(list) {
-            Some(errmsg) => Ok(SecondReply::Refused(errmsg)),
+            Some(errmsg) => Ok(SecondReply::Refused(Refused { errmsg, parted: list.u64("hast_parted") })),
             None => SecondAnswer::decode(list).map(SecondReply::Answer),
         }
     }
@@ -487,6 +548,7 @@ mod tests {
             localcnt: 2,
             remotecnt: 3,
             boot: None,
+            parting: None,
         }
     }
 
@@ -577,11 +639,40 @@ mod tests {
             localcnt: 3,
             remotecnt: 4,
             errmsg: texts::SPLIT_BRAIN.into(),
+            parted: None,
         };
-        assert_eq!(
-            read(&refusal.encode(), SecondReply::decode),
-            Ok(SecondReply::Refused("Split-brain condition!".into()))
-        );
+        let errmsg = String::from("Split-brain condition!");
+        for parted in [None, Some(0), Some(7)] {
+            let refusal = SecondRefusal { parted, ..refusal.clone() };
+            let expected = Refused { errmsg: errmsg.clone(), parted };
+            assert_eq!(read(&refusal.encode(), SecondReply::decode), Ok(SecondReply::Refused(expected)));
+            assert!(refusal.encode().as_bytes().starts_with(refusal_of_an_original().as_bytes()));
+        }
+    }
+
+    fn refusal_of_an_original() -> Writer {
+        let mut nv = sizes_and_counts(1, 2, 3, 4);
+        nv.str("errmsg", "Split-brain condition!");
+        nv
+    }
+
+    #[test]
+    fn when_the_nodes_parted_comes_last_and_whole() {
+        let divergence = Some(Divergence { extentsize: 4096, here: 1, there: 2, both: 1, exact: true });
+        for parting in
+            [Parting { last: 1, next: 2, divergence: None }, Parting { last: 0, next: 9, divergence }]
+        {
+            let hello = SecondHello { parting: Some(parting), boot: Some([1; 16]), ..hello() };
+            assert_eq!(read(&hello.encode(), SecondHello::decode), Ok(hello.clone()));
+            let without = SecondHello { parting: None, ..hello.clone() };
+            assert!(hello.encode().as_bytes().starts_with(without.encode().as_bytes()));
+        }
+        let mut nv = hello().encode();
+        nv.u64("hast_parted", 1);
+        assert_eq!(read(&nv, SecondHello::decode).unwrap().parting, None);
+        nv.u64("hast_parting", 2).u32("hast_changed_extentsize", 1).u64("hast_changed_here", 1);
+        let some = Parting { last: 1, next: 2, divergence: None };
+        assert_eq!(read(&nv, SecondHello::decode).unwrap().parting, Some(some));
     }
 
     /// The names of the pairs, in their order.

@@ -315,7 +315,7 @@ pub enum Message {
     /// Its answer with the map (exactly `mapsize` bytes), secondary to primary, first connection.
     SecondAnswer(SecondAnswer, Option<Buffer>),
     /// Its refusal, in a frame of version 2.
-    SecondRefusal(SecondRefusal),
+    SecondRefusal(SecondRefusal, Option<Buffer>),
     /// Primary to secondary, first connection.
     Request(Request),
     /// Primary to secondary, first connection, only when `sync-marks` is active.
@@ -337,7 +337,7 @@ impl Message {
             Message::FirstHello(hello) => (hello.encode(), None),
             Message::SecondHello(hello) => (hello.encode(), None),
             Message::SecondAnswer(answer, map) => (answer.encode(), map.clone()),
-            Message::SecondRefusal(refusal) => (refusal.encode(), None),
+            Message::SecondRefusal(refusal, map) => (refusal.encode(), map.clone()),
             Message::Request(request) => (request.encode(), request.data.clone()),
             Message::Mark(mark) => (mark.encode(), None),
             Message::Keepalive => {

@@ -3,11 +3,12 @@
 
 use hast_format::nv::{List, Writer};
 use hast_net::buffer::{Buffer, Pool};
+use hast_net::control::Divergence;
 use hast_net::errno::Errno;
 use hast_net::frame::{self, Frame, FrameError, Limits, Receiver};
 use hast_net::handshake::{
-    Extensions, FirstAnswer, FirstHello, FirstReply, Hello, Refusal, SecondAnswer, SecondHello,
-    SecondRefusal, SecondReply, SyncSource,
+    Extensions, FirstAnswer, FirstHello, FirstReply, Hello, Parting, Refusal, Refused, SecondAnswer,
+    SecondHello, SecondRefusal, SecondReply, SyncSource,
 };
 use hast_net::message::{
     self, Command, FromPrimary, FromSecondary, Mark, MarkKind, Message, MessageError, Reply, Request,
@@ -70,18 +71,22 @@ fn received(bytes: &[u8], like: &Message) -> Message {
             Hello::First(hello) => Message::FirstHello(hello),
             Hello::Second(hello) => Message::SecondHello(hello),
         },
-        Message::SecondAnswer(..) | Message::SecondRefusal(_) => match SecondReply::decode(&list).unwrap() {
+        Message::SecondAnswer(..) | Message::SecondRefusal(..) => match SecondReply::decode(&list).unwrap() {
             SecondReply::Answer(answer) => {
                 let map = answer.map(frame.payload).unwrap();
                 Message::SecondAnswer(answer, map)
             }
-            SecondReply::Refused(errmsg) => Message::SecondRefusal(SecondRefusal {
-                datasize: list.i64("datasize").unwrap().cast_unsigned(),
-                extentsize: list.i32("extentsize").unwrap().cast_unsigned(),
-                localcnt: list.u64("localcnt").unwrap(),
-                remotecnt: list.u64("remotecnt").unwrap(),
-                errmsg,
-            }),
+            SecondReply::Refused(Refused { errmsg, parted }) => {
+                let refusal = SecondRefusal {
+                    datasize: list.i64("datasize").unwrap().cast_unsigned(),
+                    extentsize: list.i32("extentsize").unwrap().cast_unsigned(),
+                    localcnt: list.u64("localcnt").unwrap(),
+                    remotecnt: list.u64("remotecnt").unwrap(),
+                    errmsg,
+                    parted,
+                };
+                Message::SecondRefusal(refusal, frame.payload)
+            }
         },
         Message::Request(_) | Message::Keepalive | Message::Mark(_) => {
             let plain = FromPrimary::decode(frame.clone());
@@ -177,25 +182,52 @@ fn second_answer() -> impl Strategy<Value = Message> {
     )
 }
 
+fn parting() -> impl Strategy<Value = Parting> {
+    let apart = (any::<u32>(), any::<[u64; 3]>(), any::<bool>()).prop_map(
+        |(extentsize, [here, there, both], exact)| Divergence { extentsize, here, there, both, exact },
+    );
+    (any::<[u64; 2]>(), prop::option::of(apart)).prop_map(|([last, next], divergence)| Parting {
+        last,
+        next,
+        divergence,
+    })
+}
+
 fn message() -> impl Strategy<Value = Message> {
     prop_oneof![
         (text(), 1..u8::MAX, extensions())
             .prop_map(|(resource, version, ext)| Message::FirstHello(FirstHello { resource, version, ext })),
-        (text(), any::<[u8; 16]>(), any::<bool>(), any::<[u64; 3]>(), any::<Option<[u8; 16]>>()).prop_map(
-            |(resource, token, virgin, [resuid, localcnt, remotecnt], boot)| Message::SecondHello(
-                SecondHello { resource, token, virgin, resuid, localcnt, remotecnt, boot }
-            )
-        ),
+        (
+            text(),
+            any::<[u8; 16]>(),
+            any::<bool>(),
+            any::<[u64; 3]>(),
+            any::<Option<[u8; 16]>>(),
+            prop::option::of(parting())
+        )
+            .prop_map(|(resource, token, virgin, [resuid, localcnt, remotecnt], boot, parting)| {
+                Message::SecondHello(SecondHello {
+                    resource,
+                    token,
+                    virgin,
+                    resuid,
+                    localcnt,
+                    remotecnt,
+                    boot,
+                    parting,
+                })
+            }),
         second_answer(),
-        (0..u64::MAX >> 1, 0..u32::MAX >> 1, any::<[u64; 2]>(), text()).prop_map(
-            |(datasize, extentsize, [localcnt, remotecnt], errmsg)| Message::SecondRefusal(SecondRefusal {
-                datasize,
-                extentsize,
-                localcnt,
-                remotecnt,
-                errmsg
-            })
-        ),
+        (
+            (0..u64::MAX >> 1, 0..u32::MAX >> 1, any::<[u64; 2]>()),
+            text(),
+            any::<Option<u64>>(),
+            prop::option::of(data())
+        )
+            .prop_map(|((datasize, extentsize, [localcnt, remotecnt]), errmsg, parted, map)| {
+                let refusal = SecondRefusal { datasize, extentsize, localcnt, remotecnt, errmsg, parted };
+                Message::SecondRefusal(refusal, map)
+            }),
         request().prop_map(Message::Request),
         mark().prop_map(Message::Mark),
         Just(Message::Keepalive),

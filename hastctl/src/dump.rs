@@ -72,6 +72,13 @@ pub(crate) fn extension(metadata: &Metadata) -> String {
     for run in extension.stale.iter().filter(|run| run.count > 0) {
         range(&mut out, run.first, run.first.saturating_add(run.count.saturating_sub(1)));
     }
+    // Writing to a string cannot fail.
+    if extension.parted != 0 {
+        let _ = writeln!(out, "    parted: {:016x}", extension.parted);
+    }
+    if extension.given_up != 0 {
+        let _ = writeln!(out, "    given up: {}", extension.given_up);
+    }
     out
 }
 
@@ -211,6 +218,8 @@ mod tests {
             stale: [(3, 2), (31, 1), (5, 0)].map(|(first, count)| Run { first, count }).to_vec(),
             boot: *b"\x01\x23\x45\x67\x89\xab\xcd\xef\0\x11\x22\x33\x44\x55\x66\x77",
             peer_boot: [0xff; 16],
+            parted: 0xabc,
+            given_up: 12,
         };
         assert_eq!(
             extension(&metadata),
@@ -219,7 +228,7 @@ mod tests {
                  peer boot: ffffffff-ffff-ffff-ffff-ffffffffffff\n    \
                  inconsistent: since 2009-02-13 23:31:30 UTC, synchronised by node?b\n    target: yes\n    \
                  full sync owed: yes\n    stale extents: 3\n    stale bytes: {} (6.0MB)\n    stale ranges:\n        \
-                 3-4\n        31\n",
+                 3-4\n        31\n    parted: 0000000000000abc\n    given up: 12\n",
                 (6 << 20) - 4608
             )
         );

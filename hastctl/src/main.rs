@@ -5,8 +5,10 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod compare;
 mod condition;
 mod create;
+mod discard;
 mod dump;
 mod human;
 mod options;
@@ -120,6 +122,18 @@ fn run(invocation: Invocation) -> Result<(), Failed> {
             }
         }
         Command::Dump { what: Dumped::File(path), map } => dump_file(&path, map),
+        Command::Compare { names } => {
+            let request = Request::new(control::Command::Status, names);
+            let entries = ask(&config, &Request { verbose: true, ..request })?;
+            print(&compare::compare(&config, &entries))?;
+            outcome(&entries)
+        }
+        Command::Discard { names } => each(names.iter().map(|name| {
+            let _scope = hast_log::scope(Some(name), None);
+            let text = discard::discard(&config, named(&config, name)?)
+                .map_err(|error| failed(&error, error.exit_code()))?;
+            print(&format!("{text}\n"))
+        })),
         Command::Stop => stop::stop(&config.pidfile).map_err(|error| failed(&error, error.exit_code())),
     }
 }

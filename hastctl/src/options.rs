@@ -34,6 +34,8 @@ pub(crate) enum Command {
     List { names: Vec<String>, verbose: bool },
     Status { names: Vec<String>, verbose: bool },
     Dump { what: Dumped, map: bool },
+    Compare { names: Vec<String> },
+    Discard { names: Vec<String> },
     Stop,
 }
 
@@ -57,6 +59,8 @@ impl Invocation {
             Some("list") => (Kind::List, "c:dhN:v"),
             Some("status") => (Kind::Status, "c:dhN:v"),
             Some("dump") => (Kind::Dump, "c:dhN:f:v"),
+            Some("compare") => (Kind::Compare, "c:dhN:"),
+            Some("discard") => (Kind::Discard, "c:dhN:"),
             Some("stop") => (Kind::Stop, "c:dhN:"),
             _ => return Err(UsageError::Usage),
         };
@@ -106,6 +110,9 @@ impl Invocation {
                     Command::Dump { what: Dumped::Resources(names), map: verbose }
                 }
             },
+            Kind::Compare => Command::Compare { names: or_all(names) },
+            Kind::Discard if names.is_empty() => return Err(UsageError::Usage),
+            Kind::Discard => Command::Discard { names },
             Kind::Stop if !names.is_empty() => return Err(UsageError::Usage),
             Kind::Stop => Command::Stop,
         };
@@ -120,6 +127,8 @@ enum Kind {
     List,
     Status,
     Dump,
+    Compare,
+    Discard,
     Stop,
 }
 
@@ -163,6 +172,8 @@ fn usage(program: &str) -> String {
          \x20      {program} dump [-d] [-c config] [all | name ...]\n\
          \x20      {program} stop [-d] [-c config]\n\
          \x20      {program} dump [-v] -f file | device\n\
+         \x20      {program} compare [-d] [-c config] [all | name ...]\n\
+         \x20      {program} discard [-d] [-c config] name ...\n\
          every command: -N node (be this node); list, status, dump: -v (show more)\n\
          role: -f (make primary even if the data here is out of date), -n (only say what would happen)\n"
     )
@@ -347,6 +358,8 @@ mod tests {
         assert_eq!(command(&["role", "-n", "secondary", "a"]), dry);
         let all = names(&["all"]);
         assert_eq!(command(&["list", "-v"]), Command::List { names: all.clone(), verbose: true });
+        assert_eq!(command(&["compare"]), Command::Compare { names: all.clone() });
+        assert_eq!(command(&["discard", "all"]), Command::Discard { names: all.clone() });
         assert_eq!(command(&["status", "-v"]), Command::Status { names: all, verbose: true });
     }
 
@@ -375,6 +388,9 @@ mod tests {
             (&["role", "-v", "init", "a"], UsageError::IllegalOption(b'v')),
             (&["status", "-n"], UsageError::IllegalOption(b'n')),
             (&["stop", "all"], UsageError::Usage),
+            (&["discard"], UsageError::Usage),
+            (&["discard", "-f", "a"], UsageError::IllegalOption(b'f')),
+            (&["compare", "-v"], UsageError::IllegalOption(b'v')),
         ];
         for (line, error) in table {
             assert_eq!(parse(line).as_ref(), Err(error), "{line:?}");

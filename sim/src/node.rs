@@ -116,6 +116,15 @@ impl Node {
         Ok(())
     }
 
+    /// Metadata as `discard` writes them.
+    pub(crate) fn discard(&mut self) -> Result<(), String> {
+        let metadata = self.metadata()?.discarded(0, "the other node");
+        for (offset, data) in metadata.writes(512) {
+            self.disk.write_through(offset, &data);
+        }
+        Ok(())
+    }
+
     pub(crate) fn metadata(&self) -> Result<Metadata, String> {
         Metadata::read(self.disk.contents())
             .map(|reading| reading.metadata)

@@ -46,6 +46,11 @@ pub enum Scene {
     Planned,
     /// An outdated primary is written while it shakes hands with the newer copy.
     WrittenInHandshake,
+    /// Both nodes are written apart, with deaths and losses of power; one gives its changes up, and only what has
+    /// changed since they parted is copied.
+    Discard,
+    /// A node whose disk was replaced by a spare gets the old one back and gives its changes up (P1).
+    Spare,
     /// Storms over a pair of which node 1 runs the original, node 0, ours, being the primary first.
     MixedOurPrimary,
     /// Storms over a pair of which node 0, the primary first, runs the original.
@@ -54,7 +59,7 @@ pub enum Scene {
 
 impl Scene {
     /// Every scene, storms more often.
-    pub const ALL: [Scene; 22] = [
+    pub const ALL: [Scene; 25] = [
         Scene::Storm,
         Scene::SplitBrain,
         Scene::Storm,
@@ -77,6 +82,9 @@ impl Scene {
         Scene::Storm,
         Scene::Planned,
         Scene::WrittenInHandshake,
+        Scene::Discard,
+        Scene::Spare,
+        Scene::Discard,
     ];
 
     /// The scenes with a model of the original; they are not among [`Scene::ALL`].
@@ -111,6 +119,8 @@ impl World {
             Scene::JustInStep => self.just_in_step(),
             Scene::Planned => self.planned(),
             Scene::WrittenInHandshake => self.written_in_handshake(),
+            Scene::Discard => self.discarded(),
+            Scene::Spare => self.spare(),
             Scene::MixedOurPrimary | Scene::MixedOurSecondary => self.mixed_storms(),
         }
     }
@@ -444,6 +454,105 @@ impl World {
         if self.advance_until(end, settled)? && self.events_of("split-brain") > 0 {
             return Ok(());
         }
+        self.quiet()
+    }
+
+    fn discarded(&mut self) -> Result<(), String> {
+        self.pair()?;
+        if self.random.one_in(2) {
+            let length = Duration::from_millis(self.random.below(60_000));
+            self.rage(length)?;
+            self.quiet()?;
+        }
+        let old = self.serving;
+        let new = 1 - old;
+        let survivor = if self.random.one_in(2) { old } else { new };
+        let loser = 1 - survivor;
+        if survivor == old {
+            // In flight while the link breaks; what the loser asks for then, nobody is to see.
+            for _ in 0..self.random.below(8) {
+                self.write_one(old, true);
+            }
+            let after = Duration::from_micros(self.random.below(3_000));
+            self.pass(after)?;
+        }
+        self.network = false;
+        self.cut();
+        self.expect_split = true;
+        self.serving = survivor;
+        self.set_role(new, Role::Primary);
+        for _ in 0..2 {
+            let (kept, lost) = (self.random.below(8), self.random.below(8));
+            self.write_some(survivor, usize::try_from(kept).unwrap_or(0) + 1, true)?;
+            self.write_some(loser, usize::try_from(lost).unwrap_or(0) + 1, false)?;
+            let node = usize::from(self.random.one_in(2));
+            if self.random.one_in(2) {
+                self.restart(node, Role::Primary)?;
+            }
+        }
+        self.stop_role(loser)?;
+        self.set_role(loser, Role::Secondary);
+        self.network = true;
+        let seen = self.events_of("split-brain");
+        self.until("the split-brain is noticed on both nodes", |world| {
+            world.events_of("split-brain") >= seen + 2
+        })?;
+        self.repair_by_discard(loser)?;
+        if self.random.one_in(2) {
+            let length = Duration::from_millis(self.random.below(30_000));
+            self.rage(length)?;
+        }
+        self.quiet()
+    }
+
+    /// `hastctl discard`, and a while in which anything may be interrupted.
+    fn repair_by_discard(&mut self, node: usize) -> Result<(), String> {
+        self.stop_role(node)?;
+        self.discard(node)?;
+        if self.random.one_in(3) {
+            self.restart(node, Role::Init)?;
+        }
+        self.set_role(node, Role::Secondary);
+        for _ in 0..self.random.below(4) {
+            let after = Duration::from_millis(self.random.below(1_500));
+            self.pass(after)?;
+            match self.random.below(3) {
+                0 => self.cut(),
+                1 => self.restart(node, Role::Secondary)?,
+                _ => self.restart(1 - node, Role::Primary)?,
+            }
+        }
+        self.until("the nodes are connected", World::is_connected)?;
+        self.expect_split = false;
+        Ok(())
+    }
+
+    /// The machine of `node` dies, with its power or without, and comes back after a while.
+    fn restart(&mut self, node: usize, role: Role) -> Result<(), String> {
+        let power = self.random.one_in(2);
+        self.kill(node, power);
+        self.set_running(node, false);
+        let after = Duration::from_millis(self.random.below(2_000));
+        self.pass(after)?;
+        self.back(node, role);
+        Ok(())
+    }
+
+    fn spare(&mut self) -> Result<(), String> {
+        self.pair()?;
+        self.stop_role(1)?;
+        let former = self.nodes.get(1).ok_or("no such node")?.disk.clone();
+        self.recreate(1)?;
+        self.set_role(1, Role::Secondary);
+        self.write_some(0, 30, true)?;
+        self.quiet()?;
+        self.stop_role(1)?;
+        if let Some(node) = self.nodes.get_mut(1) {
+            node.disk = former;
+        }
+        self.discard(1)?;
+        self.set_role(1, Role::Secondary);
+        self.write_some(0, 5, true)?;
         self.quiet()
     }
 

@@ -624,6 +624,12 @@ impl World {
         self.nodes.get_mut(node).ok_or("no such node")?.recreate()
     }
 
+    /// `hastctl discard` on a node that is in role init.
+    pub(crate) fn discard(&mut self, node: usize) -> Result<(), String> {
+        self.trace(|| format!("node {node}: its changes are given up"));
+        self.nodes.get_mut(node).ok_or("no such node")?.discard()
+    }
+
     /// A node that is to come back will be a secondary.
     pub(crate) fn retarget(&mut self, whom: usize) {
         for happening in self.queue.values_mut() {

@@ -11,13 +11,14 @@ use hast_net::buffer::Buffer;
 use hast_net::errno::Errno;
 use hast_net::frame::{Frame, VERSION};
 use hast_net::handshake::{
-    Extensions, FirstAnswer, FirstHello, FirstReply, SecondAnswer, SecondHello, SecondReply, SyncSource,
-    texts,
+    Extensions, FirstAnswer, FirstHello, FirstReply, Parting, Refused, SecondAnswer, SecondHello,
+    SecondReply, SyncSource, texts,
 };
 use hast_net::message::{self, Command, FromSecondary, MarkKind, Message, Reply, Request};
 
 use super::{Phase, Primary};
 use crate::counts::Counts;
+use crate::parting::{Apart, draw};
 use crate::ranges::Key;
 use crate::rule::{Rule, keeps};
 use crate::types::{Action, Event, Settings, Side};
@@ -77,6 +78,10 @@ pub(super) struct Link {
     peer_boot: [u8; 16],
     /// The last attempt ended with a split-brain.
     split: bool,
+    /// ... and with the secondary's map.
+    apart: Option<Apart>,
+    /// The number of this connection, or of the attempt at one; 0: it has none (`crate::parting`).
+    number: u64,
     /// An earlier first contact broke off before its map was durable (L19).
     owed: bool,
     /// The save that made the resuid durable, or will.
@@ -146,6 +151,8 @@ impl Link {
             peer: Counts::default(),
             peer_boot: [0; 16],
             split: false,
+            apart: None,
+            number: 0,
             owed: false,
             resuid_save: 0,
             said: 0,
@@ -214,6 +221,11 @@ impl Link {
     /// Whether the secondary refused because both nodes were written apart.
     pub(super) fn is_split(&self) -> bool {
         self.split
+    }
+
+    /// What the secondary that refused because of that has changed.
+    pub(super) fn apart(&self) -> Option<&Apart> {
+        self.apart.as_ref()
     }
 
     pub(super) fn peer_boot(&self) -> [u8; 16] {
@@ -370,8 +382,11 @@ impl Primary {
         // A fresh one cannot be told from one that we know: note it each time, and look at the answer.
         self.link.owed = self.metadata.extension.full_sync_owed;
         let note = !virgin && !self.link.has(Extensions::SYNC_MARKS) && keeps(Rule::L19);
-        if virgin || (note && !self.link.owed) {
-            self.metadata.extension.full_sync_owed = note;
+        // Whoever does not know of numbers may clear its map, and ours will be cleared without one.
+        let forget =
+            !self.link.has(Extensions::PARTING) && std::mem::take(&mut self.metadata.extension.parted) != 0;
+        if virgin || forget || (note && !self.link.owed) {
+            self.metadata.extension.full_sync_owed = note || (forget && self.link.owed);
             let save = self.save_metadata();
             self.link.resuid_save = save;
             self.enter(Stage::Preparing { save, virgin });
@@ -405,6 +420,11 @@ impl Primary {
     }
 
     fn second_hello(&mut self, virgin: bool) {
+        let known = self.link.has(Extensions::PARTING);
+        let number = if known && self.settings.metaflush { draw(self.random, self.link.epoch) } else { 0 };
+        self.link.number = number;
+        let last = self.metadata.extension.parted;
+        let parting = known.then(|| Parting { last, next: number, divergence: self.divergence() });
         let hello = SecondHello {
             resource: self.metadata.resource.clone(),
             token: self.link.token,
@@ -413,6 +433,7 @@ impl Primary {
             localcnt: self.metadata.localcnt,
             remotecnt: self.metadata.remotecnt,
             boot: self.link.has(Extensions::SYNC_MARKS).then_some(self.host.boot),
+            parting,
         };
         self.link.said = self.metadata.localcnt;
         self.enter(Stage::AwaitingSecond);
@@ -423,16 +444,21 @@ impl Primary {
     fn second_refused(&mut self, frame: &Frame) -> Result<(), String> {
         let list = List::parse(&frame.nv).map_err(|error| error.to_string())?;
         match SecondReply::decode(&list).map_err(|error| error.to_string())? {
-            SecondReply::Refused(errmsg) => Err(self.refused(errmsg)),
+            SecondReply::Refused(refused) => Err(self.refused(refused, None)),
             SecondReply::Answer(_) => {
                 Err("The secondary answered the handshake on the wrong connection".into())
             }
         }
     }
 
-    fn refused(&mut self, errmsg: String) -> String {
+    fn refused(&mut self, refused: Refused, map: Option<Buffer>) -> String {
+        let Refused { errmsg, parted } = refused;
         if errmsg == texts::SPLIT_BRAIN {
             self.link.split = true;
+            let extents = self.map.to_synchronise().len();
+            let apart =
+                |(map, parted): (Buffer, u64)| Apart { map: Bitmap::from_bytes(extents, &map), parted };
+            self.link.apart = map.zip(parted).filter(|_| self.link.has(Extensions::PARTING)).map(apart);
             self.actions.push_back(Action::Event(Event::SplitBrain));
         }
         errmsg
@@ -442,7 +468,7 @@ impl Primary {
         let Frame { nv, payload, .. } = frame;
         let list = List::parse(&nv).map_err(|error| error.to_string())?;
         let answer = match SecondReply::decode(&list).map_err(|error| error.to_string())? {
-            SecondReply::Refused(errmsg) => return Err(self.refused(errmsg)),
+            SecondReply::Refused(refused) => return Err(self.refused(refused, payload)),
             SecondReply::Answer(answer) => answer,
         };
         let SecondAnswer { datasize, extentsize, localcnt, remotecnt, virgin, syncsrc, boot, .. } = answer;
@@ -472,6 +498,7 @@ impl Primary {
         }
         self.link.peer_boot = boot.unwrap_or_default();
         self.link.split = false;
+        self.link.apart = None;
         let received =
             map.as_ref().map_or_else(|| Bitmap::new(extents), |map| Bitmap::from_bytes(extents, map));
         let fresh = self.link.peer == Counts::default() && received.is_empty() && !virgin;
@@ -527,6 +554,13 @@ impl Primary {
             return;
         }
         if !self.meta.is_durable(self.link.merge_save) {
+            return;
+        }
+        // The map is that of this connection now: before anybody builds on it.
+        let number = if self.settings.metaflush { self.link.number } else { 0 };
+        if std::mem::replace(&mut self.metadata.extension.parted, number) != number {
+            self.metadata.extension.full_sync_owed = false;
+            self.link.merge_save = self.save_metadata();
             return;
         }
         if std::mem::take(&mut self.metadata.extension.full_sync_owed) {

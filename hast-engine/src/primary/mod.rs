@@ -26,7 +26,7 @@ use hast_format::activemap::Activemap;
 use hast_format::layout::Layout;
 use hast_format::metadata::{Metadata, Role};
 use hast_net::buffer::Buffer;
-use hast_net::control::{Facts, Statistics, WorkerStatus};
+use hast_net::control::{Divergence, Facts, Statistics, WorkerStatus};
 use hast_net::errno::Errno;
 use hast_net::extensions::Extensions;
 
@@ -168,6 +168,10 @@ impl Primary {
             (extension.mark, extension.target) = (None, false);
             extension.stale.clear();
         }
+        let extension = &mut metadata.extension;
+        if std::mem::take(&mut extension.given_up) != 0 {
+            extension.parted = 0; // it will be another resource
+        }
         let extents = u32::try_from(layout.nextents()).unwrap_or(u32::MAX);
         let mut primary = Primary {
             link: link::Link::new(&settings, now),
@@ -274,7 +278,7 @@ impl Primary {
     /// both nodes first (C4), then the connections are made anew.
     pub fn handle_reload(&mut self, now: Duration, settings: Settings, reconnect: bool) {
         self.now = now;
-        self.map_io.set_flush(settings.metaflush, self.settings.metaflush);
+        self.set_metaflush(settings.metaflush);
         self.settings = settings;
         if reconnect && matches!(self.phase, Phase::Connecting | Phase::Serving) {
             self.drain(AfterDrain::Reconnect);
@@ -345,11 +349,20 @@ impl Primary {
             stale_bytes: bytes(self.sync.stale.count()),
             detached: self.sync.unable_to_record || self.sync.stale.count() == self.sync.stale.len(),
             split_brain: self.link.is_split(),
+            divergence: self.divergence(),
             peer_is_original: self.link.is_up().then(|| !self.link.has(Extensions::SYNC_MARKS)),
             synchronising: self.sync.is_open(),
             to_synchronise_bytes: bytes(self.map.to_synchronise().count()),
             ..Facts::default()
         }
+    }
+
+    /// How far the copies are apart, if both nodes have written alone and the other one has sent its map.
+    fn divergence(&self) -> Option<Divergence> {
+        let apart = self.link.apart()?;
+        let mut here = self.map.to_synchronise().clone();
+        here.union(&self.sync.stale);
+        Some(apart.divergence(&here, self.metadata.extension.parted, self.layout.extentsize()))
     }
 
     /// Whether the nodes are connected, nothing is left to synchronise and the counts are equal.
@@ -383,7 +396,9 @@ impl Primary {
                 return;
             }
         }
-        if self.metadata.resuid == 0 || self.forced {
+        // A map that is not flushed may lack what was written before a loss of power.
+        let forget = !self.settings.metaflush && std::mem::take(&mut self.metadata.extension.parted) != 0;
+        if self.metadata.resuid == 0 || self.forced || forget {
             self.start_save = self.save_metadata();
         }
         self.begin_when_saved();

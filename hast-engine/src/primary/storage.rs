@@ -34,6 +34,8 @@ pub(super) struct MapIo {
     pub(super) doubtful: bool,
     /// Requests whose bits are not durable yet, in order of arrival.
     waiting: VecDeque<Key>,
+    /// Flushing ends with this save, which says that the map cannot be relied on (`crate::parting`).
+    unflushed_after: Option<u64>,
 }
 
 impl MapIo {
@@ -45,13 +47,7 @@ impl MapIo {
             retry_at: None,
             doubtful: false,
             waiting: VecDeque::new(),
-        }
-    }
-
-    /// Applies a changed `metaflush`; a disk that has no flush keeps it off.
-    pub(super) fn set_flush(&mut self, new: bool, old: bool) {
-        if new != old {
-            self.flush = new;
+            unflushed_after: None,
         }
     }
 }
@@ -88,6 +84,19 @@ impl MetaIo {
 }
 
 impl Primary {
+    /// Applies a changed `metaflush`; a disk that has no flush keeps it off.
+    pub(super) fn set_metaflush(&mut self, new: bool) {
+        if new == self.settings.metaflush {
+            return;
+        }
+        self.map_io.unflushed_after = None;
+        if !new && std::mem::take(&mut self.metadata.extension.parted) != 0 {
+            self.map_io.unflushed_after = Some(self.save_metadata());
+        } else {
+            self.map_io.flush = new;
+        }
+    }
+
     /// `key`'s extents are in the map as in flight; it goes on once their bits are durable.
     pub(super) fn wait_for_map(&mut self, key: Key) {
         self.map_io.waiting.push_back(key);
@@ -330,6 +339,9 @@ impl Primary {
     }
 
     fn metadata_durable(&mut self, save: u64) {
+        if self.map_io.unflushed_after.take_if(|after| *after <= save).is_some() {
+            self.map_io.flush = false;
+        }
         if self.counted.is_some_and(|counted| counted <= save) {
             self.meta.owes_count = false;
         }

@@ -9,8 +9,23 @@ use hast_net::message::Message;
 
 use super::{EXIT_PROVIDER, EXIT_REFUSED, Phase, Purpose, Save, Secondary};
 use crate::counts::{Counts, Decision, Hello, MapToSend, decide, written_alone};
+use crate::parting::{is_given_up, map_after_giving_up, number_of};
 use crate::rule::{Rule, keeps};
 use crate::types::{Action, DiskOp, DiskResult, Event, Side};
+
+/// The answer to a primary that is accepted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reply {
+    virgin: bool,
+    map: MapToSend,
+    source: SyncSource,
+}
+
+impl Default for Reply {
+    fn default() -> Reply {
+        Reply { virgin: false, map: MapToSend::Full, source: SyncSource::Primary }
+    }
+}
 
 impl Secondary {
     pub(super) fn flushed_at_start(&mut self, result: DiskResult) {
@@ -30,7 +45,7 @@ impl Secondary {
                 self.end(EXIT_REFUSED);
             }
             Decision::SplitBrain => {
-                self.refuse(texts::SPLIT_BRAIN);
+                self.refuse_with_map();
                 log::error!("Split-brain detected, exiting.");
                 self.actions.push_back(Action::Event(Event::SplitBrain));
                 self.end(EXIT_REFUSED);
@@ -42,15 +57,48 @@ impl Secondary {
                 if in_step && self.map.is_empty() && self.metadata.extension.mark.is_none() {
                     self.metadata.extension.stale.clear();
                 }
-                self.answer(false, map, source);
+                self.reply = Reply { virgin: false, map, source };
+                self.part_from_others();
             }
-            Decision::Accept { adopt: true, .. } if !keeps(Rule::L19) => self.adopt(),
-            Decision::Accept { adopt: true, map: MapToSend::Full, .. } if self.was_primary => {
+            Decision::Accept { adopt: true, map, source } => {
+                self.reply = Reply { virgin: true, map, source };
+                self.begin_to_adopt(map);
+            }
+        }
+    }
+
+    /// This node has no resuid yet, or not any more: what has to be on disk before it takes the primary's over.
+    fn begin_to_adopt(&mut self, map: MapToSend) {
+        match map {
+            _ if !keeps(Rule::L19) => self.adopt(),
+            MapToSend::Full if self.was_primary => {
                 // Should this first contact break off, the full map must not look like writes of our own.
                 self.save(Save::Role);
             }
-            Decision::Accept { adopt: true, map: MapToSend::Full, .. } => self.set_full_map(),
-            Decision::Accept { adopt: true, .. } => self.adopt(),
+            MapToSend::Full => self.set_full_map(),
+            MapToSend::Own | MapToSend::Nothing => self.adopt(),
+        }
+    }
+
+    /// The number of this connection is durable before the answer, or that it has none (`crate::parting`).
+    fn part_from_others(&mut self) {
+        let number = number_of(self.hello.parting);
+        if std::mem::replace(&mut self.metadata.extension.parted, number) == number {
+            self.answer();
+        } else {
+            self.save(Save::Parting);
+        }
+    }
+
+    pub(super) fn parting_saved(&mut self, result: Result<(), Errno>) {
+        match result {
+            Ok(()) => self.answer(),
+            // The primary will have another number than whatever is on disk here.
+            Err(error) if self.ext.contains(Extensions::PARTING) => {
+                log::error!("Unable to write metadata: {error}.");
+                self.answer();
+            }
+            Err(error) => self.provider_failed("write metadata", error),
         }
     }
 
@@ -60,6 +108,10 @@ impl Secondary {
             counts: Counts { local: self.hello.localcnt, remote: self.hello.remotecnt },
             virgin: self.hello.virgin,
         };
+        if is_given_up(&self.metadata) && hello.resuid != 0 {
+            let map = map_after_giving_up(&self.metadata, &self.hello);
+            return Decision::Accept { adopt: true, map, source: SyncSource::Primary };
+        }
         let written = written_alone(self.was_primary, &self.map);
         decide(hello, self.metadata.resuid, self.counts(), written)
     }
@@ -110,23 +162,38 @@ impl Secondary {
     /// Takes the primary's resuid over, durably, before the answer.
     fn adopt(&mut self) {
         self.metadata.resuid = self.hello.resuid;
+        let extension = &mut self.metadata.extension;
+        if std::mem::take(&mut extension.given_up) != 0 {
+            if self.reply.map == MapToSend::Own {
+                // As far as the primary knows us: what we have written alone since is given up.
+                self.metadata.localcnt = self.hello.remotecnt;
+                log::info!("Only what has changed since the nodes parted will be synchronized.");
+            } else {
+                log::warn!(
+                    "Everything will be synchronized: it is not known what has changed since the nodes parted."
+                );
+            }
+        }
+        if !self.ext.contains(Extensions::SYNC_MARKS) {
+            // Given up, and the primary will not say when it is up to date again: as after a create.
+            extension.mark = None;
+        }
+        extension.parted = number_of(self.hello.parting);
         self.save(Save::Adoption);
     }
 
     pub(super) fn adopted(&mut self, result: Result<(), Errno>) {
         match result {
-            Ok(()) => {
-                let map = if self.hello.virgin { MapToSend::Nothing } else { MapToSend::Full };
-                self.answer(true, map, SyncSource::Primary);
-            }
+            Ok(()) => self.answer(),
             Err(error) => self.provider_failed("write metadata", error),
         }
     }
 
-    fn answer(&mut self, virgin: bool, map: MapToSend, syncsrc: SyncSource) {
+    fn answer(&mut self) {
         if self.phase != Phase::Admitting {
             return;
         }
+        let Reply { virgin, map, source: syncsrc } = self.reply;
         let length = usize::try_from(self.layout.sent_map_bytes()).unwrap_or(0);
         self.possibly_behind = !self.ext.contains(Extensions::SYNC_MARKS) && map != MapToSend::Nothing;
         // What this node missed when it was the primary it must get from there (L3).
@@ -154,15 +221,34 @@ impl Secondary {
         self.actions.push_back(Action::Event(Event::Connect));
     }
 
+    /// Both nodes have written alone: the primary gets the map, to say how far they are apart.
+    fn refuse_with_map(&mut self) {
+        if !self.ext.contains(Extensions::PARTING) {
+            return self.refuse(texts::SPLIT_BRAIN);
+        }
+        for extent in self.metadata.extension.stale.iter().flat_map(|run| run.extents()) {
+            self.map.insert(extent);
+        }
+        let map = Buffer::from(self.map.bytes(0..self.map_length()));
+        let parted = Some(self.metadata.extension.parted);
+        let refusal = SecondRefusal { parted, ..self.refusal(texts::SPLIT_BRAIN) };
+        self.send(Side::Out, Message::SecondRefusal(refusal, Some(map)));
+    }
+
     fn refuse(&mut self, errmsg: &str) {
-        let refusal = SecondRefusal {
+        let refusal = self.refusal(errmsg);
+        self.send(Side::Out, Message::SecondRefusal(refusal, None));
+    }
+
+    fn refusal(&self, errmsg: &str) -> SecondRefusal {
+        SecondRefusal {
             datasize: self.layout.datasize(),
             extentsize: self.layout.extentsize(),
             localcnt: self.metadata.localcnt,
             remotecnt: self.metadata.remotecnt,
             errmsg: errmsg.into(),
-        };
-        self.send(Side::Out, Message::SecondRefusal(refusal));
+            parted: None,
+        }
     }
 
     fn provider_failed(&mut self, what: &str, error: Errno) {

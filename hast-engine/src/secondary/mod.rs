@@ -91,6 +91,8 @@ pub struct Secondary {
     /// The primary's address, as hast.conf has it.
     peer: String,
     hello: SecondHello,
+    /// What the answer will say, once what has to be durable before it is.
+    reply: admission::Reply,
     saving: Option<(Save, Saving)>,
     /// What a failed save may have left on disk in part.
     unsure: Vec<Part>,
@@ -169,6 +171,8 @@ enum Save {
     Role,
     /// The primary's resuid.
     Adoption,
+    /// The number of this connection (`parting`).
+    Parting,
     /// The answer to this mark.
     Mark(u64),
 }
@@ -218,6 +222,7 @@ impl Secondary {
             host,
             peer: settings.peer,
             hello,
+            reply: admission::Reply::default(),
             saving: None,
             unsure: Vec::new(),
             durable: Durable::new(extents),
@@ -503,6 +508,7 @@ impl Secondary {
         match why {
             Save::Role => self.role_saved(result),
             Save::Adoption => self.adopted(result),
+            Save::Parting => self.parting_saved(result),
             Save::Mark(seq) => self.mark_saved(seq, result),
         }
     }

@@ -129,13 +129,17 @@ fn a_split_brain_is_told_to_the_administrator() {
     let mut h = introduced();
     h.frame(
         Side::Out,
-        Message::SecondRefusal(SecondRefusal {
-            datasize: 0,
-            extentsize: ES,
-            localcnt: 2,
-            remotecnt: 1,
-            errmsg: texts::SPLIT_BRAIN.into(),
-        }),
+        Message::SecondRefusal(
+            SecondRefusal {
+                datasize: 0,
+                extentsize: ES,
+                localcnt: 2,
+                remotecnt: 1,
+                errmsg: texts::SPLIT_BRAIN.into(),
+                parted: None,
+            },
+            None,
+        ),
     );
     assert!(closed(&h));
     assert!(h.other.contains(&Action::Event(Event::SplitBrain)));
@@ -442,6 +446,7 @@ fn secondary(resuid: u64, counts: (u64, u64), bits: u8, role: Role) -> Driven {
         localcnt: 1,
         remotecnt: 1,
         boot: Some([3; 16]),
+        parting: None,
     };
     let start = SecondaryStart {
         settings: H::settings(),
@@ -533,7 +538,7 @@ impl Driven {
 fn a_secondary_refuses_what_does_not_belong_to_it() {
     let mut other = secondary(6, (1, 1), 0, Role::Secondary);
     other.good();
-    assert!(other.exits(78) && matches!(other.sent[..], [Message::SecondRefusal(_)]));
+    assert!(other.exits(78) && matches!(other.sent[..], [Message::SecondRefusal(..)]));
     let mut split = secondary(5, (2, 0), 0, Role::Secondary);
     split.good();
     assert!(split.exits(78) && split.other.contains(&Action::Event(Event::SplitBrain)));

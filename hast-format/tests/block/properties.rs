@@ -20,9 +20,10 @@ prop_compose! {
         (target, full_sync_owed) in any::<(bool, bool)>(),
         stale in proptest::collection::vec(any::<(u32, u32)>(), 0..=STALE_RUNS),
         (boot, peer_boot) in any::<([u8; 16], [u8; 16])>(),
+        (parted, given_up) in any::<(u64, u64)>(),
     ) -> Extension {
         let stale = stale.into_iter().map(|(first, count)| Run { first, count }).collect();
-        Extension { generation, mark, target, full_sync_owed, stale, boot, peer_boot }
+        Extension { generation, mark, target, full_sync_owed, stale, boot, peer_boot, parted, given_up }
     }
 }
 

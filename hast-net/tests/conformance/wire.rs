@@ -124,8 +124,9 @@ fn every_captured_stream_is_typed_and_written_again_byte_for_byte() {
             match (odd(file), &typed) {
                 (None, Ok(typed)) => {
                     *kinds.entry(kind(typed)).or_default() += 1;
-                    if let Typed::SecondReply(SecondReply::Refused(errmsg), _) = typed {
-                        check_refusal(frame, errmsg);
+                    if let Typed::SecondReply(SecondReply::Refused(refused), _) = typed {
+                        assert_eq!(refused.parted, None, "{what}");
+                        check_refusal(frame, &refused.errmsg);
                     } else {
                         check_written_again(frame, typed, compression.unwrap(), &what);
                     }
@@ -188,9 +189,10 @@ fn check_refusal(frame: &Frame, errmsg: &str) {
         localcnt: list.u64("localcnt").unwrap(),
         remotecnt: list.u64("remotecnt").unwrap(),
         errmsg: errmsg.into(),
+        parted: None,
     };
     assert_eq!(refusal.encode().as_bytes(), masked(&frame.nv));
-    let message = hast_net::message::Message::SecondRefusal(refusal);
+    let message = hast_net::message::Message::SecondRefusal(refusal, None);
     let (header, payload) = hast_net::message::to_wire(&message, 2, Default::default()).unwrap();
     assert_eq!(header[5..], masked(&frame.nv));
     assert_eq!(payload, None);

@@ -10,7 +10,7 @@ use hast_format::metadata::Role;
 use hast_format::nv;
 use hast_net::address::Address;
 use hast_net::control::{Divergence, Facts, Statistics, WorkerStatus};
-use hast_net::handshake::{BootId, Extensions, SecondHello};
+use hast_net::handshake::{BootId, Extensions, Parting, SecondHello};
 use hast_net::payload::{Checksum, Compression};
 
 use super::{Packet, Reload, Start, StartKind, ToSupervisor, ToWorker};
@@ -97,6 +97,12 @@ impl Start {
                 if let Some(boot) = &hello.boot {
                     nv.u8_array("peer_boot", boot);
                 }
+                if let Some(parting) = &hello.parting {
+                    nv.u64("parted", parting.last).u64("parting", parting.next);
+                    if let Some(divergence) = &parting.divergence {
+                        put_divergence(&mut nv, divergence);
+                    }
+                }
                 vec![self.provider, out, in_]
             }
         };
@@ -127,6 +133,7 @@ impl Start {
                     localcnt: need(list.u64("localcnt"), "localcnt")?,
                     remotecnt: need(list.u64("remotecnt"), "remotecnt")?,
                     boot: sixteen_bytes(list, "peer_boot"),
+                    parting: get_parting(list)?,
                 },
             },
             Role::Init => return Err(invalid("role init has no worker")),
@@ -309,6 +316,12 @@ fn get_facts(list: &nv::List<'_>) -> io::Result<Facts> {
         clients: (0..).map_while(|index| list.u32(&format!("client{index}"))).collect(),
         divergence: get_divergence(list)?,
     })
+}
+
+fn get_parting(list: &nv::List<'_>) -> io::Result<Option<Parting>> {
+    let Some(last) = list.u64("parted") else { return Ok(None) };
+    let next = need(list.u64("parting"), "parting")?;
+    Ok(Some(Parting { last, next, divergence: get_divergence(list)? }))
 }
 
 fn put_divergence(nv: &mut nv::Writer, divergence: &Divergence) {

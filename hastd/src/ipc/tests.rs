@@ -9,7 +9,7 @@ use hast_engine::{Event, Side};
 use hast_format::metadata::Role;
 use hast_net::address::Address;
 use hast_net::control::{Divergence, Facts, Statistics, WorkerStatus};
-use hast_net::handshake::{Extensions, SecondHello};
+use hast_net::handshake::{Extensions, Parting, SecondHello};
 use hast_net::payload::{Checksum, Compression};
 use nix::sys::socket::{setsockopt, sockopt};
 
@@ -79,6 +79,11 @@ fn a_secondary_starts_with_everything_it_was_given() {
         localcnt: 3,
         remotecnt: 4,
         boot: Some(*b"fedcba9876543210"),
+        parting: Some(Parting {
+            last: 1,
+            next: u64::MAX,
+            divergence: Some(Divergence { extentsize: 512, here: 1, there: 2, both: 0, exact: false }),
+        }),
     };
     let start = Start {
         resource: resource("none"),

@@ -343,8 +343,9 @@ impl Supervisor {
 /// All that is known of a resource; with `facts`, what its worker or its provider says of them.
 pub(super) fn status(resource: &Resource, worker: Option<WorkerStatus>, mut facts: Option<Facts>) -> Entry {
     let config = &resource.config;
-    if let Some(facts) = &mut facts {
-        facts.split_brain |= resource.split_brain;
+    if let Some(facts) = facts.as_mut().filter(|_| resource.split_brain) {
+        facts.split_brain = true;
+        facts.divergence = facts.divergence.or(resource.divergence);
     }
     let pid = resource.worker.as_ref().and_then(|worker| i32::try_from(worker.pid()).ok());
     let status = ResourceStatus {

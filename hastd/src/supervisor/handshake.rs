@@ -155,7 +155,16 @@ mod tests {
     fn second(token: Token) -> Hello {
         let (virgin, resuid, localcnt, remotecnt) = (false, 1, 0, 0);
         let resource = "disk0".into();
-        Hello::Second(SecondHello { resource, token, virgin, resuid, localcnt, remotecnt, boot: None })
+        Hello::Second(SecondHello {
+            resource,
+            token,
+            virgin,
+            resuid,
+            localcnt,
+            remotecnt,
+            boot: None,
+            parting: None,
+        })
     }
 
     fn standing(role: Role, token: Option<&Token>) -> Option<Standing<'_>> {

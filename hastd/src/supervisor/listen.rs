@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use hast_net::address::Address;
 use hast_net::buffer::Pool;
+use hast_net::control::Divergence;
 use hast_net::frame::{self, Frame, Limits, Receiver, VERSION};
 use hast_net::handshake::{
     Extensions, FirstAnswer, FirstHello, HandshakeError, Hello, SecondHello, TOKEN_SIZE, Token,
@@ -359,6 +360,9 @@ impl Supervisor {
         // With this the token is gone.
         let Pending::HalfOpen(half) = std::mem::take(&mut resource.pending) else { return };
         log::debug!("Outgoing connection to {name} configured.");
+        // What it says of the last attempt, which this node has turned away.
+        resource.divergence =
+            hello.parting.and_then(|parting| parting.divergence).map(Divergence::seen_from_there);
         if let (Some(out), Some(in_)) = (half.socket.into_inner(), socket.into_inner()) {
             let complete = Complete { out, in_, version: half.version, ext: half.ext, hello };
             resource.pending = Pending::Complete(Box::new(complete));

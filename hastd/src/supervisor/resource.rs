@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use hast_format::metadata::Role;
+use hast_net::control::Divergence;
 use hast_net::handshake::{Extensions, SecondHello, Token};
 use hast_provider::Provider;
 use socket2::Socket;
@@ -48,6 +49,8 @@ pub(super) struct Resource {
     /// As a secondary it last turned a primary away because both nodes have written alone: the worker that did is
     /// gone, and the other node does not say so to everybody who asks here.
     pub(super) split_brain: bool,
+    /// How far the copies are apart then, as the other node has told.
+    pub(super) divergence: Option<Divergence>,
     /// The role change that is being carried out.
     pub(super) change: Option<Change>,
     /// What comes after it.
@@ -75,6 +78,7 @@ impl Resource {
             restart: None,
             pending: Pending::None,
             split_brain: false,
+            divergence: None,
             change: None,
             tasks: VecDeque::new(),
             leaving: false,

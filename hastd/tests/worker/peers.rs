@@ -46,6 +46,7 @@ impl Secondary {
             localcnt: 0,
             remotecnt: 0,
             boot: None,
+            parting: None,
         };
         let kind = StartKind::Secondary {
             out: their_out.into(),
@@ -226,6 +227,7 @@ fn a_resource_id_of_another_pair_is_refused_with_words() {
         localcnt: 0,
         remotecnt: 0,
         boot: None,
+        parting: None,
     };
     let kind = StartKind::Secondary {
         out: their_out.into(),
@@ -237,8 +239,8 @@ fn a_resource_id_of_another_pair_is_refused_with_words() {
     let mut worker = Worker::spawn(&resource(&first.disk), first.disk.open(), kind);
     let frame = read_frame(&out, &mut receiver()).unwrap();
     let reply = SecondReply::decode(&frame.list().unwrap()).unwrap();
-    let SecondReply::Refused(text) = reply else { panic!("{reply:?}") };
-    assert_eq!(text, "Resource unique ID mismatch (primary=78, secondary=77).");
+    let SecondReply::Refused(refused) = reply else { panic!("{reply:?}") };
+    assert_eq!(refused.errmsg, "Resource unique ID mismatch (primary=78, secondary=77).");
     assert_eq!(worker.exit_code(), Some(78));
     drop(in_);
 }

@@ -115,8 +115,9 @@ impl Secondary {
             localcnt: self.metadata.localcnt,
             remotecnt: self.metadata.remotecnt,
             errmsg,
+            parted: None,
         };
-        self.send(Side::Out, Message::SecondRefusal(refusal));
+        self.send(Side::Out, Message::SecondRefusal(refusal, None));
         self.exit(78);
     }
 

@@ -133,6 +133,7 @@ impl Primary {
             localcnt: self.metadata.localcnt,
             remotecnt: self.metadata.remotecnt,
             boot: None,
+            parting: None,
         };
         self.send(Side::In, Message::SecondHello(hello));
     }
@@ -183,8 +184,8 @@ impl Primary {
         let Frame { nv, payload, .. } = frame;
         let answer = match List::parse(&nv).map(|list| SecondReply::decode(&list)) {
             Ok(Ok(SecondReply::Answer(answer))) => answer,
-            Ok(Ok(SecondReply::Refused(errmsg))) => {
-                if errmsg == texts::SPLIT_BRAIN {
+            Ok(Ok(SecondReply::Refused(refused))) => {
+                if refused.errmsg == texts::SPLIT_BRAIN {
                     self.actions.push_back(Action::Event(Event::SplitBrain));
                 }
                 return self.lose(GUARD);
