@@ -98,9 +98,8 @@ fn a_node_that_is_being_synchronised_is_promoted_by_force_only() -> Outcome {
 }
 
 /// The switch fails, each host takes the other for dead, and both go on. When they meet again they notice, nobody's
-/// data is touched, and the documented commands bring them together.
-#[test]
-fn both_are_primary() -> Outcome {
+/// data is touched, and `repair` of beta brings them together.
+fn both_are_primary(repair: impl FnOnce(&Site) -> Outcome) -> Outcome {
     on_a_site(|site| {
         site.a.failover(&["primary"])?.ok("alpha")?;
         site.a.wait_in_step()?;
@@ -118,20 +117,45 @@ fn both_are_primary() -> Outcome {
             wait_until(&format!("{}'s hook", server.host.name()), LONG, || {
                 Ok(server.host.file("hooks").lines().any(|line| line == "split-brain shared"))
             })?;
+            assert!(server.ctl(&["status", "-v", "shared"])?.contains("split-brain"));
         }
-        assert!(site.a.ctl(&["status", "-v", "shared"])?.contains("split-brain"));
         assert_eq!(site.a.host.sh(&format!("cat {}/by", site.a.mount().display()))?, "alpha\n");
         assert!(disk::data(&site.b.provider())? == theirs, "beta's data was touched");
-        // What hastctl(8) says for the node whose data is given up.
-        site.b.ctl(&["role", "init", "shared"])?;
-        site.b.ctl(&["create", "-e", "64k", "shared"])?;
-        site.b.ctl(&["role", "secondary", "shared"])?;
+        repair(site)?;
         site.a.wait_in_step()?;
         site.a.failover(&["secondary"])?.ok("alpha")?;
         site.b.failover(&["primary"])?.ok("beta")?;
         assert_eq!(site.b.host.sh(&format!("cat {}/by", site.b.mount().display()))?, "alpha\n");
         site.b.failover(&["secondary"])?.ok("beta")?;
         site.finish(1)
+    })
+}
+
+/// The three steps that every HAST knows.
+#[test]
+fn both_are_primary_and_one_is_created_anew() -> Outcome {
+    both_are_primary(|site| {
+        site.b.ctl(&["role", "init", "shared"])?;
+        site.b.ctl(&["create", "-e", "64k", "shared"])?;
+        site.b.ctl(&["role", "secondary", "shared"]).map(drop)
+    })
+}
+
+#[test]
+fn both_are_primary_and_one_gives_up() -> Outcome {
+    both_are_primary(|site| {
+        for server in [&site.a, &site.b] {
+            wait_until("the maps to be compared", LONG, || {
+                Ok(server.ctl(&["compare", "shared"])?.ends_with("  complete: yes\n"))
+            })?;
+        }
+        let before = site.b.host.received()?;
+        let said = site.b.ctl(&["discard", "shared"])?;
+        assert!(said.contains("have changed since the nodes parted and will be synchronised"), "{said}");
+        site.a.wait_in_step()?;
+        let copied = site.b.host.received()?.saturating_sub(before);
+        assert!(copied < 16 << 20, "{copied} bytes for a few changes");
+        Ok(())
     })
 }
 
