@@ -329,7 +329,13 @@ fn facts_follow_all_that_the_original_knows() {
 fn what_is_ours_alone_is_documented() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/PROTOCOL-EXTENSIONS.md");
     let text = std::fs::read_to_string(path).unwrap();
-    let facts = Facts { inconsistent_since: Some(1), peer_is_original: Some(true), ..Facts::default() };
+    let facts = Facts {
+        inconsistent_since: Some(1),
+        peer_is_original: Some(true),
+        clients: vec![1],
+        divergence: Some(Divergence::default()),
+        ..Facts::default()
+    };
     let bytes = Reply::Entries(vec![status_with(Some(facts), None)]).encode();
     let list = List::parse(&bytes).unwrap();
     let names = list.pairs().map(|pair| std::str::from_utf8(pair.name).unwrap());
