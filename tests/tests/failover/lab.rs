@@ -95,9 +95,9 @@ impl Lab {
 
     /// Keeps a host from everybody else, but leaves its interface as it is, as when the switch fails.
     pub(crate) fn set_port(&self, host: &Host, forwarding: bool) -> Result<(), Failure> {
-        // 3 is forwarding, 0 is disabled.
-        let state = if forwarding { 3 } else { 0 };
-        self.switch(&format!("ip link set v-{} type bridge_slave state {state}", host.name))
+        // A port that is only disabled is forwarding again at once, without anybody's doing.
+        let bridge = if forwarding { "master br0" } else { "nomaster" };
+        self.switch(&format!("ip link set v-{} {bridge}", host.name))
     }
 
     fn switch(&self, script: &str) -> Result<(), Failure> {
