@@ -17,6 +17,8 @@ pub const DEFAULT_CONTROL: &str = "uds:///var/run/hastctl";
 pub const DEFAULT_PIDFILE: &str = "/var/run/hastd.pid";
 /// Seconds, unless a `timeout` statement says otherwise.
 pub const DEFAULT_TIMEOUT: u32 = 20;
+/// Seconds, unless a `peer-timeout` statement says otherwise.
+pub const DEFAULT_PEER_TIMEOUT: u32 = 5;
 
 /// Whether devices are NBD exports unless the file says otherwise: everywhere but on FreeBSD.
 pub(crate) const HAS_NBD_BY_DEFAULT: bool = cfg!(not(target_os = "freebsd"));
@@ -82,10 +84,46 @@ pub struct Resource {
     pub compression: Compression,
     /// Seconds, from 1 to 2147483647.
     pub timeout: u32,
+    /// Seconds of silence, from 1 to 2147483647.
+    pub peer_timeout: u32,
+    /// What makes a block device of a primary's export on Linux.
+    pub device: KernelDevice,
     /// The program to run on events.
     pub exec: Option<PathBuf>,
     /// Whether each write of the activemap is followed by a flush.
     pub metaflush: bool,
+}
+
+/// What makes a block device of a primary's NBD export; only on Linux.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum KernelDevice {
+    /// The kernel's NBD where it is there, otherwise nothing.
+    #[default]
+    Auto,
+    /// The kernel's NBD. That it is not there is worth a warning.
+    Nbd,
+    /// Nothing.
+    None,
+}
+
+impl KernelDevice {
+    /// The word for it in the file.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            KernelDevice::Auto => "auto",
+            KernelDevice::Nbd => "nbd",
+            KernelDevice::None => "none",
+        }
+    }
+
+    /// The one with this word.
+    #[must_use]
+    pub fn parse(word: &str) -> Option<KernelDevice> {
+        [KernelDevice::Auto, KernelDevice::Nbd, KernelDevice::None]
+            .into_iter()
+            .find(|device| device.as_str() == word)
+    }
 }
 
 impl Resource {

@@ -94,7 +94,8 @@ impl ChangedResource {
             // Only a primary has an NBD socket.
             return if old == new { Action::Nothing } else { Action::Restart };
         }
-        if old.localpath != new.localpath || old.provname != new.provname || *nbd_moved {
+        let device = old.device != new.device;
+        if old.localpath != new.localpath || old.provname != new.provname || device || *nbd_moved {
             return Action::Restart;
         }
         let leads = |address: &Option<Address>| address.as_ref().map(|a| a.endpoint().clone());

@@ -3,7 +3,7 @@
 //! Owns comments, the `#%` extension lines and what is skipped. Knows reserved words as such but
 //! not where they may stand: that is the parser's.
 
-/// Words that cannot be names, paths or addresses. Lower case only; `nbd` is not among them.
+/// Words that cannot be names, paths or addresses. Lower case only; those of extensions are not among them.
 const RESERVED: [&str; 24] = [
     "async",
     "checksum",
@@ -32,7 +32,7 @@ const RESERVED: [&str; 24] = [
 ];
 
 /// Statements that a line may hide from the reference behind `#%`.
-const EXTENSIONS: [&str; 1] = ["nbd"];
+const EXTENSIONS: [&str; 3] = ["nbd", "peer-timeout", "device"];
 
 /// Skipped runs of characters that are reported one by one; further ones are only counted.
 const MAX_SKIPPED: usize = 50;

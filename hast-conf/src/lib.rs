@@ -23,7 +23,10 @@ mod node;
 mod parse;
 mod scope;
 
-pub use config::{Config, DEFAULT_CONTROL, DEFAULT_PIDFILE, DEFAULT_TIMEOUT, Resource, load, parse};
+pub use config::{
+    Config, DEFAULT_CONTROL, DEFAULT_PEER_TIMEOUT, DEFAULT_PIDFILE, DEFAULT_TIMEOUT, KernelDevice, Resource,
+    load, parse,
+};
 pub use diff::{Action, ChangedResource, Changes, diff};
 pub use error::{ConfError, Invalid, Problem};
 pub use nbd::{DEFAULT_NBD_DIRECTORY, NbdPathError, nbd_socket_path};

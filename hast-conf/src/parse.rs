@@ -4,7 +4,7 @@
 //! in the order of the file; what is for another node is then dropped. What follows from the file
 //! as a whole is `scope`'s.
 
-use crate::config::Config;
+use crate::config::{Config, KernelDevice};
 use crate::error::{ConfError, Invalid, Problem, one_of, quoted};
 use crate::lex::{Kind, Lexer, Position, Token};
 use crate::node::Node;
@@ -21,7 +21,7 @@ const MAX_PATH: usize = 1023;
 /// Longest timeout in seconds: what an int holds.
 const MAX_TIMEOUT: u32 = i32::MAX as u32;
 
-const IN_FILE: [&str; 12] = [
+const IN_FILE: [&str; 14] = [
     "control",
     "pidfile",
     "listen",
@@ -31,13 +31,26 @@ const IN_FILE: [&str; 12] = [
     "timeout",
     "exec",
     "metaflush",
+    "peer-timeout",
+    "device",
     "nbd",
     "on",
     "resource",
 ];
 const IN_NODE: [&str; 4] = ["control", "listen", "pidfile", "nbd"];
-const IN_RESOURCE: [&str; 9] =
-    ["replication", "checksum", "compression", "timeout", "exec", "metaflush", "name", "local", "on"];
+const IN_RESOURCE: [&str; 11] = [
+    "replication",
+    "checksum",
+    "compression",
+    "timeout",
+    "exec",
+    "metaflush",
+    "peer-timeout",
+    "device",
+    "name",
+    "local",
+    "on",
+];
 const IN_RESOURCE_NODE: [&str; 5] = ["name", "local", "remote", "source", "metaflush"];
 
 type Parsed<T> = Result<T, ConfError>;
@@ -166,6 +179,11 @@ impl<'a> Parser<'a> {
                 settings.compression = Some(self.choice(&kinds.map(|kind| (kind.as_str(), kind)))?);
             }
             "timeout" => settings.timeout = Some(self.timeout()?),
+            "peer-timeout" => {
+                settings.peer_timeout = Some(self.timeout()?);
+                self.end_extension(keyword)?;
+            }
+            "device" => settings.device = Some(self.device(keyword)?),
             "exec" => settings.exec = Some(self.path()?),
             _ => settings.metaflush = Some(self.switch()?),
         }
@@ -261,7 +279,6 @@ impl<'a> Parser<'a> {
         Ok(Placed { value: token.text.to_owned(), at: token.at })
     }
 
-    /// An extension line holds its whole statement and nothing else: the reference sees none of it.
     fn nbd_directory(&mut self, keyword: Token<'a>) -> Parsed<PathBuf> {
         const WHAT: &str = "a directory for NBD sockets";
         let token = self.word(WHAT)?;
@@ -270,14 +287,35 @@ impl<'a> Parser<'a> {
             let problem = Problem::RelativeDirectory(quoted(token.text));
             return Err(self.error(token.at, problem, WHAT.to_owned()));
         }
-        if keyword.kind == Kind::Extension {
-            let end = self.lexer.next_token();
-            if end.kind != Kind::LineEnd {
-                let problem = Problem::OutOfPlace(quoted(end.text));
-                return Err(self.error(end.at, problem, "the end of the extension line".to_owned()));
-            }
-        }
+        self.end_extension(keyword)?;
         Ok(PathBuf::from(token.text))
+    }
+
+    /// None of its words is reserved but `none`.
+    fn device(&mut self, keyword: Token<'a>) -> Parsed<KernelDevice> {
+        let token = self.lexer.next_token();
+        let named = matches!(token.kind, Kind::Word | Kind::Reserved);
+        let Some(device) = KernelDevice::parse(token.text).filter(|_| named) else {
+            let words = [KernelDevice::Auto, KernelDevice::Nbd, KernelDevice::None].map(KernelDevice::as_str);
+            let ublk = named && token.text == "ublk";
+            let problem = if ublk { Problem::NoUblk } else { self.wrong_value(token) };
+            return Err(self.error(token.at, problem, one_of(&words)));
+        };
+        self.end_extension(keyword)?;
+        Ok(device)
+    }
+
+    /// An extension line holds its whole statement and nothing else: the reference sees none of it.
+    fn end_extension(&mut self, keyword: Token<'a>) -> Parsed<()> {
+        if keyword.kind != Kind::Extension {
+            return Ok(());
+        }
+        let end = self.lexer.next_token();
+        if end.kind == Kind::LineEnd {
+            return Ok(());
+        }
+        let problem = Problem::OutOfPlace(quoted(end.text));
+        Err(self.error(end.at, problem, "the end of the extension line".to_owned()))
     }
 
     /// Outer `None`: an address that only the other node can use.

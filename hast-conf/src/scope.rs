@@ -4,7 +4,9 @@
 //! here depends on the order of the file, but that the last statement of a kind wins at its level.
 
 use crate::config::HAS_NBD_BY_DEFAULT;
-use crate::config::{Config, DEFAULT_CONTROL, DEFAULT_PIDFILE, DEFAULT_TIMEOUT, Resource};
+use crate::config::{
+    Config, DEFAULT_CONTROL, DEFAULT_PEER_TIMEOUT, DEFAULT_PIDFILE, DEFAULT_TIMEOUT, KernelDevice, Resource,
+};
 use crate::error::{Problem, one_of};
 use crate::lex::{Position, Token};
 use crate::nbd::{DEFAULT_NBD_DIRECTORY, NbdPathError, nbd_socket_path};
@@ -58,6 +60,8 @@ pub(crate) struct Settings {
     pub(crate) checksum: Option<Checksum>,
     pub(crate) compression: Option<Compression>,
     pub(crate) timeout: Option<u32>,
+    pub(crate) peer_timeout: Option<u32>,
+    pub(crate) device: Option<KernelDevice>,
     pub(crate) exec: Option<PathBuf>,
     pub(crate) metaflush: Option<bool>,
 }
@@ -192,6 +196,8 @@ impl<'a> Section<'a> {
             checksum: own.checksum.or(global.checksum).unwrap_or(Checksum::None),
             compression: own.compression.or(global.compression).unwrap_or(Compression::Hole),
             timeout: own.timeout.or(global.timeout).unwrap_or(DEFAULT_TIMEOUT),
+            peer_timeout: own.peer_timeout.or(global.peer_timeout).unwrap_or(DEFAULT_PEER_TIMEOUT),
+            device: own.device.or(global.device).unwrap_or_default(),
             exec: own.exec.or_else(|| global.exec.clone()),
             metaflush: values.metaflush.or(own.metaflush).or(global.metaflush).unwrap_or(true),
         })

@@ -26,13 +26,13 @@ shows! {
         |hast.conf:2:1: unknown word `replicaton`
         |2 | replicaton async
         |  | ^^^^^^^^^^
-        |expected `control`, `pidfile`, `listen`, `replication`, `checksum`, `compression`, `timeout`, `exec`, `metaflush`, `nbd`, `on` or `resource`";
+        |expected `control`, `pidfile`, `listen`, `replication`, `checksum`, `compression`, `timeout`, `exec`, `metaflush`, `peer-timeout`, `device`, `nbd`, `on` or `resource`";
 
     unknown_word_in_a_resource: "resource r {\n\tlokal /d\n}\n" => "
         |hast.conf:2:2: unknown word `lokal`
         |2 | \tlokal /d
         |  | \t^^^^^
-        |expected `replication`, `checksum`, `compression`, `timeout`, `exec`, `metaflush`, `name`, `local`, `on` or `}`";
+        |expected `replication`, `checksum`, `compression`, `timeout`, `exec`, `metaflush`, `peer-timeout`, `device`, `name`, `local`, `on` or `}`";
 
     statement_of_another_scope: "resource r {\n  on a {\n    timeout 5\n" => "
         |hast.conf:3:5: `timeout` cannot stand here
@@ -104,19 +104,19 @@ shows! {
         |hast.conf:2:19: the file ends inside the section opened at line 1
         |2 | \ton a { local /d }
         |  | \t                 ^
-        |expected `replication`, `checksum`, `compression`, `timeout`, `exec`, `metaflush`, `name`, `local`, `on` or `}`";
+        |expected `replication`, `checksum`, `compression`, `timeout`, `exec`, `metaflush`, `peer-timeout`, `device`, `name`, `local`, `on` or `}`";
 
     missing_brace_before_the_next_resource: "resource r {\n\ton a { local /d }\nresource q {\n" => "
         |hast.conf:3:1: `resource` cannot stand here
         |3 | resource q {
         |  | ^^^^^^^^
-        |expected `replication`, `checksum`, `compression`, `timeout`, `exec`, `metaflush`, `name`, `local`, `on` or `}`";
+        |expected `replication`, `checksum`, `compression`, `timeout`, `exec`, `metaflush`, `peer-timeout`, `device`, `name`, `local`, `on` or `}`";
 
     brace_too_many: "on a {\n} }" => "
         |hast.conf:2:3: `}` cannot stand here
         |2 | } }
         |  |   ^
-        |expected `control`, `pidfile`, `listen`, `replication`, `checksum`, `compression`, `timeout`, `exec`, `metaflush`, `nbd`, `on` or `resource`";
+        |expected `control`, `pidfile`, `listen`, `replication`, `checksum`, `compression`, `timeout`, `exec`, `metaflush`, `peer-timeout`, `device`, `nbd`, `on` or `resource`";
 
     end_of_file_for_a_value: "pidfile" => "
         |hast.conf:1:8: the file ends here
@@ -242,7 +242,31 @@ shows! {
         |hast.conf:2:4: the extension line `#% nbd` cannot stand here
         |2 | #% nbd /n
         |  |    ^^^
-        |expected `replication`, `checksum`, `compression`, `timeout`, `exec`, `metaflush`, `name`, `local`, `on` or `}`";
+        |expected `replication`, `checksum`, `compression`, `timeout`, `exec`, `metaflush`, `peer-timeout`, `device`, `name`, `local`, `on` or `}`";
+
+    a_device_that_is_none: "device ublk" => "
+        |hast.conf:1:8: hastd makes no device with ublk, which needs io_uring: the kernel's nbd does the same
+        |1 | device ublk
+        |  |        ^^^^
+        |expected `auto`, `nbd` or `none`";
+
+    device_of_another_kind: "resource r {\n#% device loop\n" => "
+        |hast.conf:2:11: wrong value `loop`
+        |2 | #% device loop
+        |  |           ^^^^
+        |expected `auto`, `nbd` or `none`";
+
+    device_without_a_word: "#% device\nnbd /n" => "
+        |hast.conf:1:10: the extension line ends here
+        |1 | #% device
+        |  |          ^
+        |expected `auto`, `nbd` or `none`";
+
+    silence_of_no_time: "peer-timeout 0" => "
+        |hast.conf:1:14: timeout of 0 seconds
+        |1 | peer-timeout 0
+        |  |              ^
+        |expected a number of seconds from 1 to 2147483647";
 
     columns_count_characters: "# é\n“timeout” nought" => "
         |hast.conf:2:11: wrong value `nought`
@@ -260,7 +284,7 @@ shows! {
         |hast.conf:100:1: `}` cannot stand here
         |100 | }
         |    | ^
-        |expected `control`, `pidfile`, `listen`, `replication`, `checksum`, `compression`, `timeout`, `exec`, `metaflush`, `nbd`, `on` or `resource`";
+        |expected `control`, `pidfile`, `listen`, `replication`, `checksum`, `compression`, `timeout`, `exec`, `metaflush`, `peer-timeout`, `device`, `nbd`, `on` or `resource`";
 }
 
 #[test]

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{config, error, node, resource, with};
-use hast_conf::{Address, Checksum, Compression, DEFAULT_NBD_DIRECTORY, Replication, parse};
+use hast_conf::{Address, Checksum, Compression, DEFAULT_NBD_DIRECTORY, KernelDevice, Replication, parse};
 use std::path::{Path, PathBuf};
 
 fn texts(addresses: &[Address]) -> Vec<&str> {
@@ -352,6 +352,38 @@ fn the_nbd_statement_is_global_or_in_a_node_section() {
     assert!(error("resource r { nbd /n").contains("unknown word `nbd`"));
     assert!(error("resource r { on a { nbd /n").contains("unknown word `nbd`"));
     assert!(error("nbd n").contains("`n` is not an absolute directory"));
+}
+
+#[test]
+fn a_silence_and_a_device_are_global_or_a_resources() {
+    let both = |file: &str, resource: &str| {
+        let r = with(file, resource, "");
+        (r.peer_timeout, r.device)
+    };
+    assert_eq!(both("", ""), (5, KernelDevice::Auto));
+    assert_eq!(both("peer-timeout 1 device nbd", ""), (1, KernelDevice::Nbd));
+    assert_eq!(
+        both("device none", "peer-timeout 2147483647 device auto"),
+        (2_147_483_647, KernelDevice::Auto)
+    );
+    assert_eq!(both("#% peer-timeout 7\n#% device none\n", "\n#% device nbd\n"), (7, KernelDevice::Nbd));
+    for text in ["on a { peer-timeout 5", "resource r { on a { device none", "on a {\n#% device none\n}"] {
+        assert!(error(text).contains("`peer-timeout`") || error(text).contains("device"), "{text}");
+    }
+    for (text, part) in [
+        ("#% peer-timeout 5 6", "`6` cannot stand here"),
+        ("#% device auto }", "`}` cannot stand here"),
+        ("peer-timeout x", "wrong value `x`"),
+        ("device 1", "wrong value `1`"),
+    ] {
+        assert!(error(text).contains(part), "{text}: {}", error(text));
+    }
+    // Neither is reserved.
+    let r = resource(
+        "device none resource device { name peer-timeout on device { } on a { local auto remote nbd } }",
+    );
+    assert_eq!((r.name.as_str(), r.provname.as_str(), r.remote_text()), ("device", "peer-timeout", "nbd"));
+    assert_eq!(r.localpath, Path::new("auto"));
 }
 
 #[test]

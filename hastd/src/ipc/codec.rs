@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use hast_conf::{Replication, Resource};
+use hast_conf::{KernelDevice, Replication, Resource};
 use hast_engine::{Event, Side};
 use hast_format::metadata::Role;
 use hast_format::nv;
@@ -219,6 +219,8 @@ fn put_resource(nv: &mut nv::Writer, resource: &Resource) {
     nv.str("checksum", resource.checksum.as_str());
     nv.str("compression", resource.compression.as_str());
     nv.u32("timeout", resource.timeout);
+    nv.u32("peer_timeout", resource.peer_timeout);
+    nv.str("device", resource.device.as_str());
     nv.u8("metaflush", resource.metaflush.into());
     if let Some(exec) = &resource.exec {
         nv.str("exec", &exec.to_string_lossy());
@@ -247,6 +249,8 @@ fn get_resource(list: &nv::List<'_>) -> io::Result<Resource> {
         checksum: need(list.str("checksum").and_then(Checksum::parse), "checksum")?,
         compression: need(list.str("compression").and_then(Compression::parse), "compression")?,
         timeout: need(list.u32("timeout"), "timeout")?,
+        peer_timeout: need(list.u32("peer_timeout"), "peer_timeout")?,
+        device: need(list.str("device").and_then(KernelDevice::parse), "device")?,
         exec: list.str("exec").map(PathBuf::from),
         metaflush: need(list.u8("metaflush"), "metaflush")? != 0,
     })

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use hast_conf::{Replication, Resource};
+use hast_conf::{KernelDevice, Replication, Resource};
 use hast_engine::{Event, Side};
 use hast_format::metadata::Role;
 use hast_net::address::Address;
@@ -34,6 +34,8 @@ fn resource(remote: &str) -> Resource {
         checksum: Checksum::Sha256,
         compression: Compression::Lzf,
         timeout: 7,
+        peer_timeout: 3,
+        device: KernelDevice::Nbd,
         exec: Some("/etc/hook".into()),
         metaflush: false,
     }

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use hast_conf::Resource;
+use hast_conf::{KernelDevice, Resource};
 use hast_engine::{Event, Side};
 use hast_format::layout::Layout;
 use hast_format::metadata::{Metadata, Role};
@@ -120,6 +120,8 @@ pub fn resource(disk: &Disk) -> Resource {
         checksum: Checksum::None,
         compression: Compression::Hole,
         timeout: 20,
+        peer_timeout: 5,
+        device: KernelDevice::None,
         exec: None,
         metaflush: true,
     }
