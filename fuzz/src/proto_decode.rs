@@ -69,6 +69,7 @@ pub fn understand(frame: Frame) {
         let again = match message.clone() {
             FromSecondary::Reply(reply) => Message::Reply(reply),
             FromSecondary::Busy { seq } => Message::Busy(seq),
+            FromSecondary::Alive => Message::Alive,
         };
         let sent = to_bytes(&again, 2, Stages::default());
         assert_eq!(FromSecondary::decode_extended(receive(&sent), active), Ok(message));

@@ -313,6 +313,7 @@ pub fn settings(source: &mut Source<'_>) -> Settings {
         metaflush: !source.one_in(4),
         remote: !source.one_in(16),
         peer: "peer".into(),
+        peer_timeout: Duration::from_secs(source.choose(&[5, 1, 60, u32::MAX.into()])),
     }
 }
 

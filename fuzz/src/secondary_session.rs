@@ -342,6 +342,12 @@ impl Session {
                 );
                 assert!(self.model.owed.get(&seq).is_some_and(|owed| *owed > 0), "{seq} is not in hand");
             }
+            Message::Alive => {
+                assert!(
+                    side == Side::In && self.ext.contains(Extensions::ALIVE) && self.answered,
+                    "an original does not know it"
+                );
+            }
             other => panic!("a secondary says {other:?}"),
         }
     }

@@ -56,6 +56,7 @@ fn settings() -> Settings {
     Settings {
         replication: Replication::Async,
         timeout: Duration::from_secs(1000),
+        peer_timeout: Duration::from_secs(1000),
         metaflush: true,
         remote: true,
         peer: "p".into(),
@@ -110,6 +111,7 @@ fn primary(outstanding: u64) -> f64 {
         syncsrc: SyncSource::Primary,
         mapsize: 0,
         boot: Some([2; 16]),
+        peer_timeout: None,
     };
     engine.handle_frame(Duration::ZERO, Side::Out, frame(&Message::SecondAnswer(answer, None)));
     carry_out(&mut engine, &mut sent);

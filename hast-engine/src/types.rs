@@ -218,6 +218,8 @@ pub struct Settings {
     pub replication: Replication,
     /// How long to wait for the other node.
     pub timeout: Duration,
+    /// After how long a silence a node of ours, which answers keepalives, is gone; 1 s and up.
+    pub peer_timeout: Duration,
     /// Whether map writes are flushed.
     pub metaflush: bool,
     /// Whether the other node's address is known (`remote none` otherwise).

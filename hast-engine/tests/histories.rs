@@ -15,6 +15,8 @@ use std::time::Duration;
 
 #[path = "histories/sessions.rs"]
 mod sessions;
+#[path = "histories/silence.rs"]
+mod silence;
 
 /// What the disk does with an operation; `None` leaves it pending.
 type Policy = Box<dyn FnMut(&DiskOp) -> Option<Result<(), Errno>>>;
@@ -32,6 +34,8 @@ struct H {
     busy: usize,
 }
 const ES: u32 = 4096;
+/// A silence that no test waits for.
+const NEVER: Duration = Duration::from_secs(1 << 30);
 impl H {
     fn new(extents: u64, keepdirty: u32, ext: Extension, bits: &[u32], resuid: u64, l: u64, r: u64) -> H {
         H::new_with(extents, keepdirty, ext, bits, resuid, l, r, Box::new(|_| Some(Ok(()))))
@@ -99,6 +103,7 @@ impl H {
         Settings {
             replication: Replication::Fullsync,
             timeout: Duration::from_secs(20),
+            peer_timeout: NEVER,
             metaflush: true,
             remote: true,
             peer: "s".into(),
@@ -165,6 +170,16 @@ impl H {
         self.pump();
     }
     fn answer(&mut self, l: u64, r: u64, src: SyncSource, map: Option<Vec<u8>>) {
+        self.answer_with(l, r, src, map, None);
+    }
+    fn answer_with(
+        &mut self,
+        l: u64,
+        r: u64,
+        src: SyncSource,
+        map: Option<Vec<u8>>,
+        peer_timeout: Option<u32>,
+    ) {
         let layout = Layout::create(self.disk.len() as u64 - 4096, 512, ES).unwrap();
         let a = SecondAnswer {
             datasize: layout.datasize(),
@@ -175,6 +190,7 @@ impl H {
             syncsrc: src,
             mapsize: map.as_ref().map_or(0, |m| m.len() as u32),
             boot: Some([2; 16]),
+            peer_timeout,
         };
         self.frame(Side::Out, Message::SecondAnswer(a, map.map(Buffer::from)));
     }
@@ -635,6 +651,7 @@ fn an_unflushed_map_is_written_again_after_a_failed_flush() {
     let settings = Settings {
         replication: Replication::Fullsync,
         timeout: Duration::from_secs(20),
+        peer_timeout: NEVER,
         metaflush: false,
         remote: true,
         peer: "s".into(),
@@ -654,6 +671,7 @@ fn in_async(h: &mut H) {
     let settings = Settings {
         replication: Replication::Async,
         timeout: Duration::from_secs(20),
+        peer_timeout: NEVER,
         metaflush: true,
         remote: true,
         peer: "s".into(),
@@ -1166,6 +1184,9 @@ impl S {
         S::under(Extensions::ALL, ext, bits)
     }
     fn under(known: Extensions, ext: Extension, bits: &[u32]) -> S {
+        S::patient(known, NEVER, ext, bits)
+    }
+    fn patient(known: Extensions, peer_timeout: Duration, ext: Extension, bits: &[u32]) -> S {
         let size = 4096 + 512 + 24 * u64::from(ES);
         let layout = Layout::create(size, 512, ES).unwrap();
         let metadata = Metadata {
@@ -1190,6 +1211,7 @@ impl S {
         let settings = Settings {
             replication: Replication::Fullsync,
             timeout: Duration::from_secs(20),
+            peer_timeout,
             metaflush: true,
             remote: true,
             peer: "s".into(),
@@ -1555,6 +1577,7 @@ fn reload_with_a_shorter_timeout_while_marking() {
         Settings {
             replication: Replication::Fullsync,
             timeout: Duration::from_secs(5),
+            peer_timeout: NEVER,
             metaflush: true,
             remote: true,
             peer: "s".into(),
@@ -1628,6 +1651,7 @@ fn a_slow_disk_is_told_of() {
             }
             s.s.handle_timeout(s.t);
             s.poll();
+            s.sent.retain(|m| *m != Message::Alive);
             told.extend(s.sent.drain(..).map(|m| (s.t, m)));
         }
         assert!(told.iter().all(|(_, m)| *m == Message::Busy(7)), "{told:?}");

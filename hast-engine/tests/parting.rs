@@ -43,6 +43,7 @@ fn settings(metaflush: bool) -> Settings {
     Settings {
         replication: Replication::Fullsync,
         timeout: Duration::from_secs(20),
+        peer_timeout: Duration::from_secs(1 << 30),
         metaflush,
         remote: true,
         peer: "s".into(),
@@ -165,6 +166,7 @@ impl OurPrimary {
             syncsrc: SyncSource::Primary,
             mapsize: 512,
             boot: None,
+            peer_timeout: None,
         };
         self.hear(Side::Out, &Message::SecondAnswer(answer, Some(Buffer::from(bytes))));
     }

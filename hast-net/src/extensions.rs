@@ -21,8 +21,12 @@ impl Extensions {
     /// `parting`: the nodes agree on a number for each connection, by which they know later what has changed since
     /// ([`crate::handshake::Parting`]), and a split-brain is refused with a map.
     pub const PARTING: Extensions = Extensions(1 << 2);
+    /// `alive`: the secondary answers keepalives ([`crate::message::FromSecondary::Alive`]), and says after how
+    /// long a silence it gives the primary up.
+    pub const ALIVE: Extensions = Extensions(1 << 3);
     /// All that this program knows.
-    pub const ALL: Extensions = Extensions::SYNC_MARKS.union(Extensions::BUSY).union(Extensions::PARTING);
+    pub const ALL: Extensions =
+        Extensions::SYNC_MARKS.union(Extensions::BUSY).union(Extensions::PARTING).union(Extensions::ALIVE);
 
     /// Whether all of these are in the set.
     #[must_use]
@@ -71,8 +75,12 @@ impl fmt::Display for Extensions {
 }
 
 /// Each extension's word, in the order in which they are sent.
-const WORDS: [(Extensions, &str); 3] =
-    [(Extensions::SYNC_MARKS, "sync-marks"), (Extensions::BUSY, "busy"), (Extensions::PARTING, "parting")];
+const WORDS: [(Extensions, &str); 4] = [
+    (Extensions::SYNC_MARKS, "sync-marks"),
+    (Extensions::BUSY, "busy"),
+    (Extensions::PARTING, "parting"),
+    (Extensions::ALIVE, "alive"),
+];
 
 #[cfg(test)]
 mod tests {

@@ -316,6 +316,8 @@ pub struct SecondAnswer {
     pub mapsize: u32,
     /// The secondary's boot id, if `sync-marks` is active.
     pub boot: Option<BootId>,
+    /// Seconds of silence after which the secondary gives the primary up, if `alive` is active.
+    pub peer_timeout: Option<u32>,
 }
 
 impl SecondAnswer {
@@ -328,6 +330,9 @@ impl SecondAnswer {
         }
         nv.u8("syncsrc", self.syncsrc.code()).u32("mapsize", self.mapsize);
         put_boot(&mut nv, self.boot);
+        if let Some(seconds) = self.peer_timeout {
+            nv.u32("hast_peer_timeout", seconds);
+        }
         nv
     }
 
@@ -351,6 +356,7 @@ impl SecondAnswer {
                 .ok_or(HandshakeError::Range { field: "syncsrc", value: syncsrc.into() })?,
             mapsize: list.u32("mapsize").ok_or(HandshakeError::Missing("mapsize"))?,
             boot: boot(list),
+            peer_timeout: list.u32("hast_peer_timeout"),
         })
     }
 
@@ -613,6 +619,7 @@ mod tests {
             syncsrc: SyncSource::Secondary,
             mapsize: 512,
             boot: None,
+            peer_timeout: Some(5),
         };
         assert_eq!(read(&good.encode(), SecondReply::decode), Ok(SecondReply::Answer(good.clone())));
         let negative = SecondAnswer { datasize: u64::MAX, ..good.clone() };

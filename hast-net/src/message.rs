@@ -287,6 +287,8 @@ pub enum FromSecondary {
         /// The request's.
         seq: u64,
     },
+    /// The secondary has heard the primary; only if `alive` is active ([`Extensions::ALIVE`]).
+    Alive,
 }
 
 impl FromSecondary {
@@ -299,6 +301,12 @@ impl FromSecondary {
             let list = List::parse(&frame.nv)?;
             if let (Some(seq), false) = (list.u64("busy"), list.contains("seq")) {
                 return Ok(FromSecondary::Busy { seq });
+            }
+        }
+        if active.contains(Extensions::ALIVE) && frame.payload.is_none() {
+            let list = List::parse(&frame.nv)?;
+            if list.u8("alive").is_some() && !list.contains("seq") {
+                return Ok(FromSecondary::Alive);
             }
         }
         Reply::decode(frame).map(FromSecondary::Reply)
@@ -326,6 +334,8 @@ pub enum Message {
     Reply(Reply),
     /// The same, only when `busy` is active: the secondary still works on the request with this number.
     Busy(u64),
+    /// The same, only when `alive` is active: the secondary has heard the primary.
+    Alive,
 }
 
 impl Message {
@@ -349,6 +359,11 @@ impl Message {
             Message::Busy(seq) => {
                 let mut nv = Writer::new();
                 nv.u64("busy", *seq);
+                (nv, None)
+            }
+            Message::Alive => {
+                let mut nv = Writer::new();
+                nv.u8("alive", 1);
                 (nv, None)
             }
         }
@@ -530,6 +545,17 @@ mod tests {
         nv.u64("busy", 7);
         let reply = decode(&nv, None, Extensions::ALL);
         assert!(matches!(reply, Ok(FromSecondary::Reply(Reply { seq: 9, .. }))), "{reply:?}");
+    }
+
+    #[test]
+    fn that_the_secondary_is_alive_is_said_only_where_it_is_agreed_on() {
+        let (nv, None) = Message::Alive.encode() else { panic!("with a payload") };
+        let list = List::parse(nv.as_bytes()).unwrap();
+        assert!(list.pairs().map(|pair| pair.name).eq([b"alive".as_slice()]));
+        let decode = |payload, active| FromSecondary::decode_extended(frame(&nv, payload), active);
+        assert_eq!(decode(None, Extensions::ALIVE), Ok(FromSecondary::Alive));
+        assert_eq!(decode(None, Extensions::BUSY), Err(MessageError::NoSeq));
+        assert_eq!(decode(Some(&[0]), Extensions::ALL), Err(MessageError::NoSeq));
     }
 
     #[test]

@@ -103,7 +103,7 @@ fn received(bytes: &[u8], like: &Message) -> Message {
                 invalid => panic!("{invalid:?}"),
             }
         }
-        Message::Reply(_) | Message::Busy(_) => {
+        Message::Reply(_) | Message::Busy(_) | Message::Alive => {
             match FromSecondary::decode_extended(frame.clone(), Extensions::ALL).unwrap() {
                 FromSecondary::Reply(reply) => {
                     assert_eq!(Reply::decode(frame).as_ref(), Ok(&reply));
@@ -112,6 +112,10 @@ fn received(bytes: &[u8], like: &Message) -> Message {
                 FromSecondary::Busy { seq } => {
                     assert_eq!(Reply::decode(frame), Err(MessageError::NoSeq));
                     Message::Busy(seq)
+                }
+                FromSecondary::Alive => {
+                    assert_eq!(Reply::decode(frame), Err(MessageError::NoSeq));
+                    Message::Alive
                 }
             }
         }
@@ -169,13 +173,23 @@ fn extensions() -> impl Strategy<Value = Extensions> {
 
 fn second_answer() -> impl Strategy<Value = Message> {
     let numbers = (0..u64::MAX >> 1, 0..u32::MAX >> 1, any::<u64>(), any::<u64>());
-    let boot = any::<Option<[u8; 16]>>();
-    (numbers, any::<bool>(), any::<bool>(), prop::option::of(data()), boot).prop_map(
-        |((datasize, extentsize, localcnt, remotecnt), virgin, secondary, map, boot)| {
+    let extended = (any::<Option<[u8; 16]>>(), any::<Option<u32>>());
+    (numbers, any::<bool>(), any::<bool>(), prop::option::of(data()), extended).prop_map(
+        |((datasize, extentsize, localcnt, remotecnt), virgin, secondary, map, (boot, peer_timeout))| {
             let syncsrc = if secondary { SyncSource::Secondary } else { SyncSource::Primary };
             let mapsize = map.as_ref().map_or(0, |map| map.len() as u32);
             Message::SecondAnswer(
-                SecondAnswer { datasize, extentsize, localcnt, remotecnt, virgin, syncsrc, mapsize, boot },
+                SecondAnswer {
+                    datasize,
+                    extentsize,
+                    localcnt,
+                    remotecnt,
+                    virgin,
+                    syncsrc,
+                    mapsize,
+                    boot,
+                    peer_timeout,
+                },
                 map,
             )
         },
@@ -232,6 +246,7 @@ fn message() -> impl Strategy<Value = Message> {
         mark().prop_map(Message::Mark),
         Just(Message::Keepalive),
         any::<u64>().prop_map(Message::Busy),
+        Just(Message::Alive),
         (any::<u64>(), any::<bool>(), 0_i16..200, prop::option::of(data())).prop_map(
             |(seq, received, error, data)| Message::Reply(Reply {
                 seq,
@@ -534,6 +549,7 @@ fn a_raised_payload_limit_holds_from_the_next_header_on() {
         syncsrc: SyncSource::Primary,
         mapsize: 3 << 20,
         boot: None,
+        peer_timeout: None,
     };
     let none = Stages { compression: Compression::None, checksum: Checksum::None };
     let bytes = sent(&Message::SecondAnswer(answer, Some(map.clone())), 2, none);

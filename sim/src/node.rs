@@ -168,6 +168,7 @@ impl Node {
         Settings {
             replication: mode,
             timeout: Duration::from_secs(20),
+            peer_timeout: Duration::from_secs(5),
             metaflush: true,
             remote: true,
             peer: "the other node".into(),

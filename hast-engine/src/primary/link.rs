@@ -1,5 +1,5 @@
-//! The link to the secondary: connecting, the handshake (spec/wire.md), requests that await an answer,
-//! keepalives, silence and loss.
+//! The link to the secondary: connecting, the handshake (spec/wire.md), requests that await an answer, and
+//! loss.
 
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,6 +16,7 @@ use hast_net::handshake::{
 };
 use hast_net::message::{self, Command, FromSecondary, MarkKind, Message, Reply, Request};
 
+use super::silence::Signs;
 use super::{Phase, Primary};
 use crate::counts::Counts;
 use crate::parting::{Apart, draw};
@@ -23,8 +24,6 @@ use crate::ranges::Key;
 use crate::rule::{Rule, keeps};
 use crate::types::{Action, Event, Settings, Side};
 
-/// A keepalive goes out when nothing else did for this long.
-const KEEPALIVE: Duration = Duration::from_secs(10);
 /// Waits between attempts to connect grow from one second to this.
 const RECONNECT_MAX: Duration = Duration::from_secs(10);
 /// What a refusal with `wait` waits before the next attempt.
@@ -53,7 +52,7 @@ pub(super) enum Awaited {
 /// The two connections, seen as one.
 #[derive(Debug)]
 pub(super) struct Link {
-    stage: Stage,
+    pub(super) stage: Stage,
     /// When the stage has lasted too long.
     deadline: Option<Duration>,
     /// Whom the connection was made to, whatever hast.conf says by now.
@@ -90,32 +89,33 @@ pub(super) struct Link {
     said: u64,
     /// The save that must be durable before the nodes count as connected.
     merge_save: u64,
-    last_sent: Duration,
+    pub(super) last_sent: Duration,
+    pub(super) signs: Signs,
     /// When the secondary last answered anything, that it has received it apart.
-    last_answer: Duration,
+    pub(super) last_answer: Duration,
     /// When the youngest request was asked that has been answered.
-    answered: Duration,
+    pub(super) answered: Duration,
     /// What the secondary said last that its disk is busy with, and when.
-    busy: (u64, Duration),
+    pub(super) busy: (u64, Duration),
     last_seq: u64,
     /// Which connection this is.
     epoch: u64,
-    outstanding: BTreeMap<u64, Outstanding>,
+    pub(super) outstanding: BTreeMap<u64, Outstanding>,
     /// The writes and deletes among them.
     writes: BTreeSet<u64>,
 }
 
 #[derive(Debug)]
-struct Outstanding {
+pub(super) struct Outstanding {
     why: Awaited,
     /// `None` for a mark.
     command: Option<Command>,
     length: u64,
-    since: Duration,
+    pub(super) since: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+pub(super) enum Stage {
     /// Not connected; the next attempt is due then, if ever.
     Down(Option<Duration>),
     OpeningOut,
@@ -158,6 +158,7 @@ impl Link {
             said: 0,
             merge_save: 0,
             last_sent: now,
+            signs: Signs::new(now),
             last_answer: now,
             answered: now,
             busy: (0, now),
@@ -284,11 +285,13 @@ impl Primary {
     /// A frame has come, its payload already decoded.
     pub fn handle_frame(&mut self, now: Duration, side: Side, frame: Frame) {
         self.now = now;
+        self.link.signs.heard(now);
         let understood = match (self.link.stage, side) {
             (Stage::AwaitingFirst, Side::Out) => self.first_reply(&frame),
             (Stage::AwaitingSecond, Side::Out) => self.second_reply(frame),
             (Stage::AwaitingSecond, Side::In) => self.second_refused(&frame),
-            (Stage::Up | Stage::Marking, Side::In) => self.reply(frame),
+            // While the map is being merged it can only say that it is alive.
+            (Stage::Up | Stage::Marking | Stage::Merging, Side::In) => self.reply(frame),
             (Stage::Down(_), _) => Ok(()),
             (_, side) => Err(format!("The secondary sent something unexpected on connection {side}")),
         };
@@ -472,6 +475,7 @@ impl Primary {
             SecondReply::Answer(answer) => answer,
         };
         let SecondAnswer { datasize, extentsize, localcnt, remotecnt, virgin, syncsrc, boot, .. } = answer;
+        self.link.signs.begin(self.now, answer.peer_timeout);
         if (datasize, extentsize) != (self.layout.datasize(), self.layout.extentsize()) {
             let (data, extent) = (self.layout.datasize(), self.layout.extentsize());
             return Err(if datasize == data {
@@ -609,6 +613,7 @@ impl Primary {
                 self.link.busy = (seq, self.now);
                 return Ok(());
             }
+            FromSecondary::Alive => return Ok(()),
         };
         let Some(request) = self.link.outstanding.get(&seq) else {
             return Err(format!("The secondary answered request {seq}, which was not asked"));
@@ -675,9 +680,10 @@ impl Primary {
         self.send(Side::Out, Message::Mark(message::Mark { seq, kind }));
     }
 
-    fn send(&mut self, side: Side, message: Message) {
+    pub(super) fn send(&mut self, side: Side, message: Message) {
         if side == Side::Out {
             self.link.last_sent = self.now;
+            self.link.signs.asked(self.now);
         }
         self.actions.push_back(Action::Send { side, version: self.link.version, message });
     }
@@ -762,20 +768,13 @@ impl Primary {
                 _ => self.lose_link("The secondary did not answer during the handshake"),
             }
         }
-        if !matches!(self.link.stage, Stage::Up | Stage::Marking) {
-            return;
-        }
-        if self.silence_deadline().is_some_and(|deadline| deadline <= self.now) {
-            let seconds = self.settings.timeout.as_secs();
-            self.lose_link(&format!("The secondary did not answer for {seconds} seconds"));
-        } else if self.link.last_sent + KEEPALIVE <= self.now {
-            self.send(Side::Out, Message::Keepalive);
+        if matches!(self.link.stage, Stage::Up | Stage::Marking | Stage::Merging) {
+            self.silence_timeout();
         }
     }
 
     pub(super) fn link_deadline(&self) -> Option<Duration> {
-        let keepalive = self.link.is_up().then(|| self.link.last_sent + KEEPALIVE);
-        let deadlines = [self.link.deadline, keepalive, self.silence_deadline(), self.answer_deadline()];
+        let deadlines = [self.link.deadline, self.silence_due(), self.answer_deadline()];
         deadlines.into_iter().flatten().min()
     }
 
@@ -783,21 +782,6 @@ impl Primary {
     fn answer_deadline(&self) -> Option<Duration> {
         let unanswered = self.phase == Phase::Connecting && self.link.stage == Stage::OpeningOut;
         self.link.answer_until.filter(|_| unanswered)
-    }
-
-    /// When a secondary that owes an answer has owed it for too long: `timeout` after the oldest request was
-    /// asked, or after it was last heard that its disk is busy with that one (S7). Answers to others count as
-    /// long as those may have been on their way before it, in a long queue on either side; not those to requests
-    /// that were asked a whole `timeout` later.
-    fn silence_deadline(&self) -> Option<Duration> {
-        let (seq, oldest) = self.link.outstanding.first_key_value()?;
-        let (busy, heard) = self.link.busy;
-        let since = if busy == *seq { heard } else { oldest.since };
-        let overdue = since + self.settings.timeout;
-        if self.link.answered >= overdue {
-            return Some(overdue);
-        }
-        Some(since.max(self.link.last_answer) + self.settings.timeout)
     }
 }
 

@@ -8,13 +8,15 @@
 //! | `flush` | flushes of clients and of the map's housekeeping, one at a time, shared |
 //! | `dropped` | the local disk's flushes, and what a failed one may have dropped |
 //! | `turning` | extents that are about to be right on the secondary alone |
-//! | `link` | connecting, the handshake, keepalives, silence, loss |
+//! | `link` | connecting, the handshake, loss |
+//! | `silence` | keepalives, and a secondary that says nothing |
 //! | `sync` | copying what differs, and equalising the counts when nothing does |
 
 mod dropped;
 mod flush;
 mod link;
 mod request;
+mod silence;
 mod storage;
 mod sync;
 mod turning;

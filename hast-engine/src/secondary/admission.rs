@@ -214,6 +214,10 @@ impl Secondary {
             syncsrc,
             mapsize: map.as_ref().and_then(|map| u32::try_from(map.len()).ok()).unwrap_or(0),
             boot: self.ext.contains(Extensions::SYNC_MARKS).then_some(self.host.boot),
+            peer_timeout: self
+                .ext
+                .contains(Extensions::ALIVE)
+                .then(|| u32::try_from(self.patience.as_secs()).unwrap_or(u32::MAX)),
         };
         self.send(Side::Out, Message::SecondAnswer(answer, map.map(Buffer::from)));
         self.phase = Phase::Answered;

@@ -35,7 +35,7 @@ use crate::rule::{Rule, keeps};
 use crate::saving::{Next, Part, Saving};
 use crate::types::{Action, DiskOp, DiskResult, Event, Host, OpId, Settings, Side};
 
-/// Silence of the primary that ends the connection: it sends keepalives every 10 s (spec/wire.md).
+/// Silence of an original primary that ends the connection: it sends keepalives every 10 s (spec/wire.md).
 const SILENCE: Duration = Duration::from_secs(20);
 /// Requests and marks under way at once; more are left unread. A primary of ours has fewer, so that a disk
 /// that is slow does not look like a link that is dead.
@@ -123,6 +123,10 @@ pub struct Secondary {
     flushes: VecDeque<Key>,
     /// Kept under an original (M5).
     own: Option<own_map::OwnMap>,
+    /// Silence of the primary that ends the connection.
+    patience: Duration,
+    /// When the primary was last sent anything on the connection for replies.
+    last_told: Duration,
     bytes_in_flight: u64,
     /// The oldest request or mark that is not answered, if the primary is told of it (S7).
     oldest: Option<Oldest>,
@@ -208,6 +212,7 @@ impl Secondary {
         metadata.prevrole = Role::Secondary;
         let extents = u32::try_from(layout.nextents()).unwrap_or(u32::MAX);
         // M5: a primary of ours keeps the map for both nodes.
+        let patience = if ext.contains(Extensions::ALIVE) { settings.peer_timeout } else { SILENCE };
         let own = (!ext.contains(Extensions::SYNC_MARKS) && keeps(Rule::M5)).then(|| {
             let map = Activemap::new(extents, metadata.keepdirty, layout.sectorsize(), &map);
             own_map::OwnMap::new(map, settings.metaflush)
@@ -243,6 +248,8 @@ impl Secondary {
             writes: BTreeSet::new(),
             flushes: VecDeque::new(),
             own,
+            patience,
+            last_told: now,
             bytes_in_flight: 0,
             oldest: None,
             unflushed: false,
@@ -264,6 +271,22 @@ impl Secondary {
             self.lose("The primary did not wait for the answer to its handshake");
         }
         self.settle();
+    }
+
+    /// Bytes have come from the primary that are no whole frame yet. It may take a while until they are; the
+    /// primary is told that they come.
+    pub fn handle_heard(&mut self, now: Duration) {
+        self.now = now;
+        self.last_received = now;
+        if self.last_told + BUSY_EVERY <= now {
+            self.tell_alive();
+        }
+    }
+
+    /// Nothing is read from the primary just now: what cannot be heard is no silence.
+    pub fn handle_deaf(&mut self, now: Duration) {
+        self.now = now;
+        self.last_received = now;
     }
 
     /// A disk operation has ended.
@@ -336,8 +359,11 @@ impl Secondary {
     pub fn handle_timeout(&mut self, now: Duration) {
         self.now = now;
         match self.phase {
-            Phase::Answered | Phase::Serving if self.last_received + SILENCE <= now && self.wants_input() => {
-                self.lose("The primary has been silent for 20 seconds");
+            Phase::Answered | Phase::Serving
+                if self.last_received + self.patience <= now && self.wants_input() =>
+            {
+                let seconds = self.patience.as_secs();
+                self.lose(&format!("The primary has been silent for {seconds} seconds"));
             }
             Phase::Ending { code, deadline, .. } if deadline <= now => {
                 log::error!("The disk did not answer; {} requests are given up.", self.requests.len());
@@ -356,7 +382,7 @@ impl Secondary {
         match self.phase {
             Phase::Answered | Phase::Serving => {
                 // While nothing more is taken in, silence says nothing.
-                let silence = self.wants_input().then(|| self.last_received + SILENCE);
+                let silence = self.wants_input().then(|| self.last_received + self.patience);
                 let busy = self.oldest.as_ref().and_then(Oldest::due);
                 [silence, busy, again, self.own_flush_deadline()].into_iter().flatten().min()
             }
@@ -444,6 +470,13 @@ impl Secondary {
         self.send(Side::In, message);
     }
 
+    /// Tells the primary, if it understands, that it is heard.
+    fn tell_alive(&mut self) {
+        if self.ext.contains(Extensions::ALIVE) && matches!(self.phase, Phase::Answered | Phase::Serving) {
+            self.send(Side::In, Message::Alive);
+        }
+    }
+
     /// Looks what is the oldest in hand.
     fn find_oldest(&mut self) {
         if !self.ext.contains(Extensions::BUSY) {
@@ -522,6 +555,9 @@ impl Secondary {
 
     fn send(&mut self, side: Side, message: Message) {
         if !matches!(self.phase, Phase::Ending { .. } | Phase::Ended) {
+            if side == Side::In {
+                self.last_told = self.now;
+            }
             self.actions.push_back(Action::Send { side, version: self.version, message });
         }
     }

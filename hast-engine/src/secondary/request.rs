@@ -34,7 +34,7 @@ impl Request {
 impl Secondary {
     pub(super) fn take_frame(&mut self, frame: Frame) {
         match FromPrimary::decode_extended(frame, self.ext) {
-            Ok(FromPrimary::Keepalive) => {}
+            Ok(FromPrimary::Keepalive) => self.tell_alive(),
             Ok(FromPrimary::Mark(mark)) => {
                 self.first_request();
                 self.take_mark(mark);

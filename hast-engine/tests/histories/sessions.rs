@@ -42,6 +42,7 @@ fn second(h: &mut H, change: impl FnOnce(&mut SecondAnswer), map: Option<usize>)
         syncsrc: SyncSource::Primary,
         mapsize: map.map_or(0, |bytes| bytes as u32),
         boot: Some([2; 16]),
+        peer_timeout: None,
     };
     change(&mut answer);
     h.frame(Side::Out, Message::SecondAnswer(answer, map.map(|bytes| Buffer::from(vec![0; bytes]))));
@@ -102,6 +103,7 @@ fn what_is_no_answer_ends_the_handshake() {
         syncsrc: SyncSource::Primary,
         mapsize: 0,
         boot: None,
+        peer_timeout: None,
     };
     h.frame(Side::In, Message::SecondAnswer(answer, None));
     assert!(closed(&h) && !h.p.is_in_step());
@@ -596,10 +598,11 @@ fn a_primary_that_does_not_wait_for_the_answer_is_left() {
 fn a_silent_primary_is_left_and_what_it_sent_is_stored() {
     let mut s = secondary(5, (1, 1), 0, Role::Secondary);
     s.good();
-    s.s.handle_timeout(Duration::from_secs(19));
+    let silence = H::settings().peer_timeout;
+    s.s.handle_timeout(silence - Duration::from_secs(1));
     s.good();
     assert!(!s.exits(75));
-    s.s.handle_timeout(Duration::from_secs(20));
+    s.s.handle_timeout(silence);
     s.good();
     assert!(s.exits(75) && s.other.contains(&Action::Event(Event::Disconnect)));
     s.s.handle_lost(Duration::from_secs(21), "again");

@@ -46,6 +46,21 @@ impl Engine {
         }
     }
 
+    /// Bytes have come from the peer, be they a whole frame or not.
+    pub(super) fn handle_heard(&mut self, now: Duration) {
+        match self {
+            Engine::Primary(primary) => primary.handle_heard(now),
+            Engine::Secondary(secondary) => secondary.handle_heard(now),
+        }
+    }
+
+    /// Nothing is read from the peer just now. What a primary receives it has asked for.
+    pub(super) fn handle_deaf(&mut self, now: Duration) {
+        if let Engine::Secondary(secondary) = self {
+            secondary.handle_deaf(now);
+        }
+    }
+
     pub(super) fn handle_lost(&mut self, now: Duration, reason: &str) {
         match self {
             Engine::Primary(primary) => primary.handle_lost(now, reason),

@@ -31,8 +31,10 @@ const BUSY_BYTES: usize = 64 << 20;
 pub(super) struct LinkSettings {
     /// What is applied to payloads that are sent.
     pub(super) stages: Stages,
-    /// How long a peer may take nothing of what waits for it, and leave data unacknowledged.
+    /// How long a peer may take nothing of what waits for it.
     pub(super) timeout: Duration,
+    /// How long its system may leave data unacknowledged, or say nothing at all.
+    pub(super) peer_timeout: Duration,
     /// The peer's address as configured, for messages.
     pub(super) remote: String,
 }
@@ -113,7 +115,7 @@ impl Link {
         for side in [Side::Out, Side::In] {
             let connection = self.connections.get(side).as_ref();
             if let Some(socket) = connection.and_then(|connection| connection.socket.get()) {
-                watch_for_silence(socket, self.settings.timeout);
+                watch_for_silence(socket, self.settings.peer_timeout);
             }
         }
     }
@@ -143,7 +145,7 @@ impl Link {
         if is_tcp(&socket) {
             socket.set_tcp_nodelay(true)?;
         }
-        watch_for_silence(&socket, self.settings.timeout);
+        watch_for_silence(&socket, self.settings.peer_timeout);
         sandbox::limit(socket.as_fd(), Purpose::Peer)?;
         let socket = Watched::new(&self.poller, *self.keys.get(side), socket, true, false)?;
         let receiver = Receiver::new(Limits::PEER, self.pool.clone());

@@ -13,8 +13,12 @@ const PLAIN: Stages = Stages { compression: Compression::None, checksum: Checksu
 
 fn link_with(role: Role, stages: Stages) -> Link {
     let poller = Arc::new(Poller::new().unwrap());
-    let settings =
-        LinkSettings { stages, timeout: Duration::from_secs(5), remote: "tcp4://192.0.2.1".into() };
+    let settings = LinkSettings {
+        stages,
+        timeout: Duration::from_secs(20),
+        peer_timeout: Duration::from_secs(5),
+        remote: "tcp4://192.0.2.1".into(),
+    };
     Link::new(&poller, (OUT, IN), Pool::new(), role, settings)
 }
 
@@ -266,7 +270,7 @@ fn messages_for_a_connection_that_is_gone_are_dropped() {
 }
 
 #[test]
-fn tcp_connections_notice_silence_and_follow_the_timeout() {
+fn tcp_connections_notice_silence_and_follow_the_peer_timeout() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let seen = stream.try_clone().unwrap();
@@ -275,8 +279,8 @@ fn tcp_connections_notice_silence_and_follow_the_timeout() {
     link.adopt(Side::Out, stream.into()).unwrap();
     assert!(seen.keepalive().unwrap() && seen.tcp_nodelay().unwrap() && seen.nonblocking().unwrap());
     #[cfg(target_os = "linux")]
-    assert_eq!(seen.tcp_user_timeout().unwrap(), Some(Duration::from_secs(5)));
-    link.apply(LinkSettings { timeout: Duration::from_secs(60), ..link.settings.clone() });
+    assert_eq!(seen.tcp_user_timeout().unwrap(), Some(Duration::from_secs(3)));
+    link.apply(LinkSettings { peer_timeout: Duration::from_secs(60), ..link.settings.clone() });
     assert_eq!(seen.tcp_keepalive_time().unwrap(), Duration::from_secs(20));
     #[cfg(target_os = "linux")]
     assert_eq!(seen.tcp_user_timeout().unwrap(), Some(Duration::from_secs(60)));

@@ -178,29 +178,43 @@ impl Reactor {
 
     /// Reads from a connection, for a while, and hands the engine every frame that is whole.
     fn receive(&mut self, side: Side) {
+        // Frames first: what the last read completed may be all that the peer sends before it waits.
+        if self.hand_over(side).is_none() {
+            return;
+        }
         for _ in 0..READS {
-            // Frames first: what the last read completed may be all that the peer sends before it waits.
-            if !self.hand_over(side) || !self.link.receive(side) {
+            if !self.link.receive(side) {
                 return;
             }
+            match self.hand_over(side) {
+                None => return,
+                // Part of a frame, which may be long and the link slow.
+                Some(0) => {
+                    let now = self.now();
+                    self.engine.handle_heard(now);
+                    self.act();
+                }
+                Some(_) => {}
+            }
         }
-        self.hand_over(side);
     }
 
-    /// Hands the engine the frames that have come whole; false if some have to wait.
-    fn hand_over(&mut self, side: Side) -> bool {
+    /// Hands the engine the frames that have come whole and says how many; none if some have to wait.
+    fn hand_over(&mut self, side: Side) -> Option<usize> {
+        let mut frames = 0_usize;
         loop {
             if self.is_leaving() {
-                return false;
+                return None;
             }
             if side == Side::Out && !self.has_room() {
                 self.held_back = true;
-                return false;
+                return None;
             }
             if side == Side::Out {
                 self.link.set_payload_limit(side, self.engine.payload_limit());
             }
-            let Some(frame) = self.link.next_frame(side) else { return true };
+            let Some(frame) = self.link.next_frame(side) else { return Some(frames) };
+            frames = frames.saturating_add(1);
             let now = self.now();
             self.engine.handle_frame(now, side, frame);
             self.act();
@@ -462,6 +476,9 @@ impl Reactor {
 
     fn check_clock(&mut self) {
         let now = self.now();
+        if self.held_back {
+            self.engine.handle_deaf(now);
+        }
         if !self.is_leaving() && self.engine.poll_timeout().is_some_and(|at| at <= now) {
             self.engine.handle_timeout(now);
             self.act();

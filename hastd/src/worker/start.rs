@@ -208,6 +208,7 @@ pub(super) fn settings(resource: &Resource) -> Settings {
     Settings {
         replication: resource.replication,
         timeout: timeout(resource),
+        peer_timeout: peer_timeout(resource),
         metaflush: resource.metaflush,
         remote: resource.remote.is_some(),
         peer: resource.remote_text().to_owned(),
@@ -219,6 +220,7 @@ pub(super) fn link_settings(resource: &Resource) -> LinkSettings {
     LinkSettings {
         stages: Stages { compression: resource.compression, checksum: resource.checksum },
         timeout: timeout(resource),
+        peer_timeout: peer_timeout(resource),
         remote: resource.remote_text().to_owned(),
     }
 }
@@ -226,6 +228,11 @@ pub(super) fn link_settings(resource: &Resource) -> LinkSettings {
 /// How long the other node may take.
 pub(super) fn timeout(resource: &Resource) -> Duration {
     Duration::from_secs(u64::from(resource.timeout.max(1)))
+}
+
+/// How long the other node may say nothing.
+fn peer_timeout(resource: &Resource) -> Duration {
+    Duration::from_secs(u64::from(resource.peer_timeout.max(1)))
 }
 
 /// A number that is not 0 and that nobody else draws.

@@ -351,6 +351,7 @@ impl Primary {
             syncsrc: SyncSource::Primary,
             mapsize: 0,
             boot: None,
+            peer_timeout: None,
         };
         out.write_all(&bytes(&Message::SecondAnswer(answer, None))).unwrap();
         (out, in_)

@@ -6,5 +6,6 @@ mod addresses;
 mod lab;
 mod roles;
 mod script;
+mod silence;
 mod site;
 mod takeover;

@@ -12,8 +12,8 @@ use super::lab::{Host, Lab};
 /// The address that moves.
 pub(crate) const SHARED: &str = "10.77.0.100";
 const SIZE: u64 = 64 << 20;
-/// The daemon notices a silent peer only after this.
-const TIMEOUT: &str = "5";
+/// How long an answer may take, and how long a peer may say nothing.
+const TIMEOUTS: &str = "timeout 5\n#% peer-timeout 3";
 
 /// The two hosts, their client and the lab that they are in.
 pub(crate) struct Site {
@@ -60,7 +60,7 @@ impl Site {
     }
 
     fn configure(&self) -> Result<(), Failure> {
-        let mut text = format!("timeout {TIMEOUT}\nresource shared {{\n");
+        let mut text = format!("{TIMEOUTS}\nresource shared {{\n");
         for (server, peer) in [(&self.a, &self.b), (&self.b, &self.a)] {
             let (host, peer) = (&server.host, &peer.host);
             text.push_str(&format!(

@@ -16,6 +16,7 @@ mod reconnect;
 mod reload;
 mod roles;
 mod secondary_lost;
+mod silence;
 mod split_brain;
 mod volume;
 mod worker;
