@@ -20,7 +20,7 @@ use crate::wire::{self, RequestHeader, command, flag, transmission};
 mod handshake;
 mod replies;
 
-use handshake::Agreed;
+pub use handshake::Agreed;
 use replies::{Answer, Expected, Replies};
 
 /// Why something asked of a server was not done.
@@ -56,6 +56,36 @@ pub enum ClientError {
     /// The server closed the connection before it answered.
     #[error("the NBD server closed the connection")]
     Closed,
+}
+
+/// Brings a fresh connection to the transmission phase, for whoever goes on with it from there.
+///
+/// # Errors
+///
+/// The server does not answer, refuses, or does not speak NBD; each answer may take ten seconds.
+pub fn negotiate(stream: &UnixStream, export: &str, dialect: Dialect) -> Result<Agreed, ClientError> {
+    handshake::open(stream, export, dialect)
+}
+
+/// Parts from a server whose connection was [negotiated](negotiate) and is not used after all.
+///
+/// # Errors
+///
+/// The connection is broken.
+pub fn take_leave(stream: &UnixStream) -> Result<(), ClientError> {
+    let mut stream = stream;
+    stream.write_all(disconnect_request().as_bytes()).map_err(timed_out)
+}
+
+fn disconnect_request() -> RequestHeader {
+    RequestHeader {
+        magic: wire::REQUEST_MAGIC.into(),
+        flags: 0.into(),
+        command: command::DISC.into(),
+        cookie: 0.into(),
+        offset: 0.into(),
+        length: 0.into(),
+    }
 }
 
 /// How to negotiate.
@@ -314,14 +344,7 @@ impl Client {
     ///
     /// The connection is broken, or the server does not close it within the timeout.
     pub fn disconnect(self) -> Result<(), ClientError> {
-        let header = RequestHeader {
-            magic: wire::REQUEST_MAGIC.into(),
-            flags: 0.into(),
-            command: command::DISC.into(),
-            cookie: 0.into(),
-            offset: 0.into(),
-            length: 0.into(),
-        };
+        let header = disconnect_request();
         {
             let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
             writer.stream.write_all(header.as_bytes()).map_err(timed_out)?;

@@ -151,6 +151,8 @@ pub enum ToSupervisor {
     },
     /// A primary has written down what was forced: no worker after it need be told.
     Begun,
+    /// A client of the NBD export has gone without taking leave: it may be the kernel's device.
+    ClientLost,
     /// Something a hook wants to hear of.
     Event {
         /// What has happened.

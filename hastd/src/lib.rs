@@ -3,6 +3,8 @@
 
 mod boot;
 pub mod ipc;
+#[cfg(target_os = "linux")]
+mod kernel_nbd;
 pub mod supervisor;
 mod watch;
 pub mod worker;

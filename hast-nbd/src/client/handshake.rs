@@ -19,12 +19,16 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const MAX_REPLY: u32 = 64 << 10;
 
 /// What the server said about the export.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Agreed {
-    pub(super) size: u64,
-    pub(super) flags: u16,
-    pub(super) minimum_block: u32,
-    pub(super) maximum_payload: u32,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Agreed {
+    /// Bytes.
+    pub size: u64,
+    /// Transmission flags.
+    pub flags: u16,
+    /// The smallest unit of a request in bytes; 1 when the server did not say.
+    pub minimum_block: u32,
+    /// The most bytes in one read or write; 32 MiB when the server did not say.
+    pub maximum_payload: u32,
 }
 
 /// Brings a fresh connection to the transmission phase.

@@ -165,6 +165,7 @@ impl ToSupervisor {
                 nv.into()
             }
             ToSupervisor::Begun => message("begun").into(),
+            ToSupervisor::ClientLost => message("client-lost").into(),
             ToSupervisor::Event { event, complete, dirty } => {
                 let mut nv = message("event");
                 nv.str("name", event.as_str()).u8("complete", complete.into()).u64("dirty", dirty);
@@ -187,6 +188,7 @@ impl ToSupervisor {
             }
             "cancel" => Ok(ToSupervisor::Cancel { id: need(list.u32("id"), "id")? }),
             "begun" => Ok(ToSupervisor::Begun),
+            "client-lost" => Ok(ToSupervisor::ClientLost),
             "event" => Ok(ToSupervisor::Event {
                 event: need(list.str("name").and_then(Event::parse), "name")?,
                 complete: need(list.u8("complete"), "complete")? != 0,

@@ -201,6 +201,7 @@ fn what_the_worker_says_arrives() {
     worker.send_to_supervisor(ToSupervisor::Connect { side: Side::Out, id: 1 }).unwrap();
     worker.send_to_supervisor(ToSupervisor::Cancel { id: 1 }).unwrap();
     worker.send_to_supervisor(ToSupervisor::Begun).unwrap();
+    worker.send_to_supervisor(ToSupervisor::ClientLost).unwrap();
     let event = ToSupervisor::Event { event: Event::SplitBrain, complete: true, dirty: 1 << 40 };
     worker.send_to_supervisor(event).unwrap();
     worker.send_to_supervisor(ToSupervisor::Status { id: 2, status: Box::new(status.clone()) }).unwrap();
@@ -217,6 +218,7 @@ fn what_the_worker_says_arrives() {
     assert!(matches!(received(), Some(ToSupervisor::Connect { side: Side::Out, id: 1 })));
     assert!(matches!(received(), Some(ToSupervisor::Cancel { id: 1 })));
     assert!(matches!(received(), Some(ToSupervisor::Begun)));
+    assert!(matches!(received(), Some(ToSupervisor::ClientLost)));
     let Some(ToSupervisor::Event { event: Event::SplitBrain, complete, dirty }) = received() else {
         panic!()
     };

@@ -1,5 +1,5 @@
-//! What the supervisor has of a primary's device: the socket of an NBD export, GEOM Gate's control device, or
-//! both.
+//! What the supervisor has of a primary's device: the socket of an NBD export and perhaps a block device over it,
+//! GEOM Gate's control device, or both.
 //!
 //! The worker serves the device and takes it away at its end. What outlives a worker is kept here, for its
 //! successor, and goes when the role is left.
@@ -12,12 +12,15 @@ use std::path::Path;
 use hast_ggate::{Gate, Which};
 use hast_net::errno::Errno;
 
+use super::attach::Attached;
 use super::unix::UnixListener;
 use crate::ipc::StartKind;
 
 /// A primary's device. Dropping it takes away what a worker may have left behind.
 #[derive(Debug)]
 pub(super) struct Device {
+    /// Before the export: it is disconnected first.
+    attached: Option<Attached>,
     nbd: Option<UnixListener>,
     gate: Option<GateDevice>,
 }
@@ -34,7 +37,26 @@ impl Device {
             }
         };
         let gate = system::open(provider_name, nbd.is_some())?;
-        Ok(Device { nbd, gate })
+        Ok(Device { attached: None, nbd, gate })
+    }
+
+    /// Where the export is served, if there is one.
+    pub(super) fn export(&self) -> Option<&Path> {
+        self.nbd.as_ref().map(UnixListener::path)
+    }
+
+    /// Whether there is a block device over the export.
+    pub(super) fn is_attached(&self) -> bool {
+        self.attached.is_some()
+    }
+
+    /// From now on, or again, there is.
+    pub(super) fn attach(&mut self, attached: Attached) {
+        if let Some(before) = self.attached.replace(attached)
+            && let Some(attached) = &self.attached
+        {
+            before.yield_to(attached);
+        }
     }
 
     /// What a worker is given.
@@ -114,7 +136,7 @@ mod tests {
             control: File::open("/dev/null").unwrap().into(),
             name: name.clone(),
         };
-        let device = Device { nbd: None, gate: Some(gate) };
+        let device = Device { attached: None, nbd: None, gate: Some(gate) };
         let StartKind::Primary { nbd: None, gate: Some(_) } = device.for_worker().unwrap() else { panic!() };
         assert!(kernel.exists(&name));
         drop(device);

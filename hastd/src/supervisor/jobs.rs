@@ -18,6 +18,9 @@ use hast_net::address::Address;
 use hast_provider::{Provider, ProviderError};
 use polling::Poller;
 
+use super::attach::{self, Attached, Export, NoDevice};
+use super::resource::ResourceId;
+
 /// How long a provider that is in use is asked for again: a worker of a hastd that was killed may still be
 /// storing its last writes.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -49,6 +52,13 @@ pub(super) enum Report {
         path: PathBuf,
         /// Its metadata.
         result: Result<Metadata, ProviderError>,
+    },
+    /// A block device over a primary's export.
+    Attached {
+        /// Whose.
+        resource: ResourceId,
+        /// The device.
+        result: Result<Attached, NoDevice>,
     },
 }
 
@@ -145,13 +155,24 @@ impl Jobs {
         );
     }
 
+    /// Makes a block device of an export that a worker serves, or is about to.
+    pub(super) fn attach(&mut self, resource: ResourceId, export: Export) {
+        self.start(
+            move || Report::Attached { resource, result: attach::attach(&export) },
+            |error| Report::Attached {
+                resource,
+                result: Err(NoDevice::Failed(hast_log::error_text(&error))),
+            },
+        );
+    }
+
     /// The next report.
     pub(super) fn report(&mut self) -> Option<Report> {
         let report = self.reports.try_recv().ok()?;
         match &report {
             Report::Resolved { address, .. } => _ = self.resolving.remove(address),
             Report::Looked { path, .. } => _ = self.looking.remove(path),
-            Report::Opened { .. } => {}
+            Report::Opened { .. } | Report::Attached { .. } => {}
         }
         Some(report)
     }

@@ -5,6 +5,7 @@
 //! each of them has a deadline, and what may block runs in `jobs`. It never touches a resource's data; it
 //! opens and locks providers and hands them to workers.
 
+mod attach;
 mod connect;
 mod control;
 mod daemon;
@@ -210,6 +211,7 @@ impl Supervisor {
             }
             Report::Opened { job, result } => self.provider_opened(job, result, now),
             Report::Looked { path, result } => self.looked(&path, &result),
+            Report::Attached { resource, result } => self.attached(resource, result),
         }
     }
 

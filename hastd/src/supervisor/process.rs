@@ -247,6 +247,8 @@ impl Supervisor {
                 log::error!("Unable to start worker process: {}.", hast_log::error_text(error));
             }
             self.fall_back_to_init(index);
+        } else {
+            self.attach(index);
         }
         started.is_ok()
     }
@@ -311,6 +313,7 @@ impl Supervisor {
                 ToSupervisor::Connect { side, id } => self.connect(index, side, id, now),
                 ToSupervisor::Cancel { id } => self.cancel_connect(index, Some(id)),
                 ToSupervisor::Begun => self.primary_begun(index),
+                ToSupervisor::ClientLost => self.attach_again(index),
                 ToSupervisor::Event { event, complete, dirty } => {
                     self.note(index, event);
                     let condition = Condition { complete, dirty };

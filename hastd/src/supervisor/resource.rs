@@ -10,6 +10,7 @@ use hast_net::handshake::{Extensions, SecondHello, Token};
 use hast_provider::Provider;
 use socket2::Socket;
 
+use super::attach::Attaching;
 use super::device::Device;
 use super::jobs::JobId;
 use super::process::Worker;
@@ -39,6 +40,8 @@ pub(super) struct Resource {
     pub(super) opening: Option<JobId>,
     /// There as long as the role is primary, across restarts of the worker.
     pub(super) device: Option<Device>,
+    /// How far the kernel's block device over its export is.
+    pub(super) attaching: Attaching,
     pub(super) worker: Option<Worker>,
     /// A primary's data is wanted whatever is known of it, and no worker has written that down yet.
     pub(super) forced: bool,
@@ -73,6 +76,7 @@ impl Resource {
             provider: None,
             opening: None,
             device: None,
+            attaching: Attaching::Idle,
             worker: None,
             forced: false,
             restart: None,

@@ -14,6 +14,7 @@ use hast_format::metadata::{Metadata, Role};
 use hast_net::control::Entry;
 use hast_provider::Provider;
 
+use super::attach;
 use super::device::Device;
 use super::jobs::{JobId, UnusableError};
 use super::promotion::{Outdated, Promotion};
@@ -161,6 +162,11 @@ impl Supervisor {
         let was = resource.role;
         let scope = resource.scope();
         resource.device = None;
+        if role != Role::Primary
+            && let Some(directory) = &resource.nbd_directory
+        {
+            attach::sweep(directory, &resource.config.provname);
+        }
         if role == Role::Primary {
             match Device::open(resource.nbd_directory.as_deref(), &resource.config.provname) {
                 Ok(device) => resource.device = Some(device),

@@ -127,10 +127,16 @@ impl Devices {
         self.gate.as_mut().and_then(gate::Server::take_failure).map_or(Ok(()), Err)
     }
 
-    /// Takes nothing more from here on. What the engine has is finished and answered.
-    pub(super) fn stop(&mut self) {
+    /// Whether an NBD client has gone without taking leave since this was last asked.
+    pub(super) fn take_lost(&mut self) -> bool {
+        self.nbd.as_mut().is_some_and(nbd::Server::take_lost)
+    }
+
+    /// Takes nothing more from here on. What the engine has is finished and answered. What an NBD client asks for
+    /// besides is refused if `refuse`, or else left to a successor.
+    pub(super) fn stop(&mut self, refuse: bool) {
         if let Some(nbd) = &mut self.nbd {
-            nbd.stop();
+            nbd.stop(refuse);
         }
         if let Some(gate) = &mut self.gate {
             gate.stop();

@@ -67,7 +67,10 @@ impl Pair {
                 match message {
                     ToSupervisor::Connect { side, id } => self.connect(side, id),
                     ToSupervisor::Event { event, .. } => self.events.push(event),
-                    ToSupervisor::Begun | ToSupervisor::Cancel { .. } | ToSupervisor::Status { .. } => {}
+                    ToSupervisor::Begun
+                    | ToSupervisor::ClientLost
+                    | ToSupervisor::Cancel { .. }
+                    | ToSupervisor::Status { .. } => {}
                 }
             }
             thread::sleep(Duration::from_millis(2));

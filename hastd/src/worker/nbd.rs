@@ -50,6 +50,10 @@ pub(super) struct Server {
     requests: HashMap<RequestId, (u64, usize)>,
     last_request: u64,
     stopping: bool,
+    /// ... and what cannot be done is refused. Otherwise it is left to a successor, without an answer.
+    refusing: bool,
+    /// Clients that went without taking leave, since somebody asked.
+    lost: bool,
 }
 
 /// One connection.
@@ -94,6 +98,8 @@ impl Server {
             requests: HashMap::new(),
             last_request: 0,
             stopping: false,
+            refusing: false,
+            lost: false,
         })
     }
 
@@ -139,8 +145,15 @@ impl Server {
         let Some(client) = self.clients.get_mut(&key) else { return };
         if let Err(reason) = client.receive() {
             log::debug!("NBD client disconnected: {reason}.");
+            self.lost = true;
             self.forget(key);
         }
+    }
+
+    /// Whether a client has gone without taking leave since this was last asked. The kernel does, when a request
+    /// has taken too long: it waits for another connection then.
+    pub(super) fn take_lost(&mut self) -> bool {
+        std::mem::take(&mut self.lost)
     }
 
     /// The next request for the engine, of each client in turn. None after [`Server::stop`].
@@ -170,6 +183,11 @@ impl Server {
             return;
         };
         let Some(command) = self.commands.get_mut(&key) else { return };
+        if self.stopping && !self.refusing && result.is_err() {
+            // A successor may do better.
+            let client = command.client;
+            return self.forget(client);
+        }
         command.finished(number, result);
         if command.awaits_flush()
             && let Some(client) = self.clients.get_mut(&command.client)
@@ -186,15 +204,17 @@ impl Server {
         let mut moved = false;
         let mut gone = Vec::new();
         for (key, client) in &mut self.clients {
-            match client.transmit(self.stopping) {
+            match client.transmit(self.stopping && self.refusing) {
                 Ok(sent) => moved |= sent,
                 Err(error) => {
                     log::debug!("NBD client disconnected: {}.", error_text(&error));
+                    self.lost = true;
                     gone.push(*key);
                     continue;
                 }
             }
             if client.is_finished() {
+                self.lost |= client.ended;
                 gone.push(*key);
             }
         }
@@ -224,11 +244,17 @@ impl Server {
         }
     }
 
-    /// Accepts no more clients and refuses commands from here on. What the engine has is finished and
-    /// answered.
-    pub(super) fn stop(&mut self) {
+    /// Accepts no more clients and begins no more commands. What the engine has is finished and answered, everything
+    /// else refused if `refuse`; otherwise it stays unanswered, and what fails too: a client that waits for a
+    /// successor, as the kernel does, shall not hear of an error.
+    pub(super) fn stop(&mut self, refuse: bool) {
         self.stopping = true;
         self.listener = None;
+        self.refusing |= refuse;
+        if !self.refusing {
+            self.commands.retain(|_, command| !command.has_more());
+            return;
+        }
         let open: Vec<u64> = self.commands.keys().copied().collect();
         for key in open {
             if let Some(command) = self.commands.get_mut(&key)

@@ -212,7 +212,7 @@ fn after_a_stop_what_runs_is_finished_and_what_comes_is_refused() {
         server.clients.values().any(|client| client.session.in_flight() == 2)
     });
     let (second, second_op) = bench.server.next_request().unwrap();
-    bench.server.stop();
+    bench.server.stop(true);
     assert!(bench.server.next_request().is_none());
     let refused = thread::spawn(move || client.read(0, 512));
     bench.carry_out(id, op);
@@ -231,6 +231,52 @@ fn after_a_stop_what_runs_is_finished_and_what_comes_is_refused() {
     }
     assert_eq!(bench.server.in_flight(), 0);
     assert!(bench.server.commands.is_empty());
+}
+
+/// A client that waits for a successor, as the kernel does, hears of no error that this end has brought about.
+#[test]
+fn what_a_successor_may_do_is_not_refused() {
+    let mut bench = Bench::new();
+    let (good, bad) = (Arc::new(bench.connect()), bench.connect());
+    let writing = Arc::clone(&good);
+    let running = thread::spawn(move || writing.write(0, &pattern(4096)));
+    let failing = thread::spawn(move || bad.write(0, &pattern(512)));
+    bench.until("both writes have arrived", |server| {
+        server.clients.values().filter(|client| client.session.in_flight() == 1).count() == 2
+    });
+    let taken = [bench.server.next_request().unwrap(), bench.server.next_request().unwrap()];
+    bench.server.stop(false);
+    let unheard = thread::spawn(move || good.read(0, 512));
+    for (id, op) in taken {
+        if op.range().1 == 512 {
+            bench.server.complete(id, Err(Errno::ECANCELED));
+        } else {
+            bench.carry_out(id, op);
+        }
+    }
+    bench.until("the second client has lost its connection", |server| server.clients() == 1);
+    bench.until("the read has arrived", |server| {
+        server.clients.values().all(|client| client.session.in_flight() == 1)
+    });
+    assert!(running.join().unwrap().is_ok(), "what is done is said");
+    assert!(matches!(failing.join().unwrap(), Err(ClientError::Closed)));
+    assert!(bench.server.next_request().is_none() && !unheard.is_finished());
+    drop(bench);
+    assert!(matches!(unheard.join().unwrap(), Err(ClientError::Closed)));
+}
+
+#[test]
+fn who_takes_leave_is_not_lost() {
+    let mut bench = Bench::new();
+    let (polite, rude) = (bench.connect(), bench.connect());
+    let leaving = thread::spawn(move || polite.disconnect());
+    bench.until("the first client has gone", |server| server.clients() == 1);
+    leaving.join().unwrap().unwrap();
+    assert!(!bench.server.take_lost());
+    drop(rude);
+    bench.until("the second client has gone", |server| server.clients() == 0);
+    assert!(bench.server.take_lost());
+    assert!(!bench.server.take_lost(), "it is said once");
 }
 
 #[test]

@@ -246,6 +246,9 @@ impl Reactor {
             let has_room = was_busy && !self.link.is_busy();
             let has_room = has_room || (self.held_back && self.has_room());
             let answered = self.devices.transmit();
+            if self.devices.take_lost() && self.phase == Phase::Running {
+                self.tell(ToSupervisor::ClientLost);
+            }
             if !has_room && !answered {
                 return;
             }
@@ -427,7 +430,7 @@ impl Reactor {
                     log::info!("Termination signal received, exiting.");
                 }
                 self.phase = Phase::Stopping { deadline: limit };
-                self.devices.stop();
+                self.devices.stop(self.told_to_stop);
                 let now = self.now();
                 self.engine.handle_stop(now);
                 self.act();
@@ -437,7 +440,7 @@ impl Reactor {
 
     /// The engine has come to its end.
     fn leave(&mut self, code: i32) {
-        self.devices.stop();
+        self.devices.stop(self.told_to_stop);
         let code = self.fault.unwrap_or(code);
         self.phase = Phase::Leaving { code, deadline: self.now().saturating_add(LEAVE_LIMIT) };
     }

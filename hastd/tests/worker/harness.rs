@@ -432,7 +432,7 @@ impl Board {
                     self.primary.as_ref().unwrap().tell(answer);
                     self.continue_handshake(side);
                 }
-                ToSupervisor::Cancel { .. } | ToSupervisor::Begun => {}
+                ToSupervisor::Cancel { .. } | ToSupervisor::Begun | ToSupervisor::ClientLost => {}
                 ToSupervisor::Event { event, .. } => self.events.push((Role::Primary, event)),
                 ToSupervisor::Status { status, .. } => self.status = Some(*status),
             }
