@@ -168,17 +168,20 @@ fn refused(what: &'static str, error: io::Error) -> KernelError {
     KernelError::Refused { what, error }
 }
 
-/// The index of the device with this identifier, if there is one.
-pub(crate) fn find(backend: &str) -> Option<u32> {
-    find_in(Path::new(BLOCK_DEVICES), backend)
+/// The devices that have an identifier, with their indexes.
+pub(crate) fn devices() -> Vec<(u32, String)> {
+    devices_in(Path::new(BLOCK_DEVICES))
 }
 
-fn find_in(devices: &Path, backend: &str) -> Option<u32> {
-    fs::read_dir(devices).ok()?.flatten().find_map(|entry| {
-        let index = entry.file_name().to_str()?.strip_prefix("nbd")?.parse().ok()?;
-        let text = fs::read_to_string(entry.path().join("backend")).ok()?;
-        (text.trim_end_matches('\n') == backend).then_some(index)
-    })
+fn devices_in(directory: &Path) -> Vec<(u32, String)> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| {
+            let index = entry.file_name().to_str()?.strip_prefix("nbd")?.parse().ok()?;
+            let text = fs::read_to_string(entry.path().join("backend")).ok()?;
+            Some((index, text.trim_end_matches('\n').to_owned()))
+        })
+        .collect()
 }
 
 /// The node of the device with this index.
@@ -191,7 +194,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_is_found_by_its_identifier() {
+    fn devices_are_found_with_their_identifiers() {
         let devices = tempfile::tempdir().unwrap();
         for (name, backend) in [
             ("nbd0", Some("hast:disk10\n")),
@@ -205,10 +208,10 @@ mod tests {
                 fs::write(directory.join("backend"), backend).unwrap();
             }
         }
-        assert_eq!(find_in(devices.path(), "hast:disk1"), Some(12));
-        assert_eq!(find_in(devices.path(), "hast:disk10"), Some(0));
-        assert_eq!(find_in(devices.path(), "hast:x"), None);
-        assert_eq!(find_in(&devices.path().join("none"), "hast:disk1"), None);
+        let mut found = devices_in(devices.path());
+        found.sort_unstable();
+        assert_eq!(found, [(0, "hast:disk10".to_owned()), (12, "hast:disk1".to_owned())]);
+        assert_eq!(devices_in(&devices.path().join("none")), []);
         assert_eq!(node(12), Path::new("/dev/nbd12"));
     }
 

@@ -65,6 +65,12 @@ cargo xtask verify [--full] [--seconds N] [PART ...]
     takes hours, also coverage, mutation testing and every fuzz target for N
     seconds (600). Parts are checks, coverage, mutation and fuzzing.
 
+cargo xtask vm-test
+    The block device over a primary's export, under Debian's kernel in a machine
+    that qemu emulates: made, used, taken over after kills, and gone with the
+    role. Takes minutes, and not part of CI. Needs qemu-system-x86; the kernel
+    and busybox are downloaded, and kept in the target directory.
+
 cargo xtask help
     Shows this.
 ";

@@ -12,6 +12,7 @@ mod tools;
 mod torture;
 mod trace;
 mod verify;
+mod vm_test;
 
 use std::process::ExitCode;
 
@@ -42,6 +43,7 @@ fn run() -> Result<ExitCode, lexopt::Error> {
             Some("torture") => torture::main(parser),
             Some("trace") => trace::main(parser),
             Some("verify") => verify::main(parser),
+            Some("vm-test") => vm_test::main(parser),
             _ => Err(format!("no command {command:?}").into()),
         },
         Some(other) => Err(other.unexpected()),

@@ -5,7 +5,7 @@
 //! does so when a worker has been started, and when the kernel has lost its connection. The device goes when the
 //! role is left, and stays when workers, or this process, are killed: who comes after finds it again.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use hast_conf::KernelDevice;
@@ -116,12 +116,6 @@ impl Supervisor {
     }
 }
 
-/// By what the kernel's device over this socket is known again, by whichever process.
-#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
-fn backend(socket: &Path) -> String {
-    format!("hast:{}", socket.display())
-}
-
 #[cfg(target_os = "linux")]
 mod system {
     use std::fmt;
@@ -131,11 +125,13 @@ mod system {
     use std::os::unix::net::UnixStream;
     use std::path::{Path, PathBuf};
     use std::process::{Command, Stdio};
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::{Mutex, PoisonError};
 
     use hast_conf::KernelDevice;
     use hast_nbd::client::{self, Agreed, ClientError, Dialect};
 
-    use super::{Export, NoDevice, backend};
+    use super::{Export, NoDevice};
     use crate::kernel_nbd::{self, KernelError, KernelNbd, Link};
 
     /// Where the devices are found under their names.
@@ -144,34 +140,66 @@ mod system {
     /// slow.
     const ATTEMPTS: usize = 6;
 
+    /// What this process has disconnected: it has its identifier for as long as somebody has it open, and is of no
+    /// use any more.
+    static DISCONNECTED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    /// Tells one device over a socket from the next.
+    static LAST: AtomicU32 = AtomicU32::new(0);
+
     /// A device of the kernel, and its name. Both go when this is dropped.
     #[derive(Debug)]
     pub(in crate::supervisor) struct Attached {
         /// Absent if another one stands for the same device.
-        index: Option<u32>,
+        found: Option<Found>,
         name: PathBuf,
+    }
+
+    /// A device, by its index and by its identifier, which no other one ever has.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    struct Found {
+        index: u32,
+        backend: String,
+    }
+
+    /// How the identifiers of all devices over this socket begin, whichever process made them.
+    fn prefix(socket: &Path) -> String {
+        format!("hast:{} ", socket.display())
+    }
+
+    /// An identifier for a new device.
+    fn new_backend(socket: &Path) -> String {
+        let number = LAST.fetch_add(1, Ordering::Relaxed);
+        format!("{}{}.{number}", prefix(socket), std::process::id())
+    }
+
+    /// The device over this socket that has been left behind, or has lost its connection.
+    fn find(socket: &Path) -> Option<Found> {
+        let gone = DISCONNECTED.lock().unwrap_or_else(PoisonError::into_inner);
+        let ours = |backend: &String| backend.starts_with(&prefix(socket)) && !gone.contains(backend);
+        let mut devices = kernel_nbd::devices().into_iter();
+        devices.find(|(_, backend)| ours(backend)).map(|(index, backend)| Found { index, backend })
     }
 
     impl Attached {
         /// The same device, or another one, has taken this one's place.
         pub(in crate::supervisor) fn yield_to(mut self, other: &Attached) {
-            if self.index == other.index {
-                self.index = None;
+            if self.found == other.found {
+                self.found = None;
             }
         }
     }
 
     impl fmt::Display for Attached {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            let node = self.index.map(kernel_nbd::node).unwrap_or_default();
+            let node = self.found.as_ref().map(|found| kernel_nbd::node(found.index)).unwrap_or_default();
             write!(f, "{} ({})", self.name.display(), node.display())
         }
     }
 
     impl Drop for Attached {
         fn drop(&mut self) {
-            if let Some(index) = self.index {
-                disconnect(index, &self.name);
+            if let Some(found) = self.found.take() {
+                disconnect(found, &self.name);
             }
         }
     }
@@ -184,10 +212,12 @@ mod system {
         let mut kernel = open(export.wanted)?;
         let (stream, agreed) = negotiate(export).map_err(|error| NoDevice::Failed(error.to_string()))?;
         let spare = stream.try_clone().map_err(|error| NoDevice::Failed(hast_log::error_text(&error)))?;
-        let backend = backend(&export.socket);
+        let found = find(&export.socket);
+        let backend =
+            found.as_ref().map_or_else(|| new_backend(&export.socket), |found| found.backend.clone());
         let link = Link { socket: OwnedFd::from(stream), agreed, timeout: export.retry, backend };
-        let connected = match kernel_nbd::find(&link.backend) {
-            Some(index) => kernel.reconfigure(index, &link).map(|()| index),
+        let connected = match found {
+            Some(found) => kernel.reconfigure(found.index, &link).map(|()| found.index),
             None => kernel.connect(&link),
         };
         let index = connected.map_err(|error| {
@@ -200,7 +230,8 @@ mod system {
                 error => NoDevice::Failed(error.to_string()),
             }
         })?;
-        let attached = Attached { index: Some(index), name: Path::new(DIRECTORY).join(&export.name) };
+        let found = Some(Found { index, backend: link.backend });
+        let attached = Attached { found, name: Path::new(DIRECTORY).join(&export.name) };
         // If that fails the device goes again: nobody would find it.
         name(&attached.name, &kernel_nbd::node(index)).map_err(|error| {
             let (name, error) = (attached.name.display(), hast_log::error_text(&error));
@@ -212,10 +243,10 @@ mod system {
     /// Disconnects what a process that was killed left behind.
     pub(in crate::supervisor) fn sweep(nbd_directory: &Path, name: &str) {
         let Ok(socket) = hast_conf::nbd_socket_path(nbd_directory, name) else { return };
-        if let Some(index) = kernel_nbd::find(&backend(&socket)) {
+        if let Some(found) = find(&socket) {
             let name = Path::new(DIRECTORY).join(name);
             log::warn!("Device {} was left behind and is disconnected.", name.display());
-            disconnect(index, &name);
+            disconnect(found, &name);
         }
     }
 
@@ -265,7 +296,7 @@ mod system {
         fs::rename(&new, name)
     }
 
-    fn disconnect(index: u32, name: &Path) {
+    fn disconnect(Found { index, backend }: Found, name: &Path) {
         // Another device may have the name by now.
         if fs::read_link(name).is_ok_and(|node| node == kernel_nbd::node(index))
             && let Err(error) = fs::remove_file(name)
@@ -276,6 +307,11 @@ mod system {
             Ok(()) => log::debug!("Device {} detached.", name.display()),
             Err(error) => log::error!("Unable to detach device {}: {error}.", name.display()),
         }
+        let mut gone = DISCONNECTED.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that have been closed since need not be remembered.
+        let there = kernel_nbd::devices();
+        gone.retain(|backend| there.iter().any(|(_, other)| other == backend));
+        gone.push(backend);
     }
 
     #[cfg(test)]

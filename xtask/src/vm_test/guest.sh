@@ -1,0 +1,228 @@
+#!/bin/sh
+# The first process of the emulated machine: tries the block device over a primary's export, and says "PASS <what>"
+# or "FAIL <what>" for each thing, at last "DONE".
+set -u
+
+export PATH=/bin:/sbin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+mkdir -p /tmp /run /mnt /var
+mount -t tmpfs -o size=700m tmpfs /tmp
+[ -e /var/run ] || ln -s /run /var/run
+ip link set lo up
+for octet in 2 3; do ip addr add 127.0.0.$octet/8 dev lo; done
+dmesg -n 1
+
+name=shared
+device=/dev/hast/$name
+failed=no
+
+finish() {
+	if [ "$failed" = yes ]; then
+		for log in /tmp/*/hastd.log; do
+			echo "---- $log"
+			tail -n 60 "$log"
+		done
+		echo "---- kernel"
+		dmesg | tail -n 40
+	fi
+	echo DONE
+	poweroff -f
+}
+
+# check <what> <command ...>: the command must succeed.
+check() {
+	what=$1
+	shift
+	if "$@"; then
+		echo "PASS $what"
+	else
+		echo "FAIL $what"
+		failed=yes
+		finish
+	fi
+}
+
+# within <seconds> <command ...>: waits until the command succeeds.
+within() {
+	deadline=$(($(cut -d. -f1 /proc/uptime) + $1))
+	shift
+	until "$@" >/dev/null 2>&1; do
+		[ "$(cut -d. -f1 /proc/uptime)" -lt "$deadline" ] || return 1
+		usleep 200000
+	done
+}
+
+not() { ! "$@"; }
+
+# configure <statement>: hast.conf of both nodes, with this statement for the device.
+configure() {
+	cat >/tmp/hast.conf <<-END
+	timeout 5
+	$1
+	on a { control /tmp/a/control listen 127.0.0.2 nbd /tmp/a }
+	on b { control /tmp/b/control listen 127.0.0.3 nbd /tmp/b }
+	resource $name {
+	    on a { local /tmp/a/disk remote 127.0.0.3 source 127.0.0.2 }
+	    on b { local /tmp/b/disk remote 127.0.0.2 source 127.0.0.3 }
+	}
+	END
+}
+
+# ctl <node> <sub-command> <argument ...>
+ctl() {
+	node=$1 sub=$2
+	shift 2
+	hastctl "$sub" -N "$node" -c /tmp/hast.conf "$@"
+}
+
+# start <node>: hastd, until it answers.
+start() {
+	mkdir -p "/tmp/$1"
+	hastd -F -d -N "$1" -c /tmp/hast.conf -P "/tmp/$1/hastd.pid" >>"/tmp/$1/hastd.log" 2>&1 &
+	within 30 ctl "$1" status
+}
+
+# stop <node>: hastd ends as it should.
+stop() {
+	pid=$(cat "/tmp/$1/hastd.pid")
+	kill "$pid"
+	wait "$pid"
+}
+
+# murder <node>: hastd does not.
+murder() {
+	pid=$(cat "/tmp/$1/hastd.pid")
+	kill -9 "$pid"
+	wait "$pid" 2>/dev/null
+	[ $? -eq 137 ]
+}
+
+# reread <node>: with what hast.conf says now. That of a restarted primary takes its time.
+reread() {
+	configure "$2"
+	kill -HUP "$(cat "/tmp/$1/hastd.pid")"
+	within 20 reloaded "$1" "$3"
+}
+reloaded() { [ "$(grep -c 'Configuration reloaded' "/tmp/$1/hastd.log")" -eq "$2" ]; }
+
+# worker: the process of the one primary that there is
+worker() { pgrep -f "^hastd: $name \(primary\)"; }
+
+in_step() { ctl "$1" list $name | grep -q 'status: complete' && ctl "$1" list $name | grep -q 'dirty: 0 '; }
+logged() { grep -q "$2" "/tmp/$1/hastd.log"; }
+is_device() { [ -b $device ] && [ "$(blockdev --getsize64 $device)" -gt 0 ]; }
+# sum <file>
+sum() { md5sum <"$1" | cut -d' ' -f1; }
+# read_back: the file is what the device has, not what is in memory
+read_back() {
+	umount /mnt && mount $device /mnt && [ "$(sum /mnt/file)" = "$(sum /tmp/file)" ]
+}
+# write_slowly: another file, in the background, piece by piece, each of them flushed
+write_slowly() {
+	rm -f /tmp/errors /tmp/written /mnt/file
+	dd if=/dev/urandom of=/tmp/file bs=64k count=64 2>/dev/null
+	(
+		for piece in $(seq 0 63); do
+			dd if=/tmp/file of=/mnt/file bs=64k count=1 skip="$piece" seek="$piece" conv=notrunc,fsync 2>/dev/null ||
+				echo "piece $piece" >>/tmp/errors
+		done
+		: >/tmp/written
+	) &
+}
+# begun: some pieces are there
+begun() { [ "$(stat -c %s /mnt/file)" -gt 1000000 ]; }
+written() { [ -e /tmp/written ]; }
+gave_up() { dmesg | grep -q 'Connection timed out, retrying'; }
+
+configure "device auto"
+mkdir -p /tmp/a /tmp/b
+truncate -s 96M /tmp/a/disk
+truncate -s 96M /tmp/b/disk
+for node in a b; do
+	check "create on $node" ctl $node create -e 64k $name
+	check "hastd of $node starts" start $node
+done
+check "role secondary" ctl b role secondary $name
+
+check "role primary where the kernel has no NBD" ctl a role primary $name
+check "auto says once that there is none" within 20 logged a 'The device is an NBD export only: this kernel has no NBD'
+check "and makes none" not [ -e $device ]
+check "the export is there" [ -S /tmp/a/$name.sock ]
+check "role init" ctl a role init $name
+
+check "the module is loaded" insmod /lib/modules/nbd.ko
+check "role primary" ctl a role primary $name
+check "the device appears" within 30 is_device
+check "its name leads to the kernel's device" [ "$(readlink $device | cut -c1-8)" = /dev/nbd ]
+check "it has the size of the data area" [ "$(blockdev --getsize64 $device)" -eq "$(ctl a dump $name | sed -n 's/^ *datasize: \([0-9]*\).*/\1/p')" ]
+check "mkfs" mkfs.ext4 -q $device
+check "mount" mount $device /mnt
+write_slowly
+check "write and flush" within 60 written
+check "without an error" not [ -e /tmp/errors ]
+check "read back" read_back
+check "discard" fstrim /mnt
+check "in step with the secondary" within 60 in_step a
+
+write_slowly
+check "a writer is at work" within 60 begun
+check "the worker is killed" kill -9 "$(worker)"
+check "its successor takes the device over" within 180 written
+check "nobody saw an error" not [ -e /tmp/errors ]
+check "everything was written" read_back
+
+write_slowly
+check "a writer is at work for the second time" within 60 begun
+check "the worker is stopped" kill -STOP "$(worker)"
+check "the kernel gives its connection up" within 90 gave_up
+check "the worker goes on" kill -CONT "$(worker)"
+check "it is connected again" within 90 written
+check "nobody has seen an error" not [ -e /tmp/errors ]
+check "everything has been written" read_back
+
+write_slowly
+check "a writer is at work again" within 60 begun
+check "hastd is killed" murder a
+check "hastd starts again" start a
+check "the device is still there" [ -b $device ]
+check "role primary again" ctl a role primary $name
+check "the device is found again" within 180 written
+check "still nobody saw an error" not [ -e /tmp/errors ]
+check "everything was written again" read_back
+check "there is one device" [ "$(cat /sys/block/nbd*/backend 2>/dev/null | wc -l)" -eq 1 ]
+
+check "umount" umount /mnt
+check "in step before the role changes" within 60 in_step a
+check "role secondary instead" ctl a role secondary $name
+check "the device is gone" not [ -e $device ]
+check "the kernel has none either" [ "$(cat /sys/block/nbd*/backend 2>/dev/null | wc -l)" -eq 0 ]
+check "the other node is primary" ctl b role primary $name
+check "the device appears there" within 30 is_device
+check "mount there" mount $device /mnt
+check "the file is the same" [ "$(sum /mnt/file)" = "$(sum /tmp/file)" ]
+
+check "a role change under a mounted file system" ctl b role init $name
+check "the device is gone, mounted or not" not [ -e $device ]
+check "and answers nobody" not dd if=/mnt/file of=/dev/null bs=64k iflag=direct
+check "primary again, while that is still mounted" ctl b role primary $name
+check "another device appears" within 30 is_device
+mkdir /tmp/again
+check "mount" mount $device /tmp/again
+check "the file is still the same" [ "$(sum /tmp/again/file)" = "$(sum /tmp/file)" ]
+check "umount of both" umount /tmp/again /mnt
+check "role init once more" ctl b role init $name
+check "no device is left" [ "$(cat /sys/block/nbd*/backend 2>/dev/null | wc -l)" -eq 0 ]
+
+check "hastd reads that it is to make no device" reread b "device none" 1
+check "role primary" ctl b role primary $name
+check "in step once more" within 60 in_step b
+check "the export is there" [ -S /tmp/b/$name.sock ]
+check "and no device" not [ -e $device ]
+check "hastd reads that it is to make one" reread b "device nbd" 2
+check "a device appears once more" within 60 is_device
+check "hastd ends" stop b
+check "and takes the device along" not [ -e $device ]
+check "the other hastd ends" stop a
+finish
