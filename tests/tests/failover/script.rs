@@ -371,6 +371,22 @@ fn a_device_that_does_not_come() -> Outcome {
     Ok(())
 }
 
+/// On Linux hastd may make the device itself, and be waited for like GEOM Gate.
+#[test]
+fn the_device_that_hastd_makes() -> Outcome {
+    let stage = Stage::files("Linux")?;
+    let conf = stage.read("conf").replace("attach = none", "attach = hastd");
+    std::fs::write(stage.root().join("conf"), &conf)?;
+    let run = stage.failover(&["primary"])?;
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    assert_eq!(stage.failover(&["secondary"])?.code, 0);
+    std::fs::write(stage.root().join("conf"), conf.replace("device_dir", "#device_dir"))?;
+    let run = stage.failover(&["primary"])?;
+    assert_eq!((run.code, stage.state()), (1, down()), "{}", run.stderr);
+    assert!(run.stderr.contains("is not there after 1 s"), "{}", run.stderr);
+    Ok(())
+}
+
 #[test]
 fn a_full_check_only_where_it_is_wanted() -> Outcome {
     for (system, checker, preen) in [("FreeBSD", "fsck", "-t ufs -p*"), ("Linux", "e2fsck", "-p*")] {
