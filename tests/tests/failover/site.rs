@@ -11,7 +11,36 @@ use super::lab::{Host, Lab};
 
 /// The address that moves.
 pub(crate) const SHARED: &str = "10.77.0.100";
-const SIZE: u64 = 64 << 20;
+
+/// What is made on the device.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FileSystem {
+    name: &'static str,
+    /// Bytes of each provider.
+    size: u64,
+    /// How it is made, and how it is looked at without being changed; the device comes last.
+    make: &'static str,
+    check: &'static str,
+    programs: [&'static str; 2],
+}
+
+pub(crate) const EXT4: FileSystem = FileSystem {
+    name: "ext4",
+    size: 64 << 20,
+    make: "mkfs.ext4 -q -E lazy_itable_init=0,lazy_journal_init=0",
+    check: "e2fsck -f -n",
+    programs: ["mkfs.ext4", "e2fsck"],
+};
+
+/// It is not made smaller than 300 MB.
+pub(crate) const XFS: FileSystem = FileSystem {
+    name: "xfs",
+    size: 320 << 20,
+    make: "mkfs.xfs -q -K",
+    check: "xfs_repair -n",
+    programs: ["mkfs.xfs", "xfs_repair"],
+};
+
 /// How long an answer may take, and how long a peer may say nothing.
 const TIMEOUTS: &str = "timeout 5\n#% peer-timeout 3";
 
@@ -29,31 +58,35 @@ pub(crate) struct Server {
     pub(crate) host: Host,
     hastd: Option<Child>,
     ucarp: Option<Child>,
+    keepalived: Option<Child>,
     skew: &'static str,
+    filesystem: FileSystem,
 }
 
 impl Site {
     /// Both hosts with hastd, a file system, and nothing mounted.
     pub(crate) fn new() -> Result<Option<Site>, Failure> {
-        let needed = ["nbdfuse", "ucarp", "arping", "mkfs.ext4", "e2fsck", "fuser", "pgrep", "tc"];
-        let Some(lab) = Lab::new(&needed)? else { return Ok(None) };
-        let a = Server::new(&lab, "alpha", 1, "0")?;
-        let b = Server::new(&lab, "beta", 2, "100")?;
+        Site::with(EXT4)
+    }
+
+    /// The same with this file system.
+    pub(crate) fn with(filesystem: FileSystem) -> Result<Option<Site>, Failure> {
+        let needed = ["nbdfuse", "ucarp", "arping", "fuser", "pgrep", "tc"];
+        let Some(lab) = Lab::new(&[&needed[..], &filesystem.programs].concat())? else { return Ok(None) };
+        let a = Server::new(&lab, "alpha", 1, "0", filesystem)?;
+        let b = Server::new(&lab, "beta", 2, "100", filesystem)?;
         let client = lab.host("client", 50)?;
         let mut site = Site { a, b, client, sender: None, lab };
         site.configure()?;
         for server in [&mut site.a, &mut site.b] {
             server.start_hastd()?;
-            disk::make(&server.provider(), SIZE)?;
+            disk::make(&server.provider(), filesystem.size)?;
             server.ctl(&["create", "-e", "64k", "shared"])?;
         }
         site.b.failover(&["secondary"])?.ok("beta: secondary")?;
         // The file system is made once, over both nodes.
         site.a.failover(&["-r", "primary", "shared"])?.ok("alpha: primary")?;
-        site.a.host.sh(&format!(
-            "mkfs.ext4 -q -E lazy_itable_init=0,lazy_journal_init=0 {}",
-            site.a.device().display()
-        ))?;
+        site.a.host.sh(&format!("{} {}", filesystem.make, site.a.device().display()))?;
         site.a.wait_in_step()?;
         site.a.failover(&["-r", "secondary", "shared"])?.ok("alpha: secondary")?;
         Ok(Some(site))
@@ -144,7 +177,7 @@ impl Site {
     pub(crate) fn told(&self, why: &Failure) -> Failure {
         let mut text = format!("{why}\n");
         for server in [&self.a, &self.b] {
-            for log in ["failover.log", "ucarp.log", "hastd.log"] {
+            for log in ["failover.log", "ucarp.log", "keepalived.log", "hastd.log"] {
                 let lines = server.host.file(log);
                 let lines: Vec<&str> = lines.lines().collect();
                 let tail = lines.get(lines.len().saturating_sub(60)..).unwrap_or_default();
@@ -156,12 +189,18 @@ impl Site {
 }
 
 impl Server {
-    fn new(lab: &Lab, name: &str, number: u8, skew: &'static str) -> Result<Server, Failure> {
+    fn new(
+        lab: &Lab,
+        name: &str,
+        number: u8,
+        skew: &'static str,
+        filesystem: FileSystem,
+    ) -> Result<Server, Failure> {
         let mut host = lab.host(name, number)?;
         let directory = host.directory().display().to_string();
         host.set("HAST_FAILOVER_CONF", &format!("{directory}/hast-failover.conf"));
         host.set("HAST_VIP_STATE", &format!("{directory}/vip"));
-        Ok(Server { host, hastd: None, ucarp: None, skew })
+        Ok(Server { host, hastd: None, ucarp: None, keepalived: None, skew, filesystem })
     }
 
     fn configure(&self, lab: &Lab) -> Result<(), Failure> {
@@ -180,8 +219,9 @@ impl Server {
         )?;
         let conf = format!(
             "state_dir = {directory}/state\nhast_conf = {}\ndevice_dir = {directory}/dev\nattach = fuse\n\
-             log = {directory}/failover.log\nunmount_timeout = 5\n\n[shared]\nfstype = ext4\nmount = {directory}/mnt\nservices = {}\n",
+             log = {directory}/failover.log\nunmount_timeout = 5\n\n[shared]\nfstype = {}\nmount = {directory}/mnt\nservices = {}\n",
             lab.directory().join("hast.conf").display(),
+            self.filesystem.name,
             service.display(),
         );
         std::fs::write(self.host.directory().join("hast-failover.conf"), conf)?;
@@ -273,6 +313,35 @@ impl Server {
         Ok(())
     }
 
+    /// Starts keepalived with what docs/failover.md recommends, but that it looks more often.
+    pub(crate) fn start_keepalived(&mut self, priority: u8) -> Result<(), Failure> {
+        let directory = self.host.directory().display();
+        let notify = concat!(env!("CARGO_MANIFEST_DIR"), "/../dist/keepalived/hast-notify");
+        let conf = format!(
+            "global_defs {{\n    script_user root\n    max_auto_priority -1\n}}\n\
+             vrrp_script hast {{\n    script \"{notify} check shared\"\n    interval 1\n    fall 20\n    rise 2\n}}\n\
+             vrrp_instance shared {{\n    state BACKUP\n    nopreempt\n    interface eth0\n    \
+             virtual_router_id 1\n    priority {priority}\n    virtual_ipaddress {{ {SHARED}/24 }}\n    \
+             track_script {{ hast }}\n    notify \"{notify} shared\"\n    \
+             notify_stop \"{notify} shared INSTANCE shared STOP 0\"\n}}\n"
+        );
+        let path = self.host.directory().join("keepalived.conf").display().to_string();
+        std::fs::write(&path, conf)?;
+        let (pid, vrrp) = (format!("{directory}/keepalived.pid"), format!("{directory}/vrrp.pid"));
+        let arguments = ["--dont-fork", "--log-console", "--vrrp", "-f", &path, "-p", &pid, "-r", &vrrp];
+        self.keepalived = Some(self.host.spawn("keepalived.log", "keepalived", &arguments)?);
+        Ok(())
+    }
+
+    /// Waits until address, data and service are here, whoever has brought them.
+    pub(crate) fn wait_serves(&self) -> Result<(), Failure> {
+        wait_until(&format!("{} to serve", self.host.name()), LONG, || {
+            Ok(self.host.has_address(SHARED)?
+                && self.failover(&["-q", "status"])?.code == 0
+                && self.host.run("pgrep", &["-x", "hast-lines"])?.code == 0)
+        })
+    }
+
     /// What vip-up and vip-down have noted about the address: coming, up or down.
     pub(crate) fn address_state(&self) -> String {
         let text = self.host.file(&format!("vip/vip.eth0.{SHARED}"));
@@ -301,7 +370,8 @@ impl Server {
     /// Kills the whole host.
     pub(crate) fn kill(&mut self) -> Result<(), Failure> {
         self.host.kill()?;
-        for mut child in [self.hastd.take(), self.ucarp.take()].into_iter().flatten() {
+        for mut child in [self.hastd.take(), self.ucarp.take(), self.keepalived.take()].into_iter().flatten()
+        {
             child.wait()?;
         }
         Ok(())
@@ -309,8 +379,7 @@ impl Server {
 
     /// Reads the file system again from its device, read-only, as fsck does; the device must not be in use.
     pub(crate) fn fsck(&self) -> Result<(), Failure> {
-        let device = self.device().display().to_string();
-        self.host.run("e2fsck", &["-f", "-n", &device])?.ok("e2fsck").map(drop)
+        self.host.sh(&format!("{} {}", self.filesystem.check, self.device().display())).map(drop)
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hast_tests::{Failure, LONG, Outcome, wait_until};
 
-use super::site::Site;
+use super::site::{EXT4, FileSystem, Site, XFS};
 
 /// From the start of the up-script until the service can be used.
 const TAKEOVER: Duration = Duration::from_secs(5);
@@ -15,7 +15,15 @@ fn lost_and_found(
     fail: impl FnOnce(&mut Site) -> Result<(), Failure>,
     mend: impl FnOnce(&mut Site) -> Result<(), Failure>,
 ) -> Outcome {
-    let Some(mut site) = Site::new()? else { return Ok(()) };
+    lost_and_found_on(EXT4, fail, mend)
+}
+
+fn lost_and_found_on(
+    filesystem: FileSystem,
+    fail: impl FnOnce(&mut Site) -> Result<(), Failure>,
+    mend: impl FnOnce(&mut Site) -> Result<(), Failure>,
+) -> Outcome {
+    let Some(mut site) = Site::with(filesystem)? else { return Ok(()) };
     let play = || -> Outcome {
         site.a.start_ucarp()?;
         site.a.wait_taken_over(TAKEOVER)?;
@@ -49,14 +57,24 @@ fn the_daemon_is_killed() -> Outcome {
 
 #[test]
 fn the_host_is_killed() -> Outcome {
-    lost_and_found(
-        |site| site.a.kill(),
-        |site| {
-            site.lab.boot(&mut site.a.host)?;
-            site.a.start_hastd()?;
-            site.a.start_ucarp()
-        },
-    )
+    lost_and_found(|site| site.a.kill(), boot_alpha)
+}
+
+fn boot_alpha(site: &mut Site) -> Result<(), Failure> {
+    site.lab.boot(&mut site.a.host)?;
+    site.a.start_hastd()?;
+    site.a.start_ucarp()
+}
+
+/// The other file system that people use.
+#[test]
+fn the_host_with_xfs_is_killed() -> Outcome {
+    let known = std::fs::read_to_string("/proc/filesystems")?;
+    if !known.lines().any(|line| line.trim() == "xfs") {
+        eprintln!("SKIPPED: this kernel has no XFS");
+        return Ok(());
+    }
+    lost_and_found_on(XFS, |site| site.a.kill(), boot_alpha)
 }
 
 #[test]
@@ -70,4 +88,35 @@ fn the_link_is_cut() -> Outcome {
 #[test]
 fn ucarp_is_killed() -> Outcome {
     lost_and_found(|site| site.a.host.sh("pkill -9 -x ucarp").map(drop), |_| Ok(()))
+}
+
+/// keepalived decides, as docs/failover.md says: the host with the higher priority first, the other one when that
+/// is gone, and nobody takes anything back.
+#[test]
+fn keepalived_moves_address_and_data() -> Outcome {
+    if !hast_tests::tools::have(&["keepalived"])? {
+        return Ok(());
+    }
+    let Some(mut site) = Site::new()? else { return Ok(()) };
+    let mut play = || -> Outcome {
+        site.a.start_keepalived(150)?;
+        site.a.wait_serves()?;
+        site.b.start_keepalived(100)?;
+        site.a.wait_in_step()?;
+        site.send_lines()?;
+        site.wait_lines()?;
+        site.a.kill()?;
+        site.b.wait_serves()?;
+        site.wait_lines()?;
+        site.lab.boot(&mut site.a.host)?;
+        site.a.start_hastd()?;
+        site.a.start_keepalived(150)?;
+        site.a.wait_role("secondary")?;
+        wait_until("alpha to be in step again", LONG, || {
+            Ok(site.b.value("role")? == "primary" && site.b.value("status")? == "complete")
+        })?;
+        site.wait_lines()?;
+        site.every_line_is_on(1)
+    };
+    play().map_err(|why| site.told(&why))
 }

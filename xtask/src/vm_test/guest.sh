@@ -107,8 +107,15 @@ reread() {
 }
 reloaded() { [ "$(grep -c 'Configuration reloaded' "/tmp/$1/hastd.log")" -eq "$2" ]; }
 
-# worker: the process of the one primary that there is
-worker() { pgrep -f "^hastd: $name \(primary\)"; }
+# signal <signal>: to the worker of the one primary that there is
+signal() {
+	for process in /proc/[0-9]*; do
+		case $(tr '\0' ' ' <"$process/cmdline" 2>/dev/null) in
+		"hastd: $name (primary)"*) kill "-$1" "${process#/proc/}" && return 0 ;;
+		esac
+	done
+	return 1
+}
 
 in_step() { ctl "$1" list $name | grep -q 'status: complete' && ctl "$1" list $name | grep -q 'dirty: 0 '; }
 logged() { grep -q "$2" "/tmp/$1/hastd.log"; }
@@ -168,16 +175,16 @@ check "in step with the secondary" within 60 in_step a
 
 write_slowly
 check "a writer is at work" within 60 begun
-check "the worker is killed" kill -9 "$(worker)"
+check "the worker is killed" signal KILL
 check "its successor takes the device over" within 180 written
 check "nobody saw an error" not [ -e /tmp/errors ]
 check "everything was written" read_back
 
 write_slowly
 check "a writer is at work for the second time" within 60 begun
-check "the worker is stopped" kill -STOP "$(worker)"
+check "the worker is stopped" signal STOP
 check "the kernel gives its connection up" within 90 gave_up
-check "the worker goes on" kill -CONT "$(worker)"
+check "the worker goes on" signal CONT
 check "it is connected again" within 90 written
 check "nobody has seen an error" not [ -e /tmp/errors ]
 check "everything has been written" read_back
