@@ -116,7 +116,11 @@ fn initramfs(home: &Path, kernel: &Path, busybox: &Path) -> Result<PathBuf, Stri
         }
     }
     let modules = file_in(&kernel.join("lib/modules"), "")?;
-    copy(&modules.join("kernel/drivers/block/nbd.ko"), &root.join("lib/modules/nbd.ko"))?;
+    let version = modules.file_name().ok_or("modules of no version")?;
+    let place = root.join("lib/modules").join(version);
+    for file in ["kernel/drivers/block/nbd.ko", "modules.builtin", "modules.order"] {
+        copy(&modules.join(file), &place.join(file))?;
+    }
     let init = root.join("init");
     fs::write(&init, GUEST).map_err(at(&init))?;
     fs::set_permissions(&init, fs::Permissions::from_mode(0o755)).map_err(at(&init))?;

@@ -141,7 +141,9 @@ write_slowly() {
 # begun: some pieces are there
 begun() { [ "$(stat -c %s /mnt/file)" -gt 1000000 ]; }
 written() { [ -e /tmp/written ]; }
-gave_up() { dmesg | grep -q 'Connection timed out, retrying'; }
+# It was waiting for an answer, or to send.
+times_given_up() { dmesg | grep -c 'Connection timed out, retrying\|Dead connection'; }
+gave_up() { [ "$(times_given_up)" -gt "$before" ]; }
 
 configure "device auto"
 mkdir -p /tmp/a /tmp/b
@@ -159,7 +161,8 @@ check "and makes none" not [ -e $device ]
 check "the export is there" [ -S /tmp/a/$name.sock ]
 check "role init" ctl a role init $name
 
-check "the module is loaded" insmod /lib/modules/nbd.ko
+depmod
+check "hastd reads that it is to load the module" reread a "device nbd" 1
 check "role primary" ctl a role primary $name
 check "the device appears" within 30 is_device
 check "its name leads to the kernel's device" [ "$(readlink $device | cut -c1-8)" = /dev/nbd ]
@@ -182,6 +185,7 @@ check "everything was written" read_back
 
 write_slowly
 check "a writer is at work for the second time" within 60 begun
+before=$(times_given_up)
 check "the worker is stopped" signal STOP
 check "the kernel gives its connection up" within 90 gave_up
 check "the worker goes on" signal CONT
