@@ -22,6 +22,7 @@ const RETRY_MORE: Duration = Duration::from_secs(10);
 
 /// What a device is to be made of.
 #[derive(Clone, Debug)]
+#[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "only Linux makes a device of it"))]
 pub(super) struct Export {
     /// The worker's socket.
     pub(super) socket: PathBuf,
@@ -35,6 +36,7 @@ pub(super) struct Export {
 
 /// Why there is no device.
 #[derive(Debug, thiserror::Error)]
+#[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "only Linux makes a device of it"))]
 pub(super) enum NoDevice {
     /// The kernel does not offer it, or not to this process.
     #[error("{0}")]
