@@ -124,6 +124,7 @@ mod system {
     use std::fs;
     use std::io;
     use std::os::fd::OwnedFd;
+    use std::os::unix::fs::DirBuilderExt;
     use std::os::unix::net::UnixStream;
     use std::path::{Path, PathBuf};
     use std::process::{Command, Stdio};
@@ -283,7 +284,7 @@ mod system {
     /// Makes `name` mean `node`, at once or not at all.
     fn name(name: &Path, node: &Path) -> io::Result<()> {
         if let Some(directory) = name.parent() {
-            fs::create_dir_all(directory)?;
+            fs::DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
         }
         if fs::symlink_metadata(name).is_ok_and(|there| !there.is_symlink()) {
             return Err(io::ErrorKind::AlreadyExists.into());
