@@ -6,7 +6,7 @@ use super::site::{Server, Site};
 
 fn wait_noticed(server: &Server, who: &str) -> Outcome {
     let host = &server.host;
-    let text = format!("The {who} has been silent for 3 seconds.");
+    let text = format!("The {who} has been silent for 6 seconds.");
     wait_until(&format!("{} to log {text:?}", host.name()), SHORT, || {
         Ok(host.file("hastd.log").contains(&text))
     })?;

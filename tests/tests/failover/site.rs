@@ -41,8 +41,9 @@ pub(crate) const XFS: FileSystem = FileSystem {
     programs: ["mkfs.xfs", "xfs_repair"],
 };
 
-/// How long an answer may take, and how long a peer may say nothing.
-const TIMEOUTS: &str = "timeout 5\n#% peer-timeout 3";
+/// How long an answer may take, and how long a peer may say nothing: long enough for a primary that is cut off to
+/// give its device up before it goes on alone.
+const TIMEOUTS: &str = "timeout 5\n#% peer-timeout 6";
 
 /// The two hosts, their client and the lab that they are in.
 pub(crate) struct Site {
