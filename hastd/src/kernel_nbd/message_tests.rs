@@ -67,7 +67,7 @@ fn replies_are_understood() {
     assert_eq!(replies(&device, Some(0x24)), [Reply::Other]);
 
     // ENOENT: no such family.
-    let none = hex("30000000 0200 0000 01000000 d2040000 feffffff
+    let none = hex("2c000000 0200 0000 01000000 d2040000 feffffff
                     1c000000 1000 0500 01000000 00000000 03 01 0000 0800 0200");
     assert_eq!(replies(&none, None), [Reply::Failed { seq: 1, errno: 2 }]);
 }

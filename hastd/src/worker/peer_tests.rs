@@ -15,8 +15,8 @@ fn link_with(role: Role, stages: Stages) -> Link {
     let poller = Arc::new(Poller::new().unwrap());
     let settings = LinkSettings {
         stages,
-        timeout: Duration::from_secs(20),
-        peer_timeout: Duration::from_secs(5),
+        timeout: Duration::from_secs(5),
+        peer_timeout: Duration::from_secs(3),
         remote: "tcp4://192.0.2.1".into(),
     };
     Link::new(&poller, (OUT, IN), Pool::new(), role, settings)
