@@ -1492,6 +1492,31 @@ fn a_read_behind_a_write_that_was_cut_off_fails() {
     assert_eq!(h.result(2), Some(Err(Errno::ENOTCONN)));
 }
 
+/// ... and never is while that lacks something itself: what there is no room for fails.
+#[test]
+fn the_whole_disk_does_not_turn_while_the_secondary_lacks_something() {
+    let mut h = H::new(200, 1, Extension::default(), &[], 5, 3, 3);
+    h.handshake_first(Extensions::ALL);
+    h.answer(3, 3, SyncSource::Primary, None);
+    h.serve_all(|_| Some(None));
+    let lacks = |m: &Message| matches!(m, Message::Request(r) if r.offset >= 199 * u64::from(ES));
+    let serve = |m: &Message| match m {
+        m if is(Command::Read)(m) => None,
+        m if is(Command::Write)(m) && lacks(m) => Some(Some(Errno::EIO)),
+        _ => Some(None),
+    };
+    h.w(1, 199);
+    h.serve_all(serve);
+    h.policy = Box::new(|op| Some(if is_data(op) { Err(Errno::EIO) } else { Ok(()) }));
+    for at in 0..40 {
+        h.w(2 + at, 2 * at);
+        h.serve_all(serve);
+        let room = at < hast_format::extension::STALE_RUNS as u64;
+        assert_eq!(h.result(2 + at), Some(if room { Ok(None) } else { Err(Errno::EIO) }), "write {at}");
+    }
+    assert!(!h.p.status().facts.detached);
+}
+
 /// Our disk fails a flush, and before the extent is called stale another write to it is stored on both nodes: it
 /// would rest on the secondary's cache.
 #[test]

@@ -92,7 +92,8 @@ impl Primary {
     }
 
     /// Whether `extents`, of which the flush that just ended covers all that is complete, may be called stale. If
-    /// there is no room for one more run the whole disk is, and all of it has to turn first: false.
+    /// there is no room for one more run the whole disk is, and all of it has to turn first: false. It never can while
+    /// the secondary lacks something; whoever asks learns that when it tries.
     pub(super) fn may_be_called_stale(&mut self, extents: &Range<u32>) -> bool {
         if self.sync.target {
             return true;
@@ -103,6 +104,7 @@ impl Primary {
         }
         let all = 0..stale.len();
         if runs_of(&stale).len() <= STALE_RUNS
+            || self.map.to_synchronise().iter().any(|extent| self.is_behind(extent))
             || all.clone().all(|extent| self.turning.is_covered(extent) || stale.contains(extent))
         {
             return true;
