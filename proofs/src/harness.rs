@@ -49,6 +49,23 @@ macro_rules! harness {
     };
 }
 
+/// The activemap of so many extents.
+macro_rules! activemap {
+    ($name:literal, $steps:expr, $extents:literal) => {
+        harness!($name, $steps, 20_000, |source, n, T| activemap::sequences::<T>(source, n, $extents), activemap::Real, [
+            "a write is issued before its bit is durable" => wrong::AtOnceIssued,
+            "an answer of both nodes is enough (M2)" => wrong::NoFlush,
+            "a copied extent is forgotten" => wrong::CopyForgotten,
+            "a loss of the link is no matter (M3)" => wrong::LossIgnored,
+            "a failed flush counts" => wrong::FailedFlush,
+            "a flush covers what is answered while it runs" => wrong::LateFlush,
+            "a failed map write counts" => wrong::FailedMapWrite,
+            "the other node's map is not merged" => wrong::NotMerged,
+            "one extent more is kept dirty" => wrong::OneMoreDirty,
+        ])
+    };
+}
+
 /// Every harness.
 pub const ALL: [Harness; 17] = [
     harness!("layout-create", [0; 3], 200_000, |source, n, T| layout::created::<T>(source), layout::Real, [
@@ -108,28 +125,8 @@ pub const ALL: [Harness; 17] = [
         "a bit that is set is set again" => wrong::Again,
         "the search for the next bit leaves out the one it begins at" => wrong::NextAfter,
     ]),
-    harness!("activemap-one-extent", [6, 8, 80], 20_000, |source, n, T| activemap::sequences::<T>(source, n, 1), activemap::Real, [
-        "a write is issued before its bit is durable" => wrong::AtOnceIssued,
-        "an answer of both nodes is enough (M2)" => wrong::NoFlush,
-        "a copied extent is forgotten" => wrong::CopyForgotten,
-        "a loss of the link is no matter (M3)" => wrong::LossIgnored,
-        "a failed flush counts" => wrong::FailedFlush,
-        "a flush covers what is answered while it runs" => wrong::LateFlush,
-        "a failed map write counts" => wrong::FailedMapWrite,
-        "the other node's map is not merged" => wrong::NotMerged,
-        "one extent more is kept dirty" => wrong::OneMoreDirty,
-    ]),
-    harness!("activemap-two-extents", [4, 5, 80], 20_000, |source, n, T| activemap::sequences::<T>(source, n, 2), activemap::Real, [
-        "a write is issued before its bit is durable" => wrong::AtOnceIssued,
-        "an answer of both nodes is enough (M2)" => wrong::NoFlush,
-        "a copied extent is forgotten" => wrong::CopyForgotten,
-        "a loss of the link is no matter (M3)" => wrong::LossIgnored,
-        "a failed flush counts" => wrong::FailedFlush,
-        "a flush covers what is answered while it runs" => wrong::LateFlush,
-        "a failed map write counts" => wrong::FailedMapWrite,
-        "the other node's map is not merged" => wrong::NotMerged,
-        "one extent more is kept dirty" => wrong::OneMoreDirty,
-    ]),
+    activemap!("activemap-one-extent", [6, 8, 80], 1),
+    activemap!("activemap-two-extents", [4, 5, 80], 2),
     harness!("range-queue", [4, 5, 60], 50_000, |source, n, T| queue::queue::<T>(source, n), RangeQueue, [
         "requests that wait do not hold up later ones" => wrong::Overtaking,
         "all share" => wrong::AllShare,
