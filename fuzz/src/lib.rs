@@ -20,6 +20,7 @@ pub mod lzf_decode;
 pub mod messages;
 pub mod metadata_decode;
 pub mod nbd_session;
+pub mod node;
 pub mod nv_decode;
 pub mod primary_session;
 pub mod proto_decode;

@@ -16,6 +16,7 @@ use hast_net::message::{Command, Message};
 use hast_net::payload::Stages;
 
 use crate::messages::{self, Area, data, feed, frame_bytes, to_bytes, unpack};
+use crate::node::{self, Node, Session as _};
 use crate::provider::{Provider, host, settings};
 use crate::source::Source;
 
@@ -29,7 +30,7 @@ pub fn run(data: &[u8]) {
     let source = &mut Source::new(data);
     let mut session = Session::begin(source);
     session.drain();
-    while !source.is_empty() && !session.over {
+    while !source.is_empty() && !session.node.over {
         session.step(source);
         session.drain();
     }
@@ -37,9 +38,7 @@ pub fn run(data: &[u8]) {
 }
 
 struct Session {
-    engine: Primary,
-    provider: Provider,
-    now: Duration,
+    node: Node<Primary>,
     /// Connections that were asked for.
     wanted: VecDeque<Side>,
     out: Option<Receiver>,
@@ -52,12 +51,49 @@ struct Session {
     last_request: u64,
     /// Rises whenever the connections are closed: what is under way then is dropped.
     epoch: u64,
-    over: bool,
     /// The worker ended before it could answer: its provider could not be used, or the disk took longer than
     /// the end may last.
     gave_up: bool,
     /// From here on the disk answers at once.
     concluding: bool,
+}
+
+impl node::Session for Session {
+    type Engine = Primary;
+
+    fn node(&mut self) -> &mut Node<Primary> {
+        &mut self.node
+    }
+
+    fn drain(&mut self) {
+        while let Some(action) = self.node.engine.poll_action() {
+            crate::trace(&action);
+            assert!(!self.node.over, "{action:?} after the end");
+            match action {
+                Action::Disk { id, op } => _ = self.node.provider.submit(id, op),
+                Action::Connect(side) => self.wanted.push_back(side),
+                Action::Send { side, version, message } => self.check_sent(side, version, message),
+                Action::Close => self.close(),
+                Action::Complete { id, result } => {
+                    let asked = self.requests.remove(&id);
+                    let asked = asked.unwrap_or_else(|| panic!("{id:?} is completed and was not asked"));
+                    if let (Some(length), Ok(data)) = (asked, &result) {
+                        let got = data.as_ref().map_or(0, |data| data.len());
+                        assert_eq!(got, length as usize, "a read brings what it was asked for");
+                    }
+                }
+                Action::Event(_) | Action::DirectReads(_) => {}
+                Action::Exit(code) => {
+                    assert!([0, 66].contains(&code), "exit {code}");
+                    self.node.over = true;
+                    let late = !self.concluding && self.node.provider.pending() > 0;
+                    self.gave_up = code == 66 || late;
+                }
+            }
+        }
+        self.node.provider.check();
+        assert!(self.wanted.len() <= 1, "one connection is opened at a time");
+    }
 }
 
 impl Session {
@@ -74,9 +110,7 @@ impl Session {
             forced: source.one_in(8),
         };
         Session {
-            engine: Primary::new(start, Duration::ZERO),
-            provider,
-            now: Duration::ZERO,
+            node: Node::new(Primary::new(start, Duration::ZERO), provider),
             wanted: VecDeque::new(),
             out: None,
             in_: None,
@@ -85,7 +119,6 @@ impl Session {
             requests: BTreeMap::new(),
             last_request: 0,
             epoch: 0,
-            over: false,
             gave_up: false,
             concluding: false,
         }
@@ -105,22 +138,19 @@ impl Session {
             14..=17 => self.end_one(source),
             18 | 19 => self.end_all(),
             20 => self.pass_time(Duration::from_millis(source.number::<u16>().into())),
-            21 => {
-                let due = self.engine.poll_timeout().unwrap_or(self.now);
-                self.pass_time(due.saturating_sub(self.now));
-            }
+            21 => self.pass_time(self.node.due() - self.node.now),
             22 => {
                 self.close();
-                self.engine.handle_lost(self.now, "the link broke");
+                self.node.engine.handle_lost(self.node.now, "the link broke");
             }
             _ => match source.below(8) {
-                0 => self.engine.handle_stop(self.now),
-                1 => self.engine.handle_reload(self.now, settings(source), true),
-                2 => self.engine.handle_reload(self.now, settings(source), false),
+                0 => self.node.engine.handle_stop(self.node.now),
+                1 => self.node.engine.handle_reload(self.node.now, settings(source), true),
+                2 => self.node.engine.handle_reload(self.node.now, settings(source), false),
                 _ => {
-                    let status = self.engine.status();
+                    let status = self.node.engine.status();
                     assert!(status.facts.to_synchronise_bytes <= 1 << 30);
-                    assert!(!self.engine.is_in_step() || status.complete);
+                    assert!(!self.node.engine.is_in_step() || status.complete);
                 }
             },
         }
@@ -131,7 +161,7 @@ impl Session {
         if self.requests.len() >= REQUESTS {
             return;
         }
-        let layout = self.provider.layout();
+        let layout = self.node.provider.layout();
         let area = Area { size: layout.datasize(), sector: layout.sectorsize() };
         let (offset, length) = area.range(source);
         let capped = u32::try_from(length).unwrap_or(u32::MAX).min(MAX_REQUEST + 512);
@@ -145,21 +175,21 @@ impl Session {
         let id = RequestId(self.last_request);
         let read = if let Op::Read { length, .. } = op { Some(length) } else { None };
         self.requests.insert(id, read);
-        self.engine.handle_request(self.now, id, op);
+        self.node.engine.handle_request(self.node.now, id, op);
     }
 
     /// A connection that was asked for is there, or is not to be had.
     fn connect(&mut self, source: &mut Source<'_>) {
         let Some(side) = self.wanted.pop_front() else { return };
         if source.one_in(8) {
-            return self.engine.handle_connect_failed(self.now, side, "nobody there");
+            return self.node.engine.handle_connect_failed(self.node.now, side, "nobody there");
         }
         let receiver = Some(Receiver::new(Limits::PEER, Pool::new()));
         match side {
             Side::Out => self.out = receiver,
             Side::In => self.in_ = receiver,
         }
-        self.engine.handle_connected(self.now, side);
+        self.node.engine.handle_connected(self.node.now, side);
     }
 
     /// The secondary answers one of the oldest things it was asked, mostly as it should.
@@ -195,7 +225,7 @@ impl Session {
     }
 
     fn second_answer(&self, source: &mut Source<'_>, stages: Stages) -> Vec<u8> {
-        let layout = self.provider.layout();
+        let layout = self.node.provider.layout();
         if source.one_in(8) {
             let text = source.text();
             let refusal = SecondRefusal {
@@ -252,7 +282,7 @@ impl Session {
 
     /// Bytes arrive on one of the connections.
     fn receive(&mut self, side: Side, bytes: &[u8], piece: usize) {
-        let out = self.engine.payload_limit();
+        let out = self.node.engine.payload_limit();
         let (receiver, limit) = match side {
             Side::Out => (&mut self.out, out),
             Side::In => (&mut self.in_, Limits::PEER.payload),
@@ -267,7 +297,7 @@ impl Session {
                 broken = true;
                 break;
             };
-            self.engine.handle_frame(self.now, side, frame);
+            self.node.engine.handle_frame(self.node.now, side, frame);
             self.drain();
             if self.epoch != epoch {
                 return;
@@ -275,7 +305,7 @@ impl Session {
         }
         if broken {
             self.close();
-            self.engine.handle_lost(self.now, "what came is no frame");
+            self.node.engine.handle_lost(self.node.now, "what came is no frame");
         }
     }
 
@@ -284,76 +314,6 @@ impl Session {
         (self.out, self.in_) = (None, None);
         self.wanted.clear();
         self.unanswered.clear();
-    }
-
-    fn end_one(&mut self, source: &mut Source<'_>) {
-        let pending = self.provider.pending();
-        if pending == 0 {
-            return;
-        }
-        let index = usize::from(source.byte()) % pending;
-        let fails = source.one_in(16).then(|| messages::errno(source));
-        let (id, result) = self.provider.end(index, fails);
-        crate::trace(&(id, &result));
-        self.engine.handle_disk(self.now, id, result);
-    }
-
-    fn end_all(&mut self) {
-        for _ in 0..100_000 {
-            self.drain();
-            if self.over {
-                return;
-            }
-            if self.provider.pending() == 0 {
-                return;
-            }
-            let (id, result) = self.provider.end(0, None);
-            crate::trace(&(id, &result));
-            self.engine.handle_disk(self.now, id, result);
-        }
-        panic!("the disk is asked for more without end");
-    }
-
-    fn pass_time(&mut self, by: Duration) {
-        self.now = self.now.saturating_add(by).min(Duration::from_secs(1 << 40));
-        for _ in 0..100 {
-            if self.over || self.engine.poll_timeout().is_none_or(|due| due > self.now) {
-                return;
-            }
-            self.engine.handle_timeout(self.now);
-            self.drain();
-        }
-        panic!("the engine is due all the time");
-    }
-
-    fn drain(&mut self) {
-        while let Some(action) = self.engine.poll_action() {
-            crate::trace(&action);
-            assert!(!self.over, "{action:?} after the end");
-            match action {
-                Action::Disk { id, op } => _ = self.provider.submit(id, op),
-                Action::Connect(side) => self.wanted.push_back(side),
-                Action::Send { side, version, message } => self.check_sent(side, version, message),
-                Action::Close => self.close(),
-                Action::Complete { id, result } => {
-                    let asked = self.requests.remove(&id);
-                    let asked = asked.unwrap_or_else(|| panic!("{id:?} is completed and was not asked"));
-                    if let (Some(length), Ok(data)) = (asked, &result) {
-                        let got = data.as_ref().map_or(0, |data| data.len());
-                        assert_eq!(got, length as usize, "a read brings what it was asked for");
-                    }
-                }
-                Action::Event(_) | Action::DirectReads(_) => {}
-                Action::Exit(code) => {
-                    assert!([0, 66].contains(&code), "exit {code}");
-                    self.over = true;
-                    let late = !self.concluding && self.provider.pending() > 0;
-                    self.gave_up = code == 66 || late;
-                }
-            }
-        }
-        self.provider.check();
-        assert!(self.wanted.len() <= 1, "one connection is opened at a time");
     }
 
     fn check_sent(&mut self, side: Side, version: u8, message: Message) {
@@ -365,14 +325,14 @@ impl Session {
         let expected = if matches!(message, Message::SecondHello(_)) { Side::In } else { Side::Out };
         assert_eq!(side, expected, "{message:?}");
         if let Message::SecondHello(hello) = &message {
-            let durable = self.provider.durable_metadata();
+            let durable = self.node.provider.durable_metadata();
             assert_eq!(hello.resuid, durable.resuid, "an id is on disk before anybody hears it");
             assert_ne!(hello.resuid, 0);
         }
         if let Message::Request(request) = &message {
             assert!(request.length <= MAX_REQUEST.into() || request.command == Command::Delete);
             if request.command != Command::Flush {
-                let range = self.provider.layout().check_range(request.offset, request.length);
+                let range = self.node.provider.layout().check_range(request.offset, request.length);
                 assert_eq!(range, Ok(()), "{request:?}");
             }
         }
@@ -388,21 +348,21 @@ impl Session {
     fn conclude(&mut self) {
         self.end_all();
         self.concluding = true;
-        if !self.over {
-            self.engine.handle_stop(self.now);
+        if !self.node.over {
+            self.node.engine.handle_stop(self.node.now);
         }
         for _ in 0..1000 {
             self.end_all();
-            if self.over {
+            if self.node.over {
                 break;
             }
-            let due = self.engine.poll_timeout().expect("something is still due before the end");
-            self.now = self.now.max(due);
-            self.engine.handle_timeout(self.now);
+            let due = self.node.engine.poll_timeout().expect("something is still due before the end");
+            self.node.now = self.node.now.max(due);
+            self.node.engine.handle_timeout(self.node.now);
         }
-        assert!(self.over, "the end comes");
+        assert!(self.node.over, "the end comes");
         assert!(self.gave_up || self.requests.is_empty(), "without an answer: {:?}", self.requests);
-        self.provider.check();
+        self.node.provider.check();
     }
 }
 

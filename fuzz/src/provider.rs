@@ -30,6 +30,7 @@ pub struct Provider {
     created_as: Layout,
     pending: Vec<Pending>,
     no_cache: bool,
+    flush_has_failed: bool,
     /// Where reads have failed: there a primary writes back what the secondary has, beside other reads.
     repairs: Option<Vec<Range<u64>>>,
     /// The metadata was written since it was looked at.
@@ -86,6 +87,7 @@ impl Provider {
             created_as: created,
             pending: Vec::new(),
             no_cache,
+            flush_has_failed: false,
             repairs: None,
             touched: true,
         }
@@ -138,10 +140,10 @@ impl Provider {
         self.pending.len()
     }
 
-    /// Whether this one of the pending operations is a flush.
+    /// Whether a flush has failed: some of what was written before may be dropped then.
     #[must_use]
-    pub fn is_flush(&self, index: usize) -> bool {
-        self.pending.get(index).is_some_and(|pending| pending.op == DiskOp::Flush)
+    pub fn flush_has_failed(&self) -> bool {
+        self.flush_has_failed
     }
 
     /// Takes an operation; gives its place in the data area, if that is where it goes.
@@ -178,6 +180,8 @@ impl Provider {
                 // It has no cache that could be flushed: what it has stored is durable.
                 self.no_cache = true;
                 self.durable.1.copy_from_slice(&self.contents[..BLOCK]);
+            } else if op == DiskOp::Flush {
+                self.flush_has_failed = true;
             }
             return (id, Err(error));
         }

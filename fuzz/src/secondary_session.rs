@@ -17,6 +17,7 @@ use hast_net::handshake::SecondHello;
 use hast_net::message::{Command, FromPrimary, Message, Reply};
 
 use crate::messages::{self, Area, feed, to_bytes, unpack};
+use crate::node::{self, Node, Session as _};
 use crate::provider::{Provider, RESUID, host, settings};
 use crate::source::Source;
 
@@ -35,17 +36,15 @@ pub fn run(data: &[u8]) {
     let source = &mut Source::new(data);
     let mut session = Session::begin(source);
     session.drain();
-    while !source.is_empty() && !session.over {
+    while !source.is_empty() && !session.node.over {
         session.step(source);
     }
     session.conclude();
 }
 
 struct Session {
-    engine: Secondary,
-    provider: Provider,
+    node: Node<Secondary>,
     ext: Extensions,
-    now: Duration,
     receiver: Receiver,
     /// Frames that the engine had no room for.
     inbox: VecDeque<Frame>,
@@ -56,9 +55,6 @@ struct Session {
     seq: u64,
     answered: bool,
     closed: bool,
-    over: bool,
-    /// What the disk may have dropped then is read and written again.
-    flush_failed: bool,
     model: Model,
 }
 
@@ -72,6 +68,57 @@ struct Model {
     bytes: u64,
     /// Accepted requests whose disk operation has not been seen.
     unissued: Vec<(Command, Range<u64>, Option<Buffer>)>,
+}
+
+impl node::Session for Session {
+    type Engine = Secondary;
+
+    fn node(&mut self) -> &mut Node<Secondary> {
+        &mut self.node
+    }
+
+    fn drain(&mut self) {
+        while let Some(action) = self.node.engine.poll_action() {
+            crate::trace(&action);
+            assert!(!self.node.over, "{action:?} after the end");
+            match action {
+                Action::Disk { id, op } => self.submit(id, op),
+                Action::Send { side, message, version } => self.check_sent(side, version, message),
+                Action::Close => {
+                    self.closed = true;
+                    self.inbox.clear();
+                }
+                Action::Exit(code) => {
+                    assert!([0, 66, 75, 78].contains(&code), "exit {code}");
+                    self.node.over = true;
+                }
+                Action::Event(_) => {}
+                Action::Connect(_) | Action::Complete { .. } | Action::DirectReads(_) => {
+                    panic!("a secondary asks for {action:?}")
+                }
+            }
+        }
+        self.node.provider.check();
+        assert!(self.model.owed_total <= UNANSWERED, "{} requests unanswered", self.model.owed_total);
+        assert!(self.model.bytes <= BYTES, "{} bytes under way", self.model.bytes);
+    }
+
+    /// As the worker does it: frames while there is room, then the end of the connection.
+    fn hand_over(&mut self) {
+        while !self.closed && !self.node.over && self.node.engine.wants_input() {
+            let Some(frame) = self.inbox.pop_front() else { break };
+            if self.answered {
+                self.expect(&frame);
+            }
+            self.node.engine.handle_frame(self.node.now, frame);
+            self.drain();
+        }
+        if self.broken && self.inbox.is_empty() && !self.closed && !self.node.over {
+            self.node.engine.handle_lost(self.node.now, "what came is no frame");
+            self.drain();
+            assert!(self.closed, "a lost connection is given up");
+        }
+    }
 }
 
 impl Session {
@@ -99,10 +146,8 @@ impl Session {
             hello,
         };
         Session {
-            engine: Secondary::new(start, Duration::ZERO),
-            provider,
+            node: Node::new(Secondary::new(start, Duration::ZERO), provider),
             ext,
-            now: Duration::ZERO,
             receiver: Receiver::new(Limits::PEER, Pool::new()),
             inbox: VecDeque::new(),
             broken: false,
@@ -111,8 +156,6 @@ impl Session {
             seq: 0,
             answered: false,
             closed: false,
-            over: false,
-            flush_failed: false,
             model: Model::default(),
         }
     }
@@ -135,14 +178,11 @@ impl Session {
             8..=11 => self.end_one(source),
             12 => self.end_all(),
             13 => self.pass_time(Duration::from_millis(source.number::<u16>().into())),
-            14 => {
-                let due = self.engine.poll_timeout().unwrap_or(self.now);
-                self.pass_time(due.saturating_sub(self.now));
-            }
+            14 => self.pass_time(self.node.due() - self.node.now),
             _ => match source.below(8) {
-                0 => self.engine.handle_stop(self.now),
-                1 => self.engine.handle_lost(self.now, "the link broke"),
-                _ => _ = self.engine.status(),
+                0 => self.node.engine.handle_stop(self.node.now),
+                1 => self.node.engine.handle_lost(self.node.now, "the link broke"),
+                _ => _ = self.node.engine.status(),
             },
         }
         self.drain();
@@ -151,7 +191,7 @@ impl Session {
 
     /// The primary says something of the protocol, so many times.
     fn send_message(&mut self, source: &mut Source<'_>, times: usize) {
-        let layout = self.provider.layout();
+        let layout = self.node.provider.layout();
         let area = Area { size: layout.datasize(), sector: layout.sectorsize() };
         let message = messages::from_primary(source, area, self.seq + 1);
         let stages = messages::stages(source);
@@ -167,7 +207,7 @@ impl Session {
 
     /// Bytes arrive.
     fn receive(&mut self, bytes: &[u8], piece: usize) {
-        if self.broken || self.closed || self.over || self.sent >= FRAMES || self.sent_bytes >= SENT {
+        if self.broken || self.closed || self.node.over || self.sent >= FRAMES || self.sent_bytes >= SENT {
             return;
         }
         let (frames, outcome) = feed(&mut self.receiver, bytes, piece);
@@ -182,23 +222,6 @@ impl Session {
         self.hand_over();
     }
 
-    /// As the worker does it: frames while there is room, then the end of the connection.
-    fn hand_over(&mut self) {
-        while !self.closed && !self.over && self.engine.wants_input() {
-            let Some(frame) = self.inbox.pop_front() else { break };
-            if self.answered {
-                self.expect(&frame);
-            }
-            self.engine.handle_frame(self.now, frame);
-            self.drain();
-        }
-        if self.broken && self.inbox.is_empty() && !self.closed && !self.over {
-            self.engine.handle_lost(self.now, "what came is no frame");
-            self.drain();
-            assert!(self.closed, "a lost connection is given up");
-        }
-    }
-
     /// Writes down what the engine owes for a frame.
     fn expect(&mut self, frame: &Frame) {
         let Ok(message) = FromPrimary::decode_extended(frame.clone(), self.ext) else { return };
@@ -209,7 +232,7 @@ impl Session {
             FromPrimary::Request(request) => {
                 let (seq, length) = (request.seq, request.length);
                 let limit = if request.command == Command::Delete { u64::MAX } else { 1 << 20 };
-                let valid = self.provider.layout().check_range(request.offset, length).is_ok();
+                let valid = self.node.provider.layout().check_range(request.offset, length).is_ok();
                 if request.command == Command::Flush || !valid || length > limit {
                     (seq, 0)
                 } else {
@@ -222,77 +245,6 @@ impl Session {
         self.model.owe(seq, bytes);
     }
 
-    /// One disk operation ends.
-    fn end_one(&mut self, source: &mut Source<'_>) {
-        let pending = self.provider.pending();
-        if pending == 0 {
-            return;
-        }
-        let index = usize::from(source.byte()) % pending;
-        let fails = source.one_in(16).then(|| messages::errno(source));
-        self.flush_failed |= fails.is_some() && self.provider.is_flush(index);
-        let (id, result) = self.provider.end(index, fails);
-        crate::trace(&(id, &result));
-        self.engine.handle_disk(self.now, id, result);
-    }
-
-    /// Every operation ends well, and those that follow from it.
-    fn end_all(&mut self) {
-        for _ in 0..100_000 {
-            self.drain();
-            if self.over {
-                return;
-            }
-            self.hand_over();
-            if self.provider.pending() == 0 {
-                return;
-            }
-            let (id, result) = self.provider.end(0, None);
-            crate::trace(&(id, &result));
-            self.engine.handle_disk(self.now, id, result);
-        }
-        panic!("the disk is asked for more without end");
-    }
-
-    fn pass_time(&mut self, by: Duration) {
-        self.now = self.now.saturating_add(by);
-        for _ in 0..100 {
-            if self.over || self.engine.poll_timeout().is_none_or(|due| due > self.now) {
-                return;
-            }
-            self.engine.handle_timeout(self.now);
-            self.drain();
-        }
-        panic!("the engine is due all the time");
-    }
-
-    /// Carries out what the engine asks for.
-    fn drain(&mut self) {
-        while let Some(action) = self.engine.poll_action() {
-            crate::trace(&action);
-            assert!(!self.over, "{action:?} after the end");
-            match action {
-                Action::Disk { id, op } => self.submit(id, op),
-                Action::Send { side, message, version } => self.check_sent(side, version, message),
-                Action::Close => {
-                    self.closed = true;
-                    self.inbox.clear();
-                }
-                Action::Exit(code) => {
-                    assert!([0, 66, 75, 78].contains(&code), "exit {code}");
-                    self.over = true;
-                }
-                Action::Event(_) => {}
-                Action::Connect(_) | Action::Complete { .. } | Action::DirectReads(_) => {
-                    panic!("a secondary asks for {action:?}")
-                }
-            }
-        }
-        self.provider.check();
-        assert!(self.model.owed_total <= UNANSWERED, "{} requests unanswered", self.model.owed_total);
-        assert!(self.model.bytes <= BYTES, "{} bytes under way", self.model.bytes);
-    }
-
     /// What goes to the data area is what the primary asked for.
     fn submit(&mut self, id: OpId, op: DiskOp) {
         let (command, data) = match &op {
@@ -301,7 +253,7 @@ impl Session {
             DiskOp::Delete { .. } => (Command::Delete, None),
             DiskOp::Flush => (Command::Flush, None),
         };
-        let Some(place) = self.provider.submit(id, op) else { return };
+        let Some(place) = self.node.provider.submit(id, op) else { return };
         let asked = (command, place.clone(), data);
         if let Some(at) = self.model.unissued.iter().position(|other| *other == asked) {
             self.model.unissued.remove(at);
@@ -310,9 +262,10 @@ impl Session {
         let (command, place, data) = asked;
         let same = data.is_none_or(|data| {
             let bytes = usize::try_from(place.start).unwrap()..usize::try_from(place.end).unwrap();
-            self.provider.data()[bytes] == data[..]
+            self.node.provider.data()[bytes] == data[..]
         });
-        let again = self.flush_failed && command != Command::Delete && same;
+        // What the disk may have dropped when a flush failed is read and written again.
+        let again = self.node.provider.flush_has_failed() && command != Command::Delete && same;
         assert!(again, "nobody asked for {command} of {place:?}");
     }
 
@@ -324,7 +277,7 @@ impl Session {
                 assert!(!self.answered, "one answer");
                 self.answered = true;
                 assert_eq!(answer.mapsize as usize, map.map_or(0, |map| map.len()));
-                assert!(u64::from(answer.mapsize) <= self.provider.layout().sent_map_bytes());
+                assert!(u64::from(answer.mapsize) <= self.node.provider.layout().sent_map_bytes());
             }
             Message::SecondRefusal(..) => assert!(side == Side::Out && !self.answered),
             Message::Reply(reply) => {
@@ -363,20 +316,20 @@ impl Session {
                 assert_eq!(self.model.unissued, [], "and was carried out");
             }
         }
-        if !self.over {
-            self.engine.handle_stop(self.now);
+        if !self.node.over {
+            self.node.engine.handle_stop(self.node.now);
         }
         for _ in 0..100 {
             self.end_all();
-            if self.over {
+            if self.node.over {
                 break;
             }
             // What the disk failed to store a moment ago is written again in a while.
-            let due = self.engine.poll_timeout().expect("something is still due before the end");
-            self.pass_time(due.saturating_sub(self.now));
+            let due = self.node.engine.poll_timeout().expect("something is still due before the end");
+            self.pass_time(due.saturating_sub(self.node.now));
         }
-        assert!(self.over, "the end comes when the disk has answered");
-        self.provider.check();
+        assert!(self.node.over, "the end comes when the disk has answered");
+        self.node.provider.check();
     }
 }
 
