@@ -199,6 +199,32 @@ mod tests {
     }
 
     #[test]
+    fn counts_begin_when_the_nodes_meet() {
+        let counts = Counts { local: 3, remote: 2 };
+        assert_eq!(Counts::default().met_virgin(), Counts { local: 1, remote: 0 });
+        assert_eq!(counts.met_virgin(), counts, "they never fall");
+        assert_eq!(counts.at_start(0), Counts::default());
+        let original = Counts { local: 6, remote: 4 };
+        assert_eq!(counts.equal_to_secondary(original, false), Counts { local: 4, remote: 6 });
+    }
+
+    #[test]
+    fn a_secondary_is_marked_if_it_lacks_what_was_not_confirmed_or_may_be_lost() {
+        for case in 0..8 {
+            let [unconfirmed, restarted, behind] = [0, 1, 2].map(|bit| case >> bit & 1 == 1);
+            let marked = behind && (unconfirmed || restarted);
+            assert_eq!(must_be_marked(unconfirmed, restarted, behind), marked, "L6: {case:03b}");
+        }
+    }
+
+    #[test]
+    fn only_a_primary_writes_alone() {
+        let (empty, written) = (Bitmap::from_bytes(8, &[0]), Bitmap::from_bytes(8, &[4]));
+        assert!(written_alone(true, &written) && !written_alone(true, &empty));
+        assert!(!written_alone(false, &written) && !written_alone(false, &empty));
+    }
+
+    #[test]
     fn fresh_and_foreign_secondaries() {
         let hello = Hello { resuid: 7, counts: Counts { local: 1, remote: 0 }, virgin: false };
         let virgin = Hello { virgin: true, ..hello };

@@ -152,6 +152,17 @@ mod tests {
         assert!(queue.is_empty());
     }
 
+    /// Whoever is found only because others of about its length could overlap.
+    #[test]
+    fn neighbours_of_other_lengths_are_no_matter() {
+        let mut queue = RangeQueue::new();
+        assert!(queue.insert(Key(1), 0..4, false));
+        assert!(queue.insert(Key(2), 6..7, false), "an entry of up to seven bytes could have reached it");
+        assert!(queue.insert(Key(3), 4..6, false));
+        assert!(!queue.insert(Key(4), 3..5, false));
+        assert_eq!(queue.len(), 4);
+    }
+
     proptest! {
         /// Never two conflicting entries running; first come first served among conflicting ones; everybody
         /// gets to run once those before have ended.

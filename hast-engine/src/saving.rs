@@ -95,3 +95,69 @@ impl Saving {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hast_format::extension::Extension;
+    use hast_format::metadata::Role;
+
+    fn metadata(localcnt: u64) -> Metadata {
+        Metadata {
+            resource: "t".into(),
+            datasize: 1 << 20,
+            extentsize: 4096,
+            keepdirty: 1,
+            localoff: 8192,
+            resuid: 5,
+            localcnt,
+            remotecnt: 1,
+            prevrole: Role::Primary,
+            extension: Extension { generation: localcnt, ..Extension::default() },
+        }
+    }
+
+    /// Every part up to this one is written and flushed; it is not.
+    fn failed(saving: &mut Saving, next: Next, part: usize) -> Vec<Part> {
+        let (mut next, mut written) = (next, Vec::new());
+        while written.len() <= part {
+            next = match next {
+                Next::Disk(DiskOp::Write { offset, data }) => {
+                    written.push((offset, data.to_vec()));
+                    saving.advance(if written.len() > part { Err(Errno::EIO) } else { Ok(None) })
+                }
+                Next::Disk(DiskOp::Flush) => saving.advance(Ok(None)),
+                other => panic!("{other:?} after {} parts", written.len()),
+            };
+        }
+        assert_eq!(next, Next::Failed(Errno::EIO));
+        written
+    }
+
+    #[test]
+    fn what_a_failed_save_left_is_repeated_and_nothing_else() {
+        let (old, new): (Vec<Part>, Vec<Part>) = (metadata(1).writes(512), metadata(2).writes(512));
+        let (mut saving, next) = Saving::begin(&metadata(1), Vec::new(), 512, false);
+        assert_eq!(failed(&mut saving, next, 1), old[..2]);
+        let unsure = saving.unsure();
+        assert_eq!(unsure, old[1..], "the part that failed and those after it");
+        // The repetition fails: the new state has not begun.
+        let (mut saving, next) = Saving::begin(&metadata(2), unsure.clone(), 512, false);
+        assert_eq!(failed(&mut saving, next, 0), old[1..2]);
+        assert_eq!(saving.unsure(), unsure);
+        // It does not, and the new state does.
+        let (mut saving, next) = Saving::begin(&metadata(2), unsure.clone(), 512, false);
+        failed(&mut saving, next, unsure.len());
+        assert_eq!(saving.unsure(), new);
+    }
+
+    #[test]
+    fn a_flush_before_a_save_that_fails_leaves_it_undone() {
+        for unsure in [Vec::new(), vec![(512, vec![1; 512])]] {
+            let (mut saving, next) = Saving::begin(&metadata(2), unsure.clone(), 512, true);
+            assert_eq!(next, Next::Disk(DiskOp::Flush));
+            assert_eq!(saving.advance(Err(Errno::EIO)), Next::Failed(Errno::EIO));
+            assert_eq!(saving.unsure(), unsure);
+        }
+    }
+}

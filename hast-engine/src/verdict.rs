@@ -310,6 +310,12 @@ mod tests {
     }
 
     #[test]
+    fn a_half_that_is_not_done_says_why() {
+        let why = [None, None, None, Some(Errno::EIO), Some(Errno::ENOTCONN)];
+        assert_eq!(HALVES.map(Half::error), why);
+    }
+
+    #[test]
     fn a_flush_covers_only_what_both_nodes_flushed() {
         use Flushed::{Failed, Unknown, Yes};
         for local in [Yes, Unknown, Failed] {

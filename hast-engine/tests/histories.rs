@@ -13,10 +13,16 @@ use hast_net::{
 };
 use std::time::Duration;
 
+#[path = "histories/decisions.rs"]
+mod decisions;
+#[path = "histories/large.rs"]
+mod large;
 #[path = "histories/sessions.rs"]
 mod sessions;
 #[path = "histories/silence.rs"]
 mod silence;
+#[path = "histories/waits.rs"]
+mod waits;
 
 /// What the disk does with an operation; `None` leaves it pending.
 type Policy = Box<dyn FnMut(&DiskOp) -> Option<Result<(), Errno>>>;

@@ -238,6 +238,89 @@ fn a_disk_that_fails_too_often_is_read_from_no_more() {
     assert_eq!(h.result(99), Some(Ok(Some(Buffer::from(vec![0x55; 512])))));
 }
 
+/// L3: the secondary's copy cannot stand for all of ours while it lacks something itself. What there is no room for
+/// fails then.
+#[test]
+fn more_stale_runs_than_fit_fail_while_the_secondary_lacks_something() {
+    let mut h = H::new(100, 1, Extension::default(), &[], 5, 1, 1);
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    h.serve_all(|_| Some(None));
+    let lacks = |message: &Message| matches!(message, Message::Request(Request { command: Command::Write, offset, .. }) if *offset >= 99 * 4096);
+    let answers = |message: &Message| match message {
+        Message::Request(Request { command: Command::Read, .. }) => None,
+        message if lacks(message) => Some(Some(Errno::EIO)),
+        _ => Some(None),
+    };
+    h.w(50, 99);
+    h.serve_all(answers);
+    assert_eq!(h.result(50), Some(Ok(None)), "here alone");
+    h.policy = Box::new(|op| Some(if is_data(op) { Err(Errno::EIO) } else { Ok(()) }));
+    let room = hast_format::extension::STALE_RUNS as u64;
+    for n in 0..40 {
+        h.w(n, 2 * n);
+        h.serve_all(answers);
+        let expected = if n < room { Ok(None) } else { Err(Errno::EIO) };
+        assert_eq!(h.result(n), Some(expected), "{n}");
+        assert!(!h.p.status().facts.detached);
+    }
+    let stale = Metadata::read(&h.disk).unwrap().metadata.extension.stale;
+    assert!((0..room as u32).all(|n| stale.iter().any(|run| run.extents().contains(&(2 * n)))), "{stale:?}");
+    assert!(stale.iter().all(|run| !run.extents().contains(&99)), "that is right here");
+}
+
+#[test]
+fn a_stop_waits_until_what_was_dropped_is_written_again() {
+    let mut h = H::in_step();
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    h.w(1, 2);
+    assert_eq!(h.result(1), Some(Ok(None)));
+    // Nothing has to be written down for this one, and so nothing has flushed it.
+    h.w(3, 2);
+    // The flush fails, and what it may have dropped cannot be read for a while.
+    let mut once = true;
+    h.policy = Box::new(move |op| match op {
+        DiskOp::Flush if std::mem::take(&mut once) => Some(Err(Errno::EIO)),
+        DiskOp::Read { .. } => None,
+        _ => Some(Ok(())),
+    });
+    h.req(2, Op::Flush);
+    h.tick(2);
+    assert!(h.ops.iter().any(|(_, op)| matches!(op, DiskOp::Read { .. })), "{:?}", h.ops);
+    h.p.handle_stop(h.t);
+    h.pump();
+    assert!(!exits(&h, 0));
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.pump();
+    h.tick(3);
+    assert!(exits(&h, 0));
+}
+
+#[test]
+fn requests_are_wanted_with_and_without_the_secondary() {
+    let mut h = known();
+    assert!(h.p.wants_requests());
+    h.p.handle_connect_failed(h.t, Side::Out, "refused");
+    h.pump();
+    assert!(h.p.wants_requests() && !h.p.is_in_step());
+    assert!(H::in_step().p.wants_requests());
+}
+
+#[test]
+fn a_stop_while_the_disk_is_flushed_at_the_start_serves_nothing() {
+    let mut h = H::new_with(24, 1, Extension::default(), &[], 5, 1, 1, Box::new(|_| None));
+    assert!(!h.p.has_begun());
+    h.w(1, 2);
+    h.p.handle_stop(h.t);
+    h.pump();
+    assert_eq!(h.result(1), Some(Err(Errno::ECANCELED)));
+    assert!(!exits(&h, 0), "the flush is still under way");
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.pump();
+    assert!(exits(&h, 0) && !h.other.contains(&Action::Connect(Side::Out)));
+}
+
 #[test]
 fn a_read_that_fails_on_both_nodes_fails() {
     let mut h = H::in_step();
@@ -424,8 +507,21 @@ fn only_force_uses_a_copy_that_is_out_of_date() {
 }
 
 /// A secondary with such an id and counts, before it has answered a primary with id 5 and counts 1 and 1.
-fn secondary(resuid: u64, counts: (u64, u64), bits: u8, role: Role) -> Driven {
-    let layout = Layout::create(4096 + 512 + 24 * u64::from(ES), 512, ES).unwrap();
+pub(super) fn secondary(resuid: u64, counts: (u64, u64), bits: u8, role: Role) -> Driven {
+    secondary_of(24, Extensions::ALL, resuid, counts, bits, role)
+}
+
+/// One of so many extents, for a primary that knows such extensions.
+fn secondary_of(
+    extents: u64,
+    ext: Extensions,
+    resuid: u64,
+    counts: (u64, u64),
+    bits: u8,
+    role: Role,
+) -> Driven {
+    let map_bytes = (extents.div_ceil(64) * 8).next_multiple_of(512);
+    let layout = Layout::create(4096 + map_bytes + extents * u64::from(ES), 512, ES).unwrap();
     let metadata = Metadata {
         resource: "t".into(),
         datasize: layout.datasize(),
@@ -456,7 +552,7 @@ fn secondary(resuid: u64, counts: (u64, u64), bits: u8, role: Role) -> Driven {
         layout,
         map,
         version: 2,
-        ext: Extensions::ALL,
+        ext,
         host: Host { boot: [1; 16], wall: 0 },
         hello,
     };
@@ -470,12 +566,12 @@ fn secondary(resuid: u64, counts: (u64, u64), bits: u8, role: Role) -> Driven {
 }
 
 /// A secondary and what it wants.
-struct Driven {
+pub(super) struct Driven {
     s: Secondary,
     t: Duration,
     ops: Vec<(OpId, DiskOp)>,
     other: Vec<Action>,
-    sent: Vec<Message>,
+    pub(super) sent: Vec<Message>,
 }
 
 impl Driven {
@@ -514,11 +610,11 @@ impl Driven {
         self.t = end;
     }
 
-    fn good(&mut self) {
+    pub(super) fn good(&mut self) {
         self.disk(|_| Ok(()));
     }
 
-    fn frame(&mut self, message: Message) {
+    pub(super) fn frame(&mut self, message: Message) {
         let (nv, payload) = message.encode();
         self.s.handle_frame(self.t, Frame { version: 2, nv: nv.as_bytes().to_vec(), payload });
         self.poll();
@@ -528,7 +624,7 @@ impl Driven {
         self.other.contains(&Action::Exit(code))
     }
 
-    fn error_of(&self, seq: u64) -> Option<Option<Errno>> {
+    pub(super) fn error_of(&self, seq: u64) -> Option<Option<Errno>> {
         self.sent.iter().find_map(|message| match message {
             Message::Reply(reply) if reply.seq == seq && !reply.received => Some(reply.error),
             _ => None,
@@ -724,6 +820,64 @@ fn what_fails_on_the_secondary_is_said_and_counted() {
     s.poll();
 }
 
+/// M5: under an original the secondary keeps a map itself, and answers once it is durable.
+#[test]
+fn under_an_original_the_map_is_durable_before_the_answer() {
+    let mut s = secondary_of(4 * 4096, Extensions::NONE, 5, (1, 1), 0, Role::Secondary);
+    s.good();
+    let write = |seq, extent: u64| request(Command::Write, seq, extent * u64::from(ES), 512);
+    let is_map = |op: &DiskOp| matches!(op, DiskOp::Write { offset, .. } if *offset < 4096 + 4 * 512);
+    s.frame(write(1, 0));
+    s.frame(write(2, 4096));
+    s.frame(write(3, 3 * 4096));
+    // The first map write holds up the others, which share the next one, of two pieces.
+    let mut order = Vec::new();
+    while let Some(at) = s.ops.iter().position(|(_, op)| !is_map(op)).or((!s.ops.is_empty()).then_some(0)) {
+        let (id, op) = s.ops.remove(at);
+        if let DiskOp::Write { offset, .. } = op {
+            order.push(offset);
+        }
+        let answered = (1..=3).filter(|seq| s.error_of(*seq).is_some()).count();
+        s.s.handle_disk(s.t, id, Ok(None));
+        s.poll();
+        if is_map(&op) || op == DiskOp::Flush {
+            continue;
+        }
+        let after = (1..=3).filter(|seq| s.error_of(*seq).is_some()).count();
+        assert_eq!(after, answered, "the disk alone answers nothing");
+    }
+    assert_eq!(order[3..], [4096, 4096 + 512, 4096 + 3 * 512]);
+    assert!((1..=3).all(|seq| s.error_of(seq) == Some(None)));
+    // With many extents unflushed it does not wait for the second to be over.
+    for seq in 10..400 {
+        s.frame(write(seq, seq));
+        let mut flushed = false;
+        s.disk(|op| {
+            flushed |= *op == DiskOp::Flush;
+            Ok(())
+        });
+        assert_eq!(s.error_of(seq), Some(None));
+    }
+}
+
+#[test]
+fn a_primary_that_is_not_listened_to_is_not_called_silent() {
+    let mut s = secondary(5, (1, 1), 0, Role::Secondary);
+    s.good();
+    let mut seq = 0;
+    while s.s.wants_input() {
+        seq += 1;
+        s.frame(request(Command::Read, seq, 0, 512));
+        assert!(seq < 100_000, "no bound");
+    }
+    s.s.handle_timeout(Duration::from_secs(30));
+    s.poll();
+    assert!(s.other.iter().all(|action| !matches!(action, Action::Close | Action::Exit(_))));
+    s.t = Duration::from_secs(30);
+    s.good();
+    assert!(s.s.wants_input() && (1..=seq).all(|seq| s.error_of(seq) == Some(None)));
+}
+
 #[test]
 fn marks_that_cannot_be_written_down_are_refused() {
     let stale = |seq, offset| Message::Mark(Mark { seq, kind: MarkKind::Stale { offset, length: 512 } });
@@ -745,9 +899,13 @@ fn marks_that_cannot_be_written_down_are_refused() {
         if matches!(op, DiskOp::Write { .. }) && writes > 1 { Err(Errno::EIO) } else { Ok(()) }
     });
     assert_eq!(s.error_of(4), Some(Some(Errno::EIO)), "the count was not written");
-    s.frame(stale(5, 512));
-    s.good();
-    assert_eq!(s.error_of(5), Some(None));
+    // A disk without a cache need not flush; but it has to write.
+    s.frame(Message::Mark(Mark { seq: 5, kind: MarkKind::SyncStart }));
+    s.disk(|_| Err(Errno::EOPNOTSUPP));
+    assert_eq!(s.error_of(5), Some(Some(Errno::EOPNOTSUPP)));
+    s.frame(stale(6, 512));
+    s.disk(|op| if *op == DiskOp::Flush { Err(Errno::EOPNOTSUPP) } else { Ok(()) });
+    assert_eq!(s.error_of(6), Some(None));
 }
 
 #[test]
