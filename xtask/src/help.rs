@@ -59,11 +59,12 @@ cargo xtask bench [PART ...] [--dir D] [--rounds N] [--seconds S] [--only WORKLO
     /dev/shm unless --dir says otherwise. A server of your own takes part if
     you say how it is started and where it then is.
 
-cargo xtask verify [--full] [--seconds N] [PART ...]
+cargo xtask verify [--full] [--seconds N] [--again] [PART ...]
     The proofs, the properties next to the code and the model of the protocol,
     and one table of what was tried and what came of it. With --full, which
     takes hours, also coverage, mutation testing and every fuzz target for N
-    seconds (600). Parts are checks, coverage, mutation and fuzzing.
+    seconds (600). Parts are checks, coverage, mutation and fuzzing. With --again
+    mutation testing leaves out what was noticed the last time.
 
 cargo xtask vm-test
     The block device over a primary's export, under Debian's kernel in a machine

@@ -47,10 +47,11 @@ impl Row {
 }
 
 pub(crate) fn main(mut parser: lexopt::Parser) -> Result<ExitCode, lexopt::Error> {
-    let (mut full, mut seconds, mut chosen) = (false, FUZZ_SECONDS, Vec::new());
+    let (mut full, mut again, mut seconds, mut chosen) = (false, false, FUZZ_SECONDS, Vec::new());
     while let Some(argument) = parser.next()? {
         match argument {
             Long("full") => full = true,
+            Long("again") => again = true,
             Long("seconds") => seconds = parser.value()?.parse()?,
             Value(name) => match PARTS.iter().find(|part| name.to_str() == Some(part)) {
                 Some(part) => chosen.push(*part),
@@ -68,7 +69,7 @@ pub(crate) fn main(mut parser: lexopt::Parser) -> Result<ExitCode, lexopt::Error
     for part in chosen {
         match part {
             "coverage" => rows.extend(coverage::rows()),
-            "mutation" => rows.extend(mutation::rows()),
+            "mutation" => rows.extend(mutation::rows(again)),
             "fuzzing" => rows.push(fuzzing(seconds)),
             _ => rows.extend(checks()),
         }
