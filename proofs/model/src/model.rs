@@ -35,6 +35,8 @@ pub enum Action {
     Flush(Fails),
     /// It has ended.
     Flushed,
+    /// A node has written again what a failed flush may have dropped.
+    Rewritten(NodeId),
     /// The primary connects and says who it is.
     Hello,
     /// The secondary compares the counts.
@@ -186,6 +188,8 @@ impl World {
         if engine.save {
             actions.push(Action::Saved);
         }
+        let play = Play::new(self, state);
+        actions.extend([0, 1].into_iter().filter(|node| play.can_rewrite(p, *node)).map(Action::Rewritten));
         if engine.flush.is_some() {
             actions.push(Action::Flushed);
         } else if !engine.writes.iter().any(|write| write.remote == Half::Awaited) {
@@ -196,11 +200,15 @@ impl World {
             let cached = |node: NodeId| state.nodes[node].disk.data.iter().any(|data| data.outcomes() > 1);
             if wanted || cached(p) || (state.is_up() && cached(other(p))) {
                 actions.push(Action::Flush(Fails::Nothing));
-                if state.left.faults > 0 && state.is_up() {
+                let [here, there] = state.left.flush_faults;
+                if there > 0 && state.is_up() {
                     actions.push(Action::Flush(Fails::There));
                 }
-                if state.left.flush_faults > 0 && state.is_up() {
+                if here > 0 {
                     actions.push(Action::Flush(Fails::Here));
+                }
+                if here > 0 && there > 0 && state.is_up() {
+                    actions.push(Action::Flush(Fails::Everywhere));
                 }
             }
         }
@@ -277,11 +285,13 @@ impl Play<'_> {
                 self.remote_answer(p, at, false);
             }
             Action::Flush(fails) => {
-                self.state.left.faults -= u8::from(fails == Fails::There);
-                self.state.left.flush_faults -= u8::from(fails == Fails::Here);
+                let [here, there] = &mut self.state.left.flush_faults;
+                *here -= u8::from(fails.is_here());
+                *there -= u8::from(fails.is_there());
                 self.begin_flush(p, fails);
             }
             Action::Flushed => self.end_flush(p),
+            Action::Rewritten(node) => self.rewrite(p, node),
             Action::Hello => self.hello(p),
             Action::Decide => {
                 if let Link::Hello { virgin, said } = self.state.link {

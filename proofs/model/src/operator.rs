@@ -51,6 +51,7 @@ impl Play<'_> {
         let machine = self.node(node);
         machine.disk.lose(choice);
         machine.boot = machine.boot.saturating_add(1);
+        self.starts(node);
         self.fell_back(node, before, was_primary);
     }
 
@@ -58,14 +59,21 @@ impl Play<'_> {
     /// primary.
     pub(crate) fn killed(&mut self, node: NodeId) {
         self.state.left.kills -= 1;
+        let before = self.state.nodes[node].disk.data.clone().map(|data| data.now);
         if self.state.nodes[node].primary.is_some() {
             self.end_primary(node);
+            self.node(node).disk.forget_dropped();
+            self.starts(node);
+            self.fell_back(node, before, true);
             let (extents, keepdirty) = (self.world.extents, self.world.keepdirty);
             let machine = self.node(node);
             machine.disk.flush();
             machine.primary = Some(start(&machine.disk, extents, keepdirty));
         } else {
             self.close(false);
+            self.node(node).disk.forget_dropped();
+            self.starts(node);
+            self.fell_back(node, before, false);
         }
     }
 
@@ -90,7 +98,7 @@ impl Play<'_> {
             self.stored(s, extent.into(), value);
         }
         if self.state.link != crate::state::Link::Down {
-            self.node(s).disk.flush();
+            self.secondary_ends(s);
         }
         self.state.link = crate::state::Link::Down;
     }
@@ -103,6 +111,7 @@ impl Play<'_> {
                 && engine.counting.is_none()
                 && !engine.save
                 && engine.map_writing.is_none()
+                && !self.has_dropped(p)
         })
     }
 
@@ -127,8 +136,16 @@ impl Play<'_> {
             });
         }
         self.end_flush(p);
+        // What a failed flush makes known is written down first; the counts are not made equal any more.
+        if self.engine(p).is_some_and(|engine| engine.save && engine.step != Step::Saving) {
+            self.saved(p);
+        }
+        if self.state.link != crate::state::Link::Down {
+            self.secondary_ends(other(p));
+        }
         self.state.link = crate::state::Link::Down;
         self.node(p).primary = None;
+        self.starts(p);
     }
 
     /// A node becomes primary. One that is marked is refused unless it is forced (L6).
@@ -163,7 +180,8 @@ impl Play<'_> {
     pub(crate) fn created(&mut self, node: NodeId) {
         self.state.left.creates -= 1;
         let data = [0; crate::state::EXTENTS].map(Cached::new);
-        self.node(node).disk = Disk { data, map: Cached::new(0), meta: Cached::new(Meta::default()) };
+        self.node(node).disk =
+            Disk { data, map: Cached::new(0), meta: Cached::new(Meta::default()), dropped: 0 };
         self.copy_given_up(node);
     }
 }

@@ -1,6 +1,6 @@
 //! A state in motion: what every part of the protocol needs.
 
-use hast_engine::{Counts, Half};
+use hast_engine::{Counts, Durable, Half};
 use hast_net::errno::Errno;
 
 use crate::state::{Engine, Extents, Link, Node, NodeId, Says, Seen, State, Step, There, bit, other};
@@ -48,6 +48,7 @@ impl<'a> Play<'a> {
     /// Once everything that one event brought about is done.
     pub(crate) fn settle(mut self) -> State {
         if let Some(p) = self.state.primary() {
+            self.forget_stale(p);
             self.end_marking_if_pointless(p);
             self.check_synchronised(p);
             self.merged(p);
@@ -56,6 +57,14 @@ impl<'a> Play<'a> {
                 engine.writes.retain(|write| {
                     !(write.finished && matches!(write.stage, crate::state::Stage::Completed { .. }))
                 });
+            }
+        }
+        if self.state.left.flush_faults == [0; 2] && !self.hears_of_failure() {
+            for node in [0, 1] {
+                // With nothing dropped nothing will be: what was written since the last flush is no matter.
+                if self.state.nodes[node].durable.dropped().is_empty() {
+                    self.starts(node);
+                }
             }
         }
         self.state
@@ -135,7 +144,7 @@ impl<'a> Play<'a> {
             for (extent, value) in accepted {
                 self.stored(s, extent.into(), value);
             }
-            self.node(s).disk.flush();
+            self.secondary_ends(s);
         }
         while let Some(engine) = self.engine(p)
             && let Some(at) = engine.writes.iter().position(|write| write.remote == Half::Awaited)
@@ -158,8 +167,34 @@ impl<'a> Play<'a> {
 
     /// `value` is on the disk of `node`.
     pub(crate) fn stored(&mut self, node: NodeId, extent: usize, value: u8) {
-        self.node(node).disk.data[extent].write(value);
+        self.node(node).disk.write(extent, value);
         self.state.ghost.fell_back[node] &= !bit(extent);
+    }
+
+    /// The disk of `node` has answered a write, well or not.
+    pub(crate) fn answered(&mut self, node: NodeId, extent: usize) {
+        let extent = extent as u32;
+        self.node(node).durable.wrote(extent..extent + 1);
+    }
+
+    /// Whether a flush has failed of which the engine has yet to hear.
+    fn hears_of_failure(&self) -> bool {
+        let engines = self.state.nodes.iter().filter_map(|node| node.primary.as_ref());
+        let mut flushes = engines.filter_map(|engine| engine.flush.as_ref());
+        flushes.any(|run| [run.local, run.remote].contains(&crate::state::Says::Failed))
+    }
+
+    /// `node` has a new worker: nothing is known of its disk but what has been flushed.
+    pub(crate) fn starts(&mut self, node: NodeId) {
+        self.node(node).durable = Durable::new(u32::try_from(self.world.extents).unwrap_or(0));
+    }
+
+    /// The secondary's worker ends as it should: what was dropped is written again, and all is flushed (L14).
+    pub(crate) fn secondary_ends(&mut self, s: NodeId) {
+        let disk = &mut self.node(s).disk;
+        disk.dropped = 0;
+        disk.flush();
+        self.starts(s);
     }
 }
 

@@ -106,7 +106,12 @@ impl Play<'_> {
         let Some(engine) = self.engine(p) else { return };
         let Some(write) = engine.writes.get_mut(at) else { return };
         write.local = if good { Half::Done } else { EIO };
-        let (extent, value) = (usize::from(write.extent), write.value);
+        let (extent, value, suspect) = (usize::from(write.extent), write.value, write.suspect);
+        if suspect {
+            self.node(p).durable.may_have_dropped(extent as u32..extent as u32 + 1);
+        } else {
+            self.answered(p, extent);
+        }
         if good {
             self.stored(p, extent, value);
         } else {
@@ -132,6 +137,7 @@ impl Play<'_> {
         write.there = There::Stored;
         let (extent, value) = (usize::from(write.extent), write.value);
         self.stored(other(p), extent, value);
+        self.answered(other(p), extent);
     }
 
     /// The primary hears of the end of the secondary's part.
@@ -140,12 +146,14 @@ impl Play<'_> {
         let Some(engine) = self.engine(p) else { return };
         let Some(write) = engine.writes.get_mut(at) else { return };
         write.remote = if good { Half::Done } else { EIO };
+        let extent = usize::from(write.extent);
         if !good {
             write.there = There::NotSent;
         }
         if good {
             self.confirmed(p, at);
         } else {
+            self.answered(other(p), extent);
             self.given_alone(p, at);
         }
         self.advance(p, at);
@@ -233,12 +241,7 @@ impl Play<'_> {
         let Some(&write) = engine.writes.get(at) else { return };
         let (extent, stale) = (bit(write.extent.into()), engine.stale);
         if !here {
-            let owed = engine.writes.iter().any(|other| {
-                other.extent == write.extent
-                    && other.stage == (Stage::Completed { well: true })
-                    && other.remote == Half::Awaited
-            });
-            if owed {
+            if engine.writes.iter().any(|other| other.is_owed(write.extent.into())) {
                 return self.complete(p, at, false);
             }
             engine.stale |= extent;

@@ -3,7 +3,7 @@
 //! Everything is small and canonical: two states that differ only in how they came about are equal. An
 //! extent holds one value, the number of the write that filled it; 0 is what `create` leaves.
 
-use hast_engine::{Counts, Flushed, Half};
+use hast_engine::{Counts, Durable, Flushed, Half};
 use hast_format::activemap::Activemap;
 
 /// Most extents of a world.
@@ -133,6 +133,9 @@ pub struct Disk {
     pub map: Cached<u8>,
     /// The metadata block.
     pub meta: Cached<Meta>,
+    /// Extents that were in the cache when a flush failed: what is read there no flush puts on the medium, until it is
+    /// written again.
+    pub dropped: Extents,
 }
 
 impl Disk {
@@ -145,9 +148,36 @@ impl Disk {
 
     /// What a flush does to the data area.
     pub fn flush_data(&mut self) {
-        for data in &mut self.data {
-            data.flush();
+        for (extent, data) in self.data.iter_mut().enumerate() {
+            if self.dropped & bit(extent) == 0 {
+                data.flush();
+            }
         }
+    }
+
+    /// A flush of the device fails: what the data area has in its cache is dropped.
+    pub fn fail_flush(&mut self) {
+        for (extent, data) in self.data.iter().enumerate() {
+            if data.outcomes() > 1 {
+                self.dropped |= bit(extent);
+            }
+        }
+    }
+
+    /// An extent is written, for the first time or again.
+    pub fn write(&mut self, extent: usize, value: Value) {
+        self.data[extent].write(value);
+        self.dropped &= !bit(extent);
+    }
+
+    /// The worker has ended, and nobody reads what was dropped any more.
+    pub fn forget_dropped(&mut self) {
+        for (extent, data) in self.data.iter_mut().enumerate() {
+            if self.dropped & bit(extent) != 0 {
+                data.lose(1);
+            }
+        }
+        self.dropped = 0;
     }
 
     /// How many states a loss of power may leave.
@@ -169,6 +199,7 @@ impl Disk {
         choice /= outcomes;
         let outcomes = self.meta.outcomes();
         self.meta.lose(choice % outcomes);
+        self.dropped = 0;
     }
 }
 
@@ -179,6 +210,8 @@ pub struct Node {
     pub disk: Disk,
     /// Which start of the host this is, from 1.
     pub boot: u8,
+    /// What its worker, if there is one, knows to be durable: the engine's own account.
+    pub durable: Durable<()>,
     /// In the primary role its worker's memory; otherwise it is a secondary, or nothing.
     pub primary: Option<Engine>,
 }
@@ -307,6 +340,16 @@ pub struct Write {
     pub finished: bool,
 }
 
+impl Write {
+    /// Whether somebody relies on the secondary's part of it, which has not been heard of.
+    #[must_use]
+    pub fn is_owed(&self, extent: u32) -> bool {
+        u32::from(self.extent) == extent
+            && self.stage == (Stage::Completed { well: true })
+            && self.remote == Half::Awaited
+    }
+}
+
 /// As in the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Stage {
@@ -401,10 +444,10 @@ pub struct Budget {
     pub forced: u8,
     /// `create`.
     pub creates: u8,
-    /// Writes that fail on either node, and flushes that fail on the secondary.
+    /// Writes that fail, on either node.
     pub faults: u8,
-    /// Flushes that fail on the primary.
-    pub flush_faults: u8,
+    /// Flushes that fail: on the primary and on the secondary.
+    pub flush_faults: [u8; 2],
 }
 
 /// What an outside observer knows, who sees both disks and every answer. No transition of the protocol looks

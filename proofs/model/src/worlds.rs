@@ -1,5 +1,6 @@
 //! The worlds that are explored, and what they hold.
 
+use hast_engine::Durable;
 use hast_net::Replication;
 
 use crate::operator;
@@ -53,8 +54,14 @@ impl World {
             [Meta { was_primary: true, ..Meta::default() }, Meta::default()]
         };
         let mut nodes = metas.map(|meta| Node {
-            disk: Disk { data: [0; EXTENTS].map(Cached::new), map: Cached::new(0), meta: Cached::new(meta) },
+            disk: Disk {
+                data: [0; EXTENTS].map(Cached::new),
+                map: Cached::new(0),
+                meta: Cached::new(meta),
+                dropped: 0,
+            },
             boot: 1,
+            durable: Durable::new(u32::try_from(self.extents).unwrap_or(0)),
             primary: None,
         });
         let mut engine = operator::start(&nodes[0].disk, self.extents, self.keepdirty);
@@ -96,7 +103,7 @@ const NOTHING: Budget = Budget {
     forced: 0,
     creates: 0,
     faults: 0,
-    flush_faults: 0,
+    flush_faults: [0; 2],
 };
 
 const fn world(mode: Replication, budget: Budget) -> World {
@@ -120,6 +127,16 @@ const fn hand_over(mode: Replication) -> World {
 /// A disk fails, a node loses power.
 const fn faults(mode: Replication) -> World {
     world(mode, Budget { writes: 2, powers: 1, cuts: 1, faults: 1, ..NOTHING })
+}
+
+/// A flush fails on the secondary, a node loses power.
+const fn flushes(mode: Replication) -> World {
+    world(mode, Budget { writes: 2, powers: 1, cuts: 1, flush_faults: [0, 1], ..NOTHING })
+}
+
+/// A flush fails on the secondary, a worker is killed.
+const fn flushes_and_kills(mode: Replication) -> World {
+    world(mode, Budget { writes: 2, kills: 1, roles: 1, flush_faults: [0, 1], ..NOTHING })
 }
 
 /// A role goes there and back, with a cut and a loss of power.
@@ -157,9 +174,11 @@ pub const ALL: &[Check] = &[
     check("hand-over, fullsync", hand_over(Fullsync), 269_797),
     check("hand-over, memsync", hand_over(Memsync), 313_957),
     check("hand-over, async", hand_over(Async), 270_381),
-    check("faults, fullsync", faults(Fullsync), 1_226_158),
+    check("faults, fullsync", faults(Fullsync), 506_682),
+    check("flushes, fullsync", flushes(Fullsync), 1_589_692),
+    check("flushes and kills, memsync", flushes_and_kills(Memsync), 448_887),
     check("there and back, fullsync", there_and_back(Fullsync), 1_143_617),
-    check("kills, memsync", kills(Memsync), 1_413_399),
+    check("kills, memsync", kills(Memsync), 746_971),
     check("created, fullsync", created(Fullsync, 2, 1), 202_837),
     check("created, async", created(Async, 1, 2), 242_569),
     check("forced, fullsync", forced(Fullsync), 103_556),
@@ -174,7 +193,12 @@ pub const SMALL: &[Check] = &[
         16_646,
     ),
     check("hand-over, memsync", world(Memsync, Budget { writes: 2, roles: 3, ..NOTHING }), 8_649),
-    check("faults, async", world(Async, Budget { writes: 1, powers: 1, faults: 1, ..NOTHING }), 8_081),
+    check("faults, async", world(Async, Budget { writes: 1, powers: 1, faults: 1, ..NOTHING }), 3_358),
+    check(
+        "flushes, fullsync",
+        world(Fullsync, Budget { writes: 1, powers: 1, cuts: 1, flush_faults: [0, 1], ..NOTHING }),
+        42_352,
+    ),
     check(
         "created, fullsync",
         World {
@@ -194,7 +218,7 @@ pub const fn of(variant: Variant) -> World {
         Variant::L5 => Budget { writes: 2, roles: 4, ..NOTHING },
         Variant::L6 => Budget { writes: 1, cuts: 1, powers: 1, roles: 1, ..NOTHING },
         Variant::L7 => Budget { writes: 2, cuts: 1, powers: 1, roles: 2, ..NOTHING },
-        Variant::L9 => Budget { writes: 1, powers: 1, faults: 1, ..NOTHING },
+        Variant::L9 => Budget { writes: 1, powers: 1, flush_faults: [0, 1], ..NOTHING },
         Variant::L10 => Budget { writes: 1, powers: 1, ..NOTHING },
     };
     World { variant: Some(variant), ..world(Fullsync, budget) }
