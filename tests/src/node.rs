@@ -283,10 +283,10 @@ impl Node {
         })
     }
 
-    /// Waits until a primary is connected and has nothing left to synchronise.
+    /// Waits until a primary is connected, has nothing left to synchronise, and the other node knows that.
     pub fn wait_in_step(&self, resource: &str) -> Result<(), Failure> {
-        wait_until(&format!("{resource} on node {} to be complete and clean", self.name), LONG, || {
-            Ok(self.status(resource)? == "complete" && self.number(resource, "dirty")? == 0)
+        wait_until(&format!("{resource} on node {} to be in step", self.name), LONG, || {
+            Ok(says_in_step(&self.ctl(&["list", "-v", resource])?))
         })
     }
 
@@ -325,6 +325,12 @@ impl Node {
             Ok(Client::connect(&socket, provider).ok())
         })
     }
+}
+
+/// Whether `hastctl list -v` shows a primary that is connected, clean, and at the end of its synchronisation.
+pub fn says_in_step(list: &str) -> bool {
+    let says = |text: &str| list.lines().any(|line| line.trim().starts_with(text));
+    says("status: complete") && says("dirty: 0 ") && says("synchronising: no")
 }
 
 /// A node that is dropped takes its processes with it.

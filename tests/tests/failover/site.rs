@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+use hast_tests::node::says_in_step;
 use hast_tests::{Context, Failure, LONG, Run, SHORT, disk, wait_for, wait_until};
 
 use super::lab::{Host, Lab};
@@ -42,8 +43,9 @@ pub(crate) const XFS: FileSystem = FileSystem {
 };
 
 /// How long an answer may take, and how long a peer may say nothing: long enough for a primary that is cut off to
-/// give its device up before it goes on alone.
-const TIMEOUTS: &str = "timeout 5\n#% peer-timeout 6";
+/// give its device up before it goes on alone. In fullsync it has completed nothing until then that the other node
+/// has not confirmed; in the other modes that would be counted, and a split-brain.
+const SETTINGS: &str = "replication fullsync\ntimeout 5\n#% peer-timeout 6";
 
 /// The two hosts, their client and the lab that they are in.
 pub(crate) struct Site {
@@ -94,7 +96,7 @@ impl Site {
     }
 
     fn configure(&self) -> Result<(), Failure> {
-        let mut text = format!("{TIMEOUTS}\nresource shared {{\n");
+        let mut text = format!("{SETTINGS}\nresource shared {{\n");
         for (server, peer) in [(&self.a, &self.b), (&self.b, &self.a)] {
             let (host, peer) = (&server.host, &peer.host);
             text.push_str(&format!(
@@ -284,7 +286,7 @@ impl Server {
     }
 
     pub(crate) fn is_in_step(&self) -> Result<bool, Failure> {
-        Ok(self.value("status")? == "complete" && self.value("dirty")?.starts_with("0 "))
+        Ok(says_in_step(&self.ctl(&["list", "-v", "shared"])?))
     }
 
     /// Waits until a primary is connected and has nothing left to synchronise.
