@@ -274,6 +274,7 @@ mod tests {
         used.extension.parted = 9;
         used.extension.generation = 4;
         used.extension.target = true;
+        used.extension.boot = [2; 16];
         used.extension.peer_boot = [3; 16];
         used.extension.stale = alloc::vec![crate::extension::Run { first: 1, count: 2 }];
         let given = used.discarded(1_000, "nodeb");
@@ -284,6 +285,7 @@ mod tests {
             generation: 5,
             mark: Some(Mark { since: 1_000, by: "nodeb".to_string() }),
             stale: used.extension.stale.clone(),
+            boot: [2; 16],
             parted: 9,
             given_up: used.resuid,
             ..Extension::default()
