@@ -17,6 +17,8 @@ use std::time::Duration;
 mod decisions;
 #[path = "histories/large.rs"]
 mod large;
+#[path = "histories/lost.rs"]
+mod lost;
 #[path = "histories/sessions.rs"]
 mod sessions;
 #[path = "histories/silence.rs"]

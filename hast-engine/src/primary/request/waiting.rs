@@ -65,15 +65,15 @@ impl Waiting {
     pub(super) fn agrees(&self, key: Key, request: &Request) -> bool {
         let mut expected = Waiting::default();
         expected.enter(key, request);
-        let until = self.parked.iter().find(|(_, parked)| *parked == key);
-        let ticket = self.flushing.iter().find(|(_, flushing)| *flushing == key);
-        let save = self.saving.iter().find(|(_, saving)| *saving == key);
-        until == expected.parked.first()
-            && ticket == expected.flushing.first()
-            && save == expected.saving.first()
-            && self.marking.contains(&key) == expected.marking.contains(&key)
-            && self.telling.contains(&key) == expected.telling.contains(&key)
-            && self.alone.contains(&key) == expected.alone.contains(&key)
+        let until = |waiting: &Waiting| waiting.parked.iter().find(|(_, parked)| *parked == key).copied();
+        let ticket =
+            |waiting: &Waiting| waiting.flushing.iter().find(|(_, flushing)| *flushing == key).copied();
+        let save = |waiting: &Waiting| waiting.saving.iter().find(|(_, saving)| *saving == key).copied();
+        let says = |waiting: &Waiting| {
+            let member = [&waiting.marking, &waiting.telling, &waiting.alone].map(|keys| keys.contains(&key));
+            (until(waiting), ticket(waiting), save(waiting), member)
+        };
+        says(self) == says(&expected)
     }
 }
 
