@@ -428,6 +428,35 @@ mod tests {
     }
 
     #[test]
+    fn sectors_far_apart_are_written_where_they_belong_and_again_when_they_are_distrusted() {
+        let mut map = Activemap::new(3 * 4096, 0, 512, &[0; 3 * 512]);
+        map.start(0..1);
+        map.start(8200..8201);
+        for _ in 0..2 {
+            let places: Vec<u64> = map.begin_write().iter().map(|run| run.offset).collect();
+            assert_eq!(places, [0, 1024]);
+            map.end_write(true);
+            assert!(map.is_durable(0..1) && map.is_durable(8200..8201) && !map.wants_write());
+            map.distrust();
+            assert!(!map.is_durable(0..1) && !map.is_durable(8200..8201));
+        }
+        assert!(map.is_wanted(0) && map.is_wanted(8200) && !map.is_wanted(4096));
+    }
+
+    #[test]
+    fn an_extent_is_unflushed_until_a_flush_begins_after_its_answer() {
+        let mut map = Activemap::new(8, 2, 512, &[0; 512]);
+        map.start(3..4);
+        assert!(!map.is_unflushed(3));
+        map.finish(3..4, Outcome::StoredOnBoth);
+        assert!(map.is_unflushed(3) && !map.is_unflushed(4));
+        map.flush_begins();
+        assert!(!map.is_unflushed(3));
+        map.flush_failed();
+        assert!(map.is_unflushed(3));
+    }
+
+    #[test]
     fn keepdirty_keeps_the_most_recent_extents_on_disk() {
         let mut map = Activemap::new(8, 2, 512, &[0; 512]);
         let mut disk = [0; 512];
