@@ -396,6 +396,8 @@ mod tests {
         assert!(!map.is_durable(3..5), "written but not yet durable");
         map.end_write(true);
         assert!(map.is_durable(3..5) && !map.is_durable(3..6));
+        map.start(3..5);
+        assert!(!map.wants_write() && map.is_durable(3..5), "they are there already");
     }
 
     #[test]
