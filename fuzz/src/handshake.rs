@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use hast_engine::{
-    Action, Counts, Decision, Event, Hello, Primary, PrimaryStart, Secondary, SecondaryStart, Side, decide,
+    Action, Counts, Decision, Event, Hello, MapToSend, Primary, PrimaryStart, Secondary, SecondaryStart,
+    Side, decide,
 };
 use hast_format::bitmap::Bitmap;
 use hast_format::metadata::{Metadata, Role};
@@ -14,7 +15,7 @@ use hast_net::buffer::{Buffer, Pool};
 use hast_net::errno::Errno;
 use hast_net::extensions::Extensions;
 use hast_net::frame::{Frame, Limits, Receiver};
-use hast_net::handshake::{self, FirstReply, SecondAnswer, SecondHello, SecondReply};
+use hast_net::handshake::{self, FirstReply, Parting, SecondAnswer, SecondHello, SecondReply, SyncSource};
 use hast_net::message::Message;
 use hast_net::payload::Stages;
 
@@ -102,9 +103,17 @@ fn admission(source: &mut Source<'_>) {
         localcnt: source.count(),
         remotecnt: source.count(),
         boot: None,
-        parting: None,
+        parting: source.flag().then(|| Parting {
+            last: source.count(),
+            next: source.count(),
+            divergence: None,
+        }),
     };
     let expected = expected(&provider, &metadata, &hello);
+    let adopts_with_its_map = matches!(expected, Decision::Accept { adopt: true, map: MapToSend::Own, .. });
+    // What was written alone is given up with the rest.
+    let local = if adopts_with_its_map { hello.remotecnt } else { metadata.localcnt };
+    let counts = Counts { local, remote: metadata.remotecnt };
     let mut engine = Secondary::new(secondary(source, &provider, ext, hello.clone()), Duration::ZERO);
     let mut answered = None;
     let mut exit = None;
@@ -114,7 +123,7 @@ fn admission(source: &mut Source<'_>) {
                 Action::Disk { id, op } => _ = provider.submit(id, op),
                 Action::Send { message: Message::SecondAnswer(answer, map), .. } => {
                     assert_eq!(provider.durable_metadata().resuid, hello.resuid, "adopted durably before");
-                    check_answer(&answer, map, expected, &provider, &metadata);
+                    check_answer(&answer, map, expected, &provider, counts);
                     answered = Some(true);
                 }
                 Action::Send { message: Message::SecondRefusal(refusal, _), .. } => {
@@ -161,8 +170,15 @@ fn secondary(
     }
 }
 
-/// What the table says, of what lies on the provider.
+/// What the table says, of what lies on the provider; a node whose changes were given up takes any primary.
 fn expected(provider: &Provider, metadata: &Metadata, hello: &SecondHello) -> Decision {
+    if metadata.resuid == 0 && metadata.extension.given_up != 0 && hello.resuid != 0 {
+        let same = hello.resuid == metadata.extension.given_up && !hello.virgin;
+        let exact = hello.parting.is_some_and(|parting| parting.last == metadata.extension.parted);
+        let map =
+            if same && exact && metadata.extension.parted != 0 { MapToSend::Own } else { MapToSend::Full };
+        return Decision::Accept { adopt: true, map, source: SyncSource::Primary };
+    }
     let said = Counts { local: hello.localcnt, remote: hello.remotecnt };
     let hello = Hello { resuid: hello.resuid, counts: said, virgin: hello.virgin };
     let counts = Counts { local: metadata.localcnt, remote: metadata.remotecnt };
@@ -179,13 +195,18 @@ fn check_answer(
     map: Option<Buffer>,
     expected: Decision,
     provider: &Provider,
-    before: &Metadata,
+    counts: Counts,
 ) {
-    let Decision::Accept { adopt, source, .. } = expected else { panic!("accepted, expected {expected:?}") };
+    let Decision::Accept { adopt, map: kind, source } = expected else {
+        panic!("accepted, expected {expected:?}")
+    };
     assert_eq!((answer.virgin, answer.syncsrc), (adopt, source));
-    assert_eq!((answer.localcnt, answer.remotecnt), (before.localcnt, before.remotecnt));
+    assert_eq!((answer.localcnt, answer.remotecnt), (counts.local, counts.remote));
     let layout = provider.layout();
     assert_eq!((answer.datasize, answer.extentsize), (layout.datasize(), layout.extentsize()));
+    assert_eq!(map.is_none(), kind == MapToSend::Nothing);
+    let all = map.as_ref().is_none_or(|map| map.iter().all(|byte| *byte == 0xff));
+    assert!(all || kind == MapToSend::Own, "{kind:?}");
     let length = map.map_or(0, |map| map.len() as u64);
     assert_eq!(u64::from(answer.mapsize), length);
     assert!(length == 0 || length == layout.sent_map_bytes());

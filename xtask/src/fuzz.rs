@@ -49,7 +49,7 @@ pub(crate) fn main(mut parser: lexopt::Parser) -> Result<ExitCode, lexopt::Error
     Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// All targets, for the check of that name; the names of those that found something.
+/// All targets, for the check of that name; those that found something, and what.
 ///
 /// # Errors
 /// They cannot be built or run.
@@ -107,7 +107,7 @@ fn host() -> Result<String, String> {
     host.map(str::to_owned).ok_or_else(|| "rustc does not say what machine this is".into())
 }
 
-/// Runs the targets one after the other; gives those that found something.
+/// Runs the targets one after the other; gives those that found something, and what.
 fn run(directory: &Path, targets: &[String], seconds: u32) -> Result<Vec<String>, String> {
     let mut runs = Vec::new();
     for target in targets {
@@ -128,7 +128,7 @@ fn run(directory: &Path, targets: &[String], seconds: u32) -> Result<Vec<String>
     for run in &failed {
         run.explain();
     }
-    Ok(failed.into_iter().map(|run| run.target.clone()).collect())
+    Ok(failed.into_iter().map(Run::finding).collect())
 }
 
 /// What came of one target.
@@ -142,8 +142,12 @@ struct Run {
     /// Inputs that each take an edge, or take it as often, as no other does.
     corpus: u64,
     succeeded: bool,
-    /// The input that failed.
+    /// What libFuzzer, or the code that panicked, says of it.
+    complaint: Option<String>,
+    /// The input that failed, where it lies ...
     artifact: Option<String>,
+    /// ... and in base64, for whoever has only what was printed.
+    input: Option<String>,
     log: PathBuf,
 }
 
@@ -177,9 +181,11 @@ impl Run {
             all_edges: last_number(&text, "modules   ("),
             corpus: last_number(&text, " corp:"),
             succeeded: status.success(),
+            complaint: complaint(&text),
             artifact: text
                 .lines()
                 .find_map(|line| Some(line.split_once("Test unit written to ")?.1.to_owned())),
+            input: text.lines().find_map(|line| Some(line.strip_prefix("Base64: ")?.to_owned())),
             log,
         };
         if run.succeeded && run.executions == 0 {
@@ -188,16 +194,36 @@ impl Run {
         Ok(run)
     }
 
+    /// The target and what it found, in a line.
+    fn finding(&self) -> String {
+        match &self.complaint {
+            Some(complaint) => format!("{}: {complaint}", self.target),
+            None => self.target.clone(),
+        }
+    }
+
     /// Says what failed and how to see it again.
     fn explain(&self) {
         let Run { target, artifact, log, .. } = self;
-        println!("\n{target} failed; its output is in {}.", log.display());
+        println!("\n{}; its output is in {}.", self.finding(), log.display());
         let Some(artifact) = artifact else { return };
+        if let Some(input) = &self.input {
+            println!("  base64:          {input}");
+        }
         println!("  the input:       {artifact}");
         println!("  to replay it:    cargo run -p hast-fuzz --bin {target} {artifact}");
         println!("  to make it small: cargo fuzz tmin --sanitizer none {target} {artifact}");
         println!("  to keep it:      cp {artifact} fuzz/regressions/{target}/what-is-wrong");
     }
+}
+
+/// Where something panicked and what it said, or what libFuzzer gives as its reason.
+fn complaint(text: &str) -> Option<String> {
+    let mut lines = text.lines().skip_while(|line| !line.contains(" panicked at "));
+    if let Some((_, place)) = lines.next().and_then(|line| line.split_once(" panicked at ")) {
+        return Some(format!("{place} {}", lines.next().unwrap_or_default()));
+    }
+    Some(text.lines().find_map(|line| line.split_once("ERROR: libFuzzer: "))?.1.to_owned())
 }
 
 /// The number behind the last `label`; 0 if there is none.
@@ -209,7 +235,17 @@ fn last_number(text: &str, label: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::last_number;
+    use super::{complaint, last_number};
+
+    #[test]
+    fn the_reason_is_found() {
+        let panicked =
+            "#12 NEW cov: 7\nthread '<unnamed>' (9) panicked at fuzz/src/nv.rs:3:5:\nlost\nstack\n";
+        assert_eq!(complaint(panicked).as_deref(), Some("fuzz/src/nv.rs:3:5: lost"));
+        let slow = "#12 NEW cov: 7\n==3== ERROR: libFuzzer: timeout after 25 seconds\n";
+        assert_eq!(complaint(slow).as_deref(), Some("timeout after 25 seconds"));
+        assert_eq!(complaint("#12 DONE cov: 7\n"), None);
+    }
 
     #[test]
     fn numbers_are_found_where_libfuzzer_puts_them() {
