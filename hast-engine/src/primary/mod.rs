@@ -486,6 +486,7 @@ impl Primary {
         let Phase::Draining(drain) = self.phase else { return };
         let busy = !self.requests.is_empty()
             || self.sync.is_copying()
+            || self.is_equalising()
             || self.flush.is_busy()
             || self.meta.is_busy()
             || self.map.is_writing()

@@ -529,16 +529,25 @@ impl Primary {
         self.sync.retry_at.get_or_insert(self.now + RETRY);
     }
 
-    /// When nothing is left to copy: flush, then equalise (C2).
-    pub(super) fn check_synchronised(&mut self) {
-        let done = self.sync.session
+    /// Every copy has been made, and the counts are not equal yet.
+    fn is_copied(&self) -> bool {
+        self.sync.session
             && self.link.is_up()
-            && self.phase == Phase::Serving
+            && matches!(self.phase, Phase::Serving | Phase::Draining(_))
             && self.map.to_synchronise().is_empty()
             && self.sync.copies.is_empty()
             && self.sync.retry_at.is_none()
-            && !self.unconfirmed_in_flight();
-        if !done {
+    }
+
+    /// All that is left of the session is to say on both nodes that they are in step: a planned end does so first,
+    /// or the other node would have to be taken for out of date.
+    pub(super) fn is_equalising(&self) -> bool {
+        self.is_copied() && !self.flush.is_paused(self.now)
+    }
+
+    /// When nothing is left to copy: flush, then equalise (C2).
+    pub(super) fn check_synchronised(&mut self) {
+        if !self.is_copied() || self.unconfirmed_in_flight() {
             if matches!(self.sync.step, Step::Flushing(_) | Step::Flushed) {
                 self.sync.step = Step::Copying;
             }

@@ -265,3 +265,49 @@ fn a_flush_that_began_before_something_was_written_again_is_not_good() {
     h.req(5, Op::Flush);
     assert_eq!(h.result(5), Some(Ok(None)));
 }
+
+/// A primary that has copied its one dirty extent; the secondary has yet to flush it.
+fn all_but_flushed(extensions: Extensions) -> H {
+    let mut h = H::new(24, 1, Extension::default(), &[2], 5, 1, 1);
+    h.handshake_first(extensions);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    h.serve_all(|m| (!flush(m)).then_some(None));
+    assert!(h.sent.iter().any(|(_, message)| flush(message)));
+    h
+}
+
+fn exits(h: &H) -> bool {
+    h.other.contains(&Action::Exit(0))
+}
+
+/// C4: what is equal already is called so on both nodes before a planned end, so that the other one can be promoted.
+#[test]
+fn a_stop_after_the_last_copy_leaves_both_nodes_in_step() {
+    for (extensions, nothing_to_tell) in [(Extensions::ALL, false), (Extensions::NONE, true)] {
+        let mut h = all_but_flushed(extensions);
+        h.p.handle_stop(h.t);
+        h.pump();
+        assert!(!exits(&h));
+        h.serve_all(|m| (!says_done(m)).then_some(None));
+        assert_eq!(exits(&h), nothing_to_tell);
+        assert_eq!(h.sent.iter().any(|(_, message)| says_done(message)), !nothing_to_tell);
+        h.serve_all(|_| Some(None));
+        assert!(exits(&h));
+    }
+}
+
+/// ... unless the nodes cannot be made equal, or one of them does not say so in time.
+#[test]
+fn a_stop_does_not_wait_for_counts_that_cannot_be_equal() {
+    for failure in [Some(Errno::EIO), None] {
+        let mut h = all_but_flushed(Extensions::ALL);
+        h.p.handle_stop(h.t);
+        h.serve_all(|m| match m {
+            m if says_done(m) => failure.map(Some),
+            _ => Some(None),
+        });
+        assert_eq!(exits(&h), failure.is_some());
+        h.tick(21);
+        assert!(exits(&h), "{failure:?}");
+    }
+}
