@@ -1,4 +1,5 @@
-//! The local disk: the engine's disk operations carried out at queue depth by a few threads.
+//! The local disk: the engine's disk operations carried out at queue depth by a few threads, or right here while
+//! the disk answers at once (`super::pace`).
 //!
 //! Owns the provider while the worker runs. Decides nothing: operations may finish in any order, and what
 //! must not overlap has been kept apart by the engine before it gets here. A flush covers what had been
@@ -9,6 +10,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use hast_engine::{DiskOp, DiskResult, OpId};
 use hast_net::buffer::Pool;
@@ -16,6 +18,7 @@ use hast_net::errno::Errno;
 use hast_provider::Provider;
 
 use super::discard;
+use super::pace::{Kind, Pace};
 
 /// Threads, and so operations that the system sees at once.
 const THREADS: usize = 4;
@@ -31,6 +34,11 @@ pub(super) struct Disk {
     threads: Vec<JoinHandle<()>>,
     operations: usize,
     bytes: usize,
+    /// Submitted, and nobody has it yet.
+    submitted: VecDeque<(OpId, DiskOp)>,
+    /// Carried out here.
+    finished: Vec<Finished>,
+    pace: Pace,
 }
 
 impl Disk {
@@ -47,9 +55,22 @@ impl Disk {
             queue: Mutex::new(Queue { waiting: VecDeque::new(), running: 0, ended: false }),
             work: Condvar::new(),
             done: Mutex::new(Vec::new()),
+            #[cfg(debug_assertions)]
+            slow: std::env::var("HASTD_TEST_SLOW")
+                .ok()
+                .and_then(|millis| millis.parse().ok())
+                .map(Duration::from_millis),
             wake: Box::new(wake),
         });
-        let mut disk = Disk { shared, threads: Vec::new(), operations: 0, bytes: 0 };
+        let mut disk = Disk {
+            shared,
+            threads: Vec::new(),
+            operations: 0,
+            bytes: 0,
+            submitted: VecDeque::new(),
+            finished: Vec::new(),
+            pace: Pace::default(),
+        };
         for number in 0..THREADS {
             let shared = Arc::clone(&disk.shared);
             let thread = thread::Builder::new().name(format!("disk {number}"));
@@ -58,20 +79,39 @@ impl Disk {
         Ok(disk)
     }
 
-    /// Queues one operation. Never blocks and never refuses: the engine's own operations must get through,
-    /// so the bound is kept by taking nothing in while the disk [is busy](Disk::is_busy).
+    /// Takes one operation in; it begins with the next [`Disk::work`]. Never blocks and never refuses: the engine's
+    /// own operations must get through, so the bound is kept by taking nothing in while the disk
+    /// [is busy](Disk::is_busy).
     pub(super) fn submit(&mut self, id: OpId, op: DiskOp) {
         self.operations += 1;
         self.bytes = self.bytes.saturating_add(weight(&op));
-        lock(&self.shared.queue).waiting.push_back((id, op));
-        self.shared.work.notify_one();
+        self.submitted.push_back((id, op));
     }
 
-    /// Moves everything that has finished into `completions`, oldest first.
+    /// Begins what was submitted, and carries out what is likely to be over at once. Says whether there are
+    /// completions to take because of that.
+    ///
+    /// To be called when everything has been sent that may be: the other node works meanwhile.
+    pub(super) fn work(&mut self) -> bool {
+        while let Some((id, op)) = self.submitted.pop_front() {
+            if self.pace.is_quick(Kind::of(&op)) {
+                let finished = self.shared.carry_out(id, op);
+                self.finished.push(finished);
+            } else {
+                lock(&self.shared.queue).waiting.push_back((id, op));
+                self.shared.work.notify_one();
+            }
+        }
+        !self.finished.is_empty()
+    }
+
+    /// Moves everything that has finished into `completions`.
     pub(super) fn take_completions(&mut self, completions: &mut Vec<(OpId, DiskResult)>) {
-        for Finished { id, weight, result } in lock(&self.shared.done).drain(..) {
+        let mut done = lock(&self.shared.done);
+        for Finished { id, kind, time, weight, result } in done.drain(..).chain(self.finished.drain(..)) {
             self.operations = self.operations.saturating_sub(1);
             self.bytes = self.bytes.saturating_sub(weight);
+            self.pace.took(kind, time);
             completions.push((id, result));
         }
     }
@@ -114,6 +154,8 @@ struct Shared {
     queue: Mutex<Queue>,
     work: Condvar,
     done: Mutex<Vec<Finished>>,
+    #[cfg(debug_assertions)]
+    slow: Option<Duration>,
     wake: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -125,6 +167,9 @@ struct Queue {
 
 struct Finished {
     id: OpId,
+    kind: Kind,
+    /// How long it took.
+    time: Duration,
     weight: usize,
     result: DiskResult,
 }
@@ -135,17 +180,8 @@ impl Shared {
         // So that a test can see what becomes of a worker of which one thread panics.
         #[cfg(debug_assertions)]
         assert!(std::env::var_os("HASTD_TEST_PANIC").is_none(), "a test wants a disk thread to panic");
-        // ... or whose disk is slow with what it is given much of.
-        #[cfg(debug_assertions)]
-        let slow = std::env::var("HASTD_TEST_SLOW").ok().and_then(|millis| millis.parse().ok());
         while let Some((id, op)) = self.next() {
-            #[cfg(debug_assertions)]
-            if let Some(millis) = slow.filter(|_| weight(&op) >= 64 << 10) {
-                thread::sleep(std::time::Duration::from_millis(millis));
-            }
-            let weight = weight(&op);
-            let result = self.carry_out(op);
-            self.finish(Finished { id, weight, result });
+            self.finish(self.carry_out(id, op));
         }
     }
 
@@ -178,7 +214,19 @@ impl Shared {
         }
     }
 
-    fn carry_out(&self, op: DiskOp) -> DiskResult {
+    /// Carries one operation out, on whichever thread.
+    fn carry_out(&self, id: OpId, op: DiskOp) -> Finished {
+        let (kind, weight, begun) = (Kind::of(&op), weight(&op), Instant::now());
+        // So that a test can see what becomes of a worker whose disk is slow with what it is given much of.
+        #[cfg(debug_assertions)]
+        if let Some(slow) = self.slow.filter(|_| weight >= 64 << 10) {
+            thread::sleep(slow);
+        }
+        let result = self.perform(op);
+        Finished { id, kind, time: begun.elapsed(), weight, result }
+    }
+
+    fn perform(&self, op: DiskOp) -> DiskResult {
         let result = match op {
             DiskOp::Read { offset, length } => return self.read(offset, length),
             DiskOp::Write { offset, data } => self.provider.as_file().write_all_at(&data, offset),
@@ -256,10 +304,13 @@ mod tests {
             for (id, op) in (0_u64..).zip(ops) {
                 self.disk.submit(OpId(id), op);
             }
+            let mut here = self.disk.work();
             let mut found = HashMap::new();
             let mut batch = Vec::new();
             while found.len() < count {
-                self.woken.recv_timeout(DEADLINE).unwrap();
+                if !std::mem::take(&mut here) {
+                    self.woken.recv_timeout(DEADLINE).unwrap();
+                }
                 self.disk.take_completions(&mut batch);
                 for (OpId(id), result) in batch.drain(..) {
                     assert!(found.insert(id, result).is_none(), "operation {id} finished twice");
@@ -342,6 +393,33 @@ mod tests {
     }
 
     #[test]
+    fn while_the_disk_is_quick_no_thread_is_asked() {
+        let mut bench = Bench::new(1 << 20);
+        let write = |seed| DiskOp::Write { offset: 8192, data: pattern(seed, 4096) };
+        for _ in 0..100 {
+            bench.disk.pace.took(Kind::Write(4096), Duration::from_micros(1));
+        }
+        bench.disk.submit(OpId(7), write(7));
+        assert!(bench.disk.work(), "it is over already");
+        let mut done = Vec::new();
+        bench.disk.take_completions(&mut done);
+        assert_eq!(done, [(OpId(7), Ok(None))]);
+        let mut there = vec![0; 4096];
+        bench.file.read_exact_at(&mut there, 8192).unwrap();
+        assert_eq!(there[..], pattern(7, 4096)[..]);
+        // What may be slow all the same is not waited for.
+        bench.disk.submit(OpId(8), DiskOp::Flush);
+        bench.disk.submit(OpId(9), DiskOp::Read { offset: 8192, length: 4096 });
+        assert!(!bench.disk.work());
+        // Nor is anything once it is.
+        for _ in 0..10 {
+            bench.disk.pace.took(Kind::Write(4096), Duration::from_millis(20));
+        }
+        bench.disk.submit(OpId(10), write(10));
+        assert!(!bench.disk.work());
+    }
+
+    #[test]
     fn a_full_queue_says_that_it_is_busy() {
         let mut bench = Bench::new(1 << 20);
         assert!(!bench.disk.is_busy());
@@ -350,6 +428,7 @@ mod tests {
         for id in 0..writes as u64 {
             bench.disk.submit(OpId(id), DiskOp::Write { offset: 0, data: data.clone() });
         }
+        bench.disk.work();
         assert!(bench.disk.is_busy(), "completions have not been taken, so the bytes still count");
         let mut batch = Vec::new();
         while batch.len() < writes {

@@ -12,6 +12,7 @@ mod disk;
 mod engine;
 mod gate;
 mod nbd;
+mod pace;
 mod peer;
 mod privileges;
 mod reactor;

@@ -249,7 +249,11 @@ impl Reactor {
             if self.devices.take_lost() && self.phase == Phase::Running {
                 self.tell(ToSupervisor::ClientLost);
             }
-            if !has_room && !answered {
+            let worked = self.disk.work();
+            if worked {
+                self.take_completions();
+            }
+            if !has_room && !answered && !worked {
                 return;
             }
         }

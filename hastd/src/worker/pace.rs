@@ -1,0 +1,138 @@
+//! How quick the disk has been of late, and so where its operations are carried out.
+//!
+//! To hand an operation to a thread and to be woken by it costs two changes of thread, which take longer than most
+//! writes to a cache. While a disk answers at once its operations are carried out right here; as soon as it makes
+//! itself waited for, they are the threads' again, which measure whether it has become quick once more. Nothing but
+//! speed depends on it.
+
+use std::time::Duration;
+
+use hast_engine::DiskOp;
+
+/// Taking more time than this on average, in nanoseconds, a disk is slow ...
+const SLOW: u64 = 50_000;
+/// ... and taking less than this it is quick again.
+const QUICK: u64 = 25_000;
+/// Operations that the average is over.
+const MEMORY: u64 = 64;
+/// What one operation counts at most, in nanoseconds: a thread that has to wait for the processor looks like a slow disk.
+const MOST: u64 = 1_000_000;
+/// Bytes that may be moved in a nanosecond by whoever only copies them.
+const COPIED: u64 = 4;
+
+/// The pace of reads and of writes: what is written to a cache says nothing of what has to be read from a disk.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    reads: Mean,
+    writes: Mean,
+}
+
+/// What kind of operation it is and how long, as far as its pace tells anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Read(u64),
+    Write(u64),
+    /// A flush or a delete: as slow as the disk itself.
+    Other,
+}
+
+impl Kind {
+    pub(super) fn of(op: &DiskOp) -> Kind {
+        match op {
+            DiskOp::Read { length, .. } => Kind::Read(u64::from(*length)),
+            DiskOp::Write { data, .. } => Kind::Write(data.len() as u64),
+            DiskOp::Delete { .. } | DiskOp::Flush => Kind::Other,
+        }
+    }
+}
+
+impl Pace {
+    /// Whether such an operation is likely to be over at once.
+    pub(super) fn is_quick(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::Read(_) => self.reads.quick,
+            Kind::Write(_) => self.writes.quick,
+            Kind::Other => false,
+        }
+    }
+
+    /// One has taken so long.
+    pub(super) fn took(&mut self, kind: Kind, time: Duration) {
+        match kind {
+            Kind::Read(bytes) => self.reads.add(bytes, time),
+            Kind::Write(bytes) => self.writes.add(bytes, time),
+            Kind::Other => {}
+        }
+    }
+}
+
+/// A mean in which the past fades. Every disk is slow until it has shown otherwise.
+#[derive(Debug)]
+struct Mean {
+    nanos: u64,
+    quick: bool,
+}
+
+impl Default for Mean {
+    fn default() -> Mean {
+        Mean { nanos: SLOW, quick: false }
+    }
+}
+
+impl Mean {
+    fn add(&mut self, bytes: u64, time: Duration) {
+        let time = u64::try_from(time.as_nanos()).unwrap_or(MOST);
+        let waited = time.saturating_sub(bytes / COPIED).min(MOST);
+        self.nanos = (self.nanos * (MEMORY - 1) + waited) / MEMORY;
+        self.quick = self.nanos < if self.quick { SLOW } else { QUICK };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WRITE: Kind = Kind::Write(4096);
+    const READ: Kind = Kind::Read(4096);
+
+    fn after(pace: &mut Pace, kind: Kind, count: usize, micros: u64) {
+        for _ in 0..count {
+            pace.took(kind, Duration::from_micros(micros));
+        }
+    }
+
+    #[test]
+    fn a_disk_has_to_show_that_it_is_quick() {
+        let mut pace = Pace::default();
+        assert!(!pace.is_quick(WRITE));
+        after(&mut pace, WRITE, 60, 3);
+        assert!(pace.is_quick(WRITE) && !pace.is_quick(READ) && !pace.is_quick(Kind::Other));
+        after(&mut pace, READ, 1000, 90);
+        assert!(!pace.is_quick(READ), "an SSD that has to be asked");
+        after(&mut pace, Kind::Other, 1000, 3);
+        assert!(!pace.is_quick(Kind::Other));
+    }
+
+    #[test]
+    fn it_is_slow_after_a_few_operations_and_quick_after_many() {
+        let mut pace = Pace::default();
+        after(&mut pace, WRITE, 1000, 3);
+        after(&mut pace, WRITE, 2, 20_000);
+        assert!(pace.is_quick(WRITE), "the processor was needed elsewhere");
+        after(&mut pace, WRITE, 3, 20_000);
+        assert!(!pace.is_quick(WRITE));
+        after(&mut pace, WRITE, 30, 3);
+        assert!(!pace.is_quick(WRITE));
+        after(&mut pace, WRITE, 100, 3);
+        assert!(pace.is_quick(WRITE));
+    }
+
+    #[test]
+    fn copying_much_is_not_slow() {
+        let mut pace = Pace::default();
+        after(&mut pace, Kind::Write(131_072), 1000, 40);
+        assert!(pace.is_quick(WRITE));
+        after(&mut pace, Kind::Write(131_072), 1000, 400);
+        assert!(!pace.is_quick(WRITE));
+    }
+}
