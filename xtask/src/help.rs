@@ -59,6 +59,11 @@ cargo xtask bench [PART ...] [--dir D] [--rounds N] [--seconds S] [--only WORKLO
     /dev/shm unless --dir says otherwise. A server of your own takes part if
     you say how it is started and where it then is.
 
+cargo xtask bench micro [--seconds S] [--only NAME]
+    Steps of a request, each alone, S seconds (3) long: nv lists, frames,
+    looking for zeros, checksums, LZF, the activemap. Says how each has changed
+    since the last time. Not among the parts that run when none is named.
+
 cargo xtask verify [--full] [--seconds N] [--again] [PART ...]
     The proofs, the properties next to the code and the model of the protocol,
     and one table of what was tried and what came of it. With --full, which

@@ -6,6 +6,7 @@ mod contender;
 mod cost;
 mod fio;
 mod map;
+mod micro;
 mod report;
 mod resync;
 mod scaling;
@@ -23,6 +24,8 @@ type Part = fn(&Wish) -> Outcome;
 /// The parts, in the order in which they run.
 const PARTS: [(&str, Part); 4] =
     [("io", workloads::run), ("resync", resync::run), ("map", map::run), ("scaling", scaling::run)];
+/// Parts that run only when they are named: what they measure is ours alone.
+const APART: [(&str, Part); 1] = [("micro", micro::run)];
 /// Where providers lie unless told otherwise: memory, so that nothing but the programs is measured.
 const MEMORY: &str = "/dev/shm";
 
@@ -34,7 +37,7 @@ struct Wish {
     rounds: usize,
     /// How long a turn takes, in seconds.
     seconds: u64,
-    /// The parts to run; none: all.
+    /// The parts to run; none: all but those apart.
     parts: Vec<String>,
     /// Workloads by a part of their name; none: all.
     only: Vec<String>,
@@ -71,7 +74,7 @@ pub(crate) fn main(mut parser: lexopt::Parser) -> Result<ExitCode, lexopt::Error
             }
             lexopt::Arg::Value(part) => {
                 let part = part.string()?;
-                if !PARTS.iter().any(|(name, _)| *name == part) {
+                if !PARTS.iter().chain(&APART).any(|(name, _)| *name == part) {
                     return Err(format!("no part {part:?}").into());
                 }
                 wish.parts.push(part);
@@ -80,7 +83,8 @@ pub(crate) fn main(mut parser: lexopt::Parser) -> Result<ExitCode, lexopt::Error
         }
     }
     release::insist()?;
-    Ok(match run(&wish) {
+    let result = beside(&wish).and_then(|()| apart(&wish));
+    Ok(match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             println!("FAIL: {failure}");
@@ -89,7 +93,13 @@ pub(crate) fn main(mut parser: lexopt::Parser) -> Result<ExitCode, lexopt::Error
     })
 }
 
-fn run(wish: &Wish) -> Outcome {
+/// The parts in which others take part.
+fn beside(wish: &Wish) -> Outcome {
+    let wanted = |name: &str| wish.parts.is_empty() || wish.parts.iter().any(|part| part == name);
+    let parts: Vec<Part> = PARTS.iter().filter(|(name, _)| wanted(name)).map(|(_, part)| *part).collect();
+    if parts.is_empty() {
+        return Ok(());
+    }
     for program in ["fio", "qemu-nbd", "qemu-storage-daemon", "nbdcopy"] {
         if tools::find(program).is_none() {
             return Failure::because(format!(
@@ -99,12 +109,13 @@ fn run(wish: &Wish) -> Outcome {
     }
     release::build_programs()?;
     report::machine(wish)?;
-    for (name, part) in PARTS {
-        if wish.parts.is_empty() || wish.parts.iter().any(|wanted| wanted == name) {
-            part(wish)?;
-        }
-    }
-    Ok(())
+    parts.into_iter().try_for_each(|part| part(wish))
+}
+
+/// Those that were named of the others.
+fn apart(wish: &Wish) -> Outcome {
+    let wanted = APART.iter().filter(|(name, _)| wish.parts.iter().any(|part| part == name));
+    wanted.map(|(_, part)| part).try_for_each(|part| part(wish))
 }
 
 /// A child process that ends with the value.
