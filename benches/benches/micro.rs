@@ -23,7 +23,7 @@ const LENGTHS: [(&str, usize); 2] = [("4k", SMALL), ("128k", LARGE)];
 
 fn received(message: &Message) -> Frame {
     let (nv, payload) = message.encode();
-    Frame { version: 2, nv: nv.into_bytes(), payload }
+    Frame { version: 2, nv: nv.into_bytes().into(), payload }
 }
 
 /// Name-value lists, and what they say as messages.

@@ -76,7 +76,7 @@ fn through_a_frame(list: &[u8]) -> Vec<u8> {
     let (mut frames, outcome) = feed(&mut receiver, &bytes, usize::MAX);
     assert_eq!(outcome, Ok(()));
     assert!(frames.len() == 1 && receiver.is_idle());
-    frames.remove(0).nv
+    frames.remove(0).nv.to_vec()
 }
 
 fn role(source: &mut Source<'_>) -> Role {

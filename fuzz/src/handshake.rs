@@ -241,7 +241,7 @@ fn pair(source: &mut Source<'_>) {
                 Action::Connect(side) => primary.handle_connected(now, side),
                 Action::Send { message: Message::FirstHello(_), .. } => {
                     let answer = handshake::FirstAnswer { version: 2, token: [7; 16], ext };
-                    let frame = Frame { version: 2, nv: answer.encode().into_bytes(), payload: None };
+                    let frame = Frame { version: 2, nv: answer.encode().into_bytes().into(), payload: None };
                     primary.handle_frame(now, Side::Out, frame);
                 }
                 Action::Send { message: Message::SecondHello(hello), .. } => {

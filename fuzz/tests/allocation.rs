@@ -225,7 +225,7 @@ fn messages() {
 fn packed(compression: &str, sent: Vec<u8>) -> Frame {
     let size = u32::try_from(sent.len()).unwrap();
     let nv = writer(|list| _ = list.str("compression", compression).u32("size", size));
-    Frame { version: 2, nv, payload: Some(Buffer::from(sent)) }
+    Frame { version: 2, nv: nv.into(), payload: Some(Buffer::from(sent)) }
 }
 
 fn unpacked(frame: &Frame) -> (bool, Usage) {

@@ -74,7 +74,7 @@ fn offset(number: u64) -> u64 {
 
 fn frame(message: &Message) -> Frame {
     let (nv, payload) = message.encode();
-    Frame { version: 2, nv: nv.as_bytes().to_vec(), payload }
+    Frame { version: 2, nv: nv.as_bytes().to_vec().into(), payload }
 }
 
 /// The primary's disk does everything at once; what it sends is kept.
@@ -98,7 +98,7 @@ fn primary(outstanding: u64) -> f64 {
     engine.handle_connected(Duration::ZERO, Side::Out);
     carry_out(&mut engine, &mut sent);
     let answer = FirstAnswer { version: 2, token: [0; 16], ext: Extensions::ALL }.encode();
-    let answer = Frame { version: 2, nv: answer.as_bytes().to_vec(), payload: None };
+    let answer = Frame { version: 2, nv: answer.as_bytes().to_vec().into(), payload: None };
     engine.handle_frame(Duration::ZERO, Side::Out, answer);
     engine.handle_connected(Duration::ZERO, Side::In);
     carry_out(&mut engine, &mut sent);

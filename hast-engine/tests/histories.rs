@@ -160,7 +160,7 @@ impl H {
     }
     fn frame(&mut self, side: Side, m: Message) {
         let (w, payload) = m.encode();
-        let f = Frame { version: 2, nv: w.as_bytes().to_vec(), payload };
+        let f = Frame { version: 2, nv: w.as_bytes().to_vec().into(), payload };
         self.p.handle_frame(self.t, side, f);
         self.pump();
     }
@@ -171,7 +171,7 @@ impl H {
         self.p.handle_frame(
             self.t,
             Side::Out,
-            Frame { version: 2, nv: w.as_bytes().to_vec(), payload: None },
+            Frame { version: 2, nv: w.as_bytes().to_vec().into(), payload: None },
         );
         self.pump();
         self.p.handle_connected(self.t, Side::In);
@@ -1288,7 +1288,7 @@ impl S {
     }
     fn frame(&mut self, m: Message) {
         let (w, payload) = m.encode();
-        self.s.handle_frame(self.t, Frame { version: 2, nv: w.as_bytes().to_vec(), payload });
+        self.s.handle_frame(self.t, Frame { version: 2, nv: w.as_bytes().to_vec().into(), payload });
         self.poll();
     }
 }
@@ -1680,7 +1680,7 @@ fn a_slow_disk_is_told_of() {
             assert!(at > s.t, "spins");
             s.t = at;
             if (s.t.as_secs() % 10, s.sent.len()) == (0, 0) {
-                s.s.handle_frame(s.t, Frame { version: 2, nv: keepalive(), payload: None });
+                s.s.handle_frame(s.t, Frame { version: 2, nv: keepalive().into(), payload: None });
             }
             s.s.handle_timeout(s.t);
             s.poll();

@@ -136,7 +136,11 @@ impl OurPrimary {
         self.engine.handle_connected(Duration::ZERO, Side::Out);
         self.pump();
         let nv = FirstAnswer { version: 2, token: [9; 16], ext }.encode().as_bytes().to_vec();
-        self.engine.handle_frame(Duration::ZERO, Side::Out, Frame { version: 2, nv, payload: None });
+        self.engine.handle_frame(
+            Duration::ZERO,
+            Side::Out,
+            Frame { version: 2, nv: nv.into(), payload: None },
+        );
         self.pump();
         self.engine.handle_connected(Duration::ZERO, Side::In);
         self.pump();
@@ -148,7 +152,7 @@ impl OurPrimary {
 
     fn hear(&mut self, side: Side, message: &Message) {
         let (nv, payload) = message.encode();
-        let frame = Frame { version: 2, nv: nv.as_bytes().to_vec(), payload };
+        let frame = Frame { version: 2, nv: nv.as_bytes().to_vec().into(), payload };
         self.engine.handle_frame(Duration::ZERO, side, frame);
         self.pump();
     }

@@ -301,6 +301,11 @@ impl Writer {
         self.bytes
     }
 
+    /// Begins again with an empty list, in the same memory.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+    }
+
     /// Bytes so far.
     pub fn len(&self) -> usize {
         self.bytes.len()

@@ -20,8 +20,8 @@ const PREFIX: usize = size_of::<Prefix>();
 /// A read that may bring many small frames.
 const WIDE: usize = 64 << 10;
 /// A read that should bring no more than the header of a frame with a large payload: what it brings of the
-/// payload has to be copied.
-const NARROW: usize = 4 << 10;
+/// payload has to be copied. No regular message has a longer one.
+const NARROW: usize = 256;
 /// From here on a payload is large.
 const LARGE: usize = 32 << 10;
 /// Payloads below this are no blocks of a disk and need no aligned memory.
@@ -33,7 +33,7 @@ pub struct Frame {
     /// The version in its header, at most [`VERSION`].
     pub version: u8,
     /// A well-formed nv list; it may be empty.
-    pub nv: Vec<u8>,
+    pub nv: Buffer,
     /// What followed the list: as sent, until [`crate::payload::decode`] has run. Never empty as received.
     pub payload: Option<Buffer>,
 }
@@ -182,19 +182,19 @@ impl Receiver {
             rest = after;
             self.window = if size >= LARGE { NARROW } else { WIDE };
             if size == 0 {
-                self.ready.push_back(Frame { version, nv: nv.to_vec(), payload: None });
+                self.ready.push_back(Frame { version, nv: self.pool.copy_of(nv), payload: None });
                 continue;
             }
             if size < SMALL && arrived.len() == size {
-                let payload = Some(Buffer::from(arrived.to_vec()));
-                self.ready.push_back(Frame { version, nv: nv.to_vec(), payload });
+                let payload = Some(self.pool.copy_of(arrived));
+                self.ready.push_back(Frame { version, nv: self.pool.copy_of(nv), payload });
                 continue;
             }
             let mut payload = self.pool.take(size);
             if let Some(start) = payload.get_mut(..arrived.len()) {
                 start.copy_from_slice(arrived);
             }
-            let begun = Partial { version, nv: nv.to_vec(), payload, filled: arrived.len() };
+            let begun = Partial { version, nv: self.pool.copy_of(nv), payload, filled: arrived.len() };
             if arrived.len() < size {
                 partial = Some(begun);
                 break;
@@ -225,7 +225,7 @@ impl Receiver {
 #[derive(Debug)]
 struct Partial {
     version: u8,
-    nv: Vec<u8>,
+    nv: Buffer,
     /// As long as the payload will be; only its first `filled` bytes are ours.
     payload: BufferMut,
     filled: usize,
@@ -246,16 +246,25 @@ impl Partial {
 /// # Errors
 /// The version is above ours, or the list is longer than the format allows.
 pub fn encode(version: u8, nv: &[u8]) -> Result<Vec<u8>, FrameError> {
+    let mut bytes = Vec::with_capacity(PREFIX.saturating_add(nv.len()));
+    encode_to(version, nv, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// The same, at the end of `bytes`.
+///
+/// # Errors
+/// As for [`encode`]; then `bytes` is as it was.
+pub fn encode_to(version: u8, nv: &[u8], bytes: &mut Vec<u8>) -> Result<(), FrameError> {
     if version > VERSION {
         return Err(FrameError::Version(version));
     }
     let size = u32::try_from(nv.len())
         .map_err(|_| FrameError::HeaderTooLong { size: nv.len() as u64, limit: u32::MAX })?;
     let prefix = Prefix { version, size: U32::new(size) };
-    let mut bytes = Vec::with_capacity(PREFIX + nv.len());
     bytes.extend_from_slice(prefix.as_bytes());
     bytes.extend_from_slice(nv);
-    Ok(bytes)
+    Ok(())
 }
 
 /// Why a stream is no sequence of frames. The connection is closed.

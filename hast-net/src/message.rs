@@ -81,8 +81,7 @@ pub struct Request {
 }
 
 impl Request {
-    fn encode(&self) -> Writer {
-        let mut nv = Writer::with_capacity(256);
+    fn encode(&self, nv: &mut Writer) {
         nv.u8("cmd", self.command.code())
             .u64("seq", self.seq)
             .u64("offset", self.offset)
@@ -90,7 +89,6 @@ impl Request {
         if self.memsync {
             nv.u8("memsync", 1);
         }
-        nv
     }
 }
 
@@ -105,8 +103,7 @@ pub struct Mark {
 }
 
 impl Mark {
-    fn encode(self) -> Writer {
-        let mut nv = Writer::with_capacity(128);
+    fn encode(self, nv: &mut Writer) {
         match self.kind {
             MarkKind::SyncStart => nv.u8("cmd", SYNC_START).u64("seq", self.seq),
             MarkKind::SyncDone { localcnt } => {
@@ -116,7 +113,6 @@ impl Mark {
                 nv.u8("cmd", STALE).u64("seq", self.seq).u64("offset", offset).u64("length", length)
             }
         };
-        nv
     }
 
     /// A mark that cannot be read must not be passed over: what follows rests on it.
@@ -263,8 +259,7 @@ impl Reply {
         Ok(Reply { seq, received: list.contains("received"), error, data: frame.payload })
     }
 
-    fn encode(&self) -> Writer {
-        let mut nv = Writer::with_capacity(128);
+    fn encode(&self, nv: &mut Writer) {
         nv.u64("seq", self.seq);
         if self.received {
             nv.i8("received", 1);
@@ -272,7 +267,6 @@ impl Reply {
         if let Some(error) = self.error {
             nv.i16("error", error.to_wire());
         }
-        nv
     }
 }
 
@@ -343,52 +337,85 @@ impl Message {
     /// [`payload::encode`] of the payload, which appends its own pairs; then [`frame::encode`].
     #[must_use]
     pub fn encode(&self) -> (Writer, Option<Buffer>) {
+        let mut nv = Writer::with_capacity(256);
+        let data = self.encode_to(&mut nv);
+        (nv, data)
+    }
+
+    /// The same, at the end of a list.
+    fn encode_to(&self, nv: &mut Writer) -> Option<Buffer> {
         match self {
-            Message::FirstHello(hello) => (hello.encode(), None),
-            Message::SecondHello(hello) => (hello.encode(), None),
-            Message::SecondAnswer(answer, map) => (answer.encode(), map.clone()),
-            Message::SecondRefusal(refusal, map) => (refusal.encode(), map.clone()),
-            Message::Request(request) => (request.encode(), request.data.clone()),
-            Message::Mark(mark) => (mark.encode(), None),
-            Message::Keepalive => {
-                let mut nv = Writer::new();
-                nv.u8("cmd", KEEPALIVE);
-                (nv, None)
+            Message::FirstHello(hello) => *nv = hello.encode(),
+            Message::SecondHello(hello) => *nv = hello.encode(),
+            Message::SecondAnswer(answer, map) => {
+                *nv = answer.encode();
+                return map.clone();
             }
-            Message::Reply(reply) => (reply.encode(), reply.data.clone()),
-            Message::Busy(seq) => {
-                let mut nv = Writer::new();
-                nv.u64("busy", *seq);
-                (nv, None)
+            Message::SecondRefusal(refusal, map) => {
+                *nv = refusal.encode();
+                return map.clone();
             }
-            Message::Alive => {
-                let mut nv = Writer::new();
-                nv.u8("alive", 1);
-                (nv, None)
+            Message::Request(request) => {
+                request.encode(nv);
+                return request.data.clone();
             }
+            Message::Mark(mark) => mark.encode(nv),
+            Message::Keepalive => _ = nv.u8("cmd", KEEPALIVE),
+            Message::Reply(reply) => {
+                reply.encode(nv);
+                return reply.data.clone();
+            }
+            Message::Busy(seq) => _ = nv.u64("busy", *seq),
+            Message::Alive => _ = nv.u8("alive", 1),
         }
+        None
     }
 }
 
-/// A message as it goes on the wire: frame header with list, then the payload as sent. The payload shares the
-/// message's memory unless a stage changed it.
+/// Makes of messages what goes on the wire, all in the same memory.
+#[derive(Debug, Default)]
+pub struct Encoder {
+    nv: Writer,
+}
+
+impl Encoder {
+    /// Appends a message's frame header and list to `header`; gives the payload as sent, which follows. It shares
+    /// the message's memory unless a stage changed it.
+    ///
+    /// # Errors
+    /// The version is above ours, or the message is too long for the format; then `header` is as it was.
+    pub fn encode(
+        &mut self,
+        message: &Message,
+        version: u8,
+        stages: Stages,
+        header: &mut Vec<u8>,
+    ) -> Result<Option<Buffer>, FrameError> {
+        self.nv.clear();
+        let data = match message.encode_to(&mut self.nv).filter(|data| !data.is_empty()) {
+            Some(data) if u32::try_from(data.len()).is_err() => {
+                return Err(FrameError::PayloadTooLong { size: data.len() as u64, limit: u32::MAX });
+            }
+            Some(data) => Some(payload::encode(&mut self.nv, &data, stages)),
+            None => None,
+        };
+        frame::encode_to(version, self.nv.as_bytes(), header)?;
+        Ok(data)
+    }
+}
+
+/// A message as it goes on the wire: frame header with list, then the payload as sent.
 ///
 /// # Errors
-/// The version is above ours, or the message is too long for the format.
+/// As for [`Encoder::encode`].
 pub fn to_wire(
     message: &Message,
     version: u8,
     stages: Stages,
 ) -> Result<(Vec<u8>, Option<Buffer>), FrameError> {
-    let (mut nv, data) = message.encode();
-    let data = match data.filter(|data| !data.is_empty()) {
-        Some(data) if u32::try_from(data.len()).is_err() => {
-            return Err(FrameError::PayloadTooLong { size: data.len() as u64, limit: u32::MAX });
-        }
-        Some(data) => Some(payload::encode(&mut nv, &data, stages)),
-        None => None,
-    };
-    Ok((frame::encode(version, nv.as_bytes())?, data))
+    let mut header = Vec::with_capacity(256);
+    let data = Encoder::default().encode(message, version, stages, &mut header)?;
+    Ok((header, data))
 }
 
 /// Why a frame is no message. The connection is closed: what follows cannot be trusted to be in step.
@@ -446,7 +473,7 @@ mod tests {
 
     fn frame(nv: &Writer, payload: Option<&[u8]>) -> Frame {
         let payload = payload.map(|bytes| Buffer::from(bytes.to_vec()));
-        Frame { version: 2, nv: nv.as_bytes().to_vec(), payload }
+        Frame { version: 2, nv: nv.as_bytes().to_vec().into(), payload }
     }
 
     fn header(command: u8) -> Writer {

@@ -377,7 +377,7 @@ proptest! {
         let mut nv = Writer::new();
         nv.str("compression", if lzf { "lzf" } else { "hole" });
         let payload = Some(Buffer::from(claimed.to_le_bytes().to_vec()));
-        let mut frame = Frame { version: 2, nv: nv.into_bytes(), payload };
+        let mut frame = Frame { version: 2, nv: nv.into_bytes().into(), payload };
         prop_assert_eq!(
             payload::decode(&mut frame, LIMIT, &Pool::new()),
             Err(PayloadError::TooLong { size: claimed.into(), limit: LIMIT })
@@ -513,7 +513,7 @@ fn a_hole_is_zeros_even_in_memory_that_was_used_before() {
     let mut nv = Writer::new();
     nv.str("compression", "hole");
     let payload = Some(Buffer::from(4096_u32.to_le_bytes().to_vec()));
-    let mut frame = Frame { version: 2, nv: nv.into_bytes(), payload };
+    let mut frame = Frame { version: 2, nv: nv.into_bytes().into(), payload };
     payload::decode(&mut frame, 4096, &pool).unwrap();
     let zeros = frame.payload.unwrap();
     assert_eq!(zeros.as_ptr(), address, "the pool handed out the same memory");
@@ -531,7 +531,7 @@ fn a_large_control_list_grows_with_its_bytes() {
     // `receive` checks how much room there is on the way.
     let (frames, end) = receive(&bytes, &[1, 5000, 70_000], Limits::CONTROL);
     assert_eq!(end, Ok(true));
-    assert_eq!(frames[0].nv, nv.as_bytes());
+    assert_eq!(&frames[0].nv[..], nv.as_bytes());
     let (frames, end) = receive(&bytes, &[5000], Limits::PEER);
     assert!(frames.is_empty());
     assert!(matches!(end, Err(FrameError::HeaderTooLong { .. })));
@@ -572,7 +572,7 @@ fn lie(payload: &[u8], pairs: impl FnOnce(&mut Writer) -> &mut Writer) -> Result
     let mut nv = Writer::new();
     pairs(&mut nv);
     let payload = Some(Buffer::from(payload.to_vec()));
-    payload::decode(&mut Frame { version: 2, nv: nv.into_bytes(), payload }, 1 << 20, &Pool::new())
+    payload::decode(&mut Frame { version: 2, nv: nv.into_bytes().into(), payload }, 1 << 20, &Pool::new())
 }
 
 #[test]

@@ -146,7 +146,7 @@ impl Packet {
         use hast_net::{buffer::Buffer, buffer::Pool, frame::Frame, payload};
         let mut frame = Frame {
             version: self.version,
-            nv: self.nv.clone(),
+            nv: self.nv.clone().into(),
             payload: (!self.payload.is_empty()).then(|| Buffer::from(self.payload.clone())),
         };
         payload::decode(&mut frame, 4 << 20, &Pool::new()).context("payload")?;

@@ -14,7 +14,7 @@ fn exits(h: &H, code: i32) -> bool {
 fn first(h: &mut H, nv: &[u8]) {
     h.p.handle_connected(h.t, Side::Out);
     h.pump();
-    h.p.handle_frame(h.t, Side::Out, Frame { version: 2, nv: nv.to_vec(), payload: None });
+    h.p.handle_frame(h.t, Side::Out, Frame { version: 2, nv: nv.to_vec().into(), payload: None });
     h.pump();
 }
 
@@ -616,7 +616,7 @@ impl Driven {
 
     pub(super) fn frame(&mut self, message: Message) {
         let (nv, payload) = message.encode();
-        self.s.handle_frame(self.t, Frame { version: 2, nv: nv.as_bytes().to_vec(), payload });
+        self.s.handle_frame(self.t, Frame { version: 2, nv: nv.as_bytes().to_vec().into(), payload });
         self.poll();
     }
 
@@ -922,7 +922,7 @@ fn a_map_that_cannot_be_cleared_stays() {
 fn what_is_no_message_ends_the_session() {
     let mut s = secondary(5, (1, 1), 0, Role::Secondary);
     s.good();
-    s.s.handle_frame(Duration::ZERO, Frame { version: 2, nv: vec![0xff; 20], payload: None });
+    s.s.handle_frame(Duration::ZERO, Frame { version: 2, nv: vec![0xff; 20].into(), payload: None });
     s.good();
     assert!(s.exits(75));
 }

@@ -41,7 +41,7 @@ fn vectors() -> Vec<Vector> {
 }
 
 fn frame(nv: &[u8], sent: &[u8]) -> Frame {
-    Frame { version: 2, nv: nv.to_vec(), payload: Some(Buffer::from(sent.to_vec())) }
+    Frame { version: 2, nv: nv.to_vec().into(), payload: Some(Buffer::from(sent.to_vec())) }
 }
 
 #[test]

@@ -101,7 +101,7 @@ pub(crate) fn check_written_again(captured: &Frame, typed: &Typed, compression: 
     let order = |list: &List<'_>| -> Vec<Vec<u8>> { list.pairs().map(|pair| pair.name.to_vec()).collect() };
     assert_eq!(kept(&ours), kept(&list), "{what}");
     assert_eq!(order(&ours), order(&list), "{what}");
-    let frame = Frame { version: captured.version, nv: header[5..].to_vec(), payload: sent };
+    let frame = Frame { version: captured.version, nv: header[5..].to_vec().into(), payload: sent };
     assert_eq!(&decode(frame).unwrap(), typed, "{what}");
 }
 

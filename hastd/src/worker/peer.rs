@@ -14,7 +14,7 @@ use hast_format::metadata::Role;
 use hast_log::error_text;
 use hast_net::buffer::{Buffer, Pool};
 use hast_net::frame::{Frame, Limits, Receiver};
-use hast_net::message::{self, Message};
+use hast_net::message::{Encoder, Message};
 use hast_net::payload::{self, Stages};
 use polling::Poller;
 use socket2::{SockRef, Socket, TcpKeepalive};
@@ -71,6 +71,7 @@ pub(super) struct Link {
     settings: LinkSettings,
     connections: Sided<Option<Connection>>,
     wanted: Sided<Option<u32>>,
+    encoder: Encoder,
     last_id: u32,
     failure: Option<String>,
     /// The handshake is over: what comes now are replies, or nothing (a primary's view).
@@ -94,6 +95,7 @@ impl Link {
             settings,
             connections: Sided::default(),
             wanted: Sided::default(),
+            encoder: Encoder::default(),
             last_id: 0,
             failure: None,
             established: false,
@@ -257,8 +259,9 @@ impl Link {
             return;
         }
         let Some(connection) = self.connections.get_mut(side) else { return };
-        match message::to_wire(message, version, self.settings.stages) {
-            Ok((header, data)) => connection.push(now, header, data),
+        let mut header = connection.unsent.spare();
+        match self.encoder.encode(message, version, self.settings.stages, &mut header) {
+            Ok(data) => connection.push(now, header, data),
             Err(error) => self.fail(side, &error.to_string()),
         }
     }

@@ -41,7 +41,7 @@ fn write(seq: u64, length: usize) -> Message {
 }
 
 fn bytes(message: &Message) -> Vec<u8> {
-    let (mut bytes, data) = message::to_wire(message, 2, PLAIN).unwrap();
+    let (mut bytes, data) = hast_net::message::to_wire(message, 2, PLAIN).unwrap();
     bytes.extend_from_slice(&data.unwrap_or(Buffer::from(Vec::new())));
     bytes
 }
@@ -195,7 +195,7 @@ fn what_came_before_garbage_is_delivered_and_nothing_after() {
 #[test]
 fn a_payload_that_is_not_what_its_checksum_says_ends_the_link() {
     let stages = Stages { compression: Compression::None, checksum: Checksum::Crc32 };
-    let (mut stream, data) = message::to_wire(&write(1, 4096), 2, stages).unwrap();
+    let (mut stream, data) = hast_net::message::to_wire(&write(1, 4096), 2, stages).unwrap();
     let mut data = data.unwrap().to_vec();
     data[17] ^= 1;
     stream.extend_from_slice(&data);

@@ -11,6 +11,8 @@ use socket2::Socket;
 
 /// Pieces handed to the system in one call.
 const VECTOR: usize = 64;
+/// Vectors kept for the next headers.
+const SPARES: usize = 256;
 
 /// Something to send: bytes of our own, or a payload shared with whoever else uses it.
 pub(super) enum Piece {
@@ -36,6 +38,8 @@ pub(super) struct SendQueue {
     /// Bytes of the first piece that have been sent.
     sent_of_first: usize,
     bytes: usize,
+    /// Empty, with the memory of headers that have been sent.
+    spares: Vec<Vec<u8>>,
 }
 
 impl SendQueue {
@@ -45,6 +49,11 @@ impl SendQueue {
             self.bytes += piece.len();
             self.pieces.push_back(piece);
         }
+    }
+
+    /// An empty vector for a header; it comes back when that has been sent.
+    pub(super) fn spare(&mut self) -> Vec<u8> {
+        self.spares.pop().unwrap_or_default()
     }
 
     /// Bytes that wait.
@@ -62,13 +71,12 @@ impl SendQueue {
         let mut total = 0;
         while !self.pieces.is_empty() {
             let mut skip = self.sent_of_first;
-            let slices: Vec<IoSlice<'_>> = self
-                .pieces
-                .iter()
-                .take(VECTOR)
-                .map(|piece| IoSlice::new(piece.get(mem::take(&mut skip)..).unwrap_or_default()))
-                .collect();
-            match socket.send_vectored_with_flags(&slices, libc::MSG_NOSIGNAL) {
+            let mut slices = [IoSlice::new(&[]); VECTOR];
+            for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
+                *slice = IoSlice::new(piece.get(mem::take(&mut skip)..).unwrap_or_default());
+            }
+            let filled = slices.get(..self.pieces.len()).unwrap_or(&slices);
+            match socket.send_vectored_with_flags(filled, libc::MSG_NOSIGNAL) {
                 Ok(sent) => {
                     total += sent;
                     self.sent(sent);
@@ -91,7 +99,12 @@ impl SendQueue {
                 break;
             }
             self.sent_of_first -= length;
-            self.pieces.pop_front();
+            if let Some(Piece::Bytes(mut bytes)) = self.pieces.pop_front()
+                && self.spares.len() < SPARES
+            {
+                bytes.clear();
+                self.spares.push(bytes);
+            }
         }
     }
 }
