@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use hast_nbd::{Command, Export, Kind, MAX_BYTES, MAX_COMMANDS, MAX_PAYLOAD, NbdError, Session};
+use hast_nbd::{Command, Export, Kind, MAX_BYTES, MAX_COMMANDS, MAX_PAYLOAD, NbdError, Pieces, Session};
 use hast_net::buffer::{Buffer, Pool};
 
 use crate::source::Source;
@@ -115,9 +115,9 @@ impl Server {
         let Some(Command { handle, kind }) = command else { return };
         let result = match kind {
             Kind::Read { offset, .. } if offset % 3 == 1 => Err(NbdError::Io),
-            Kind::Read { length, .. } => Ok(vec![Buffer::from(vec![7; length as usize])]),
+            Kind::Read { length, .. } => Ok([Buffer::from(vec![7; length as usize])].into()),
             Kind::Trim { fua: true, .. } => Err(NbdError::NoSpc),
-            _ => Ok(Vec::new()),
+            _ => Ok(Pieces::new()),
         };
         self.session.complete(handle, result);
         self.take();

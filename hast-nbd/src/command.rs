@@ -1,6 +1,10 @@
 //! What a client asks of the device, once framing, flags and bounds have been checked.
 
 use hast_net::buffer::Buffer;
+use smallvec::SmallVec;
+
+/// The data of one command, in the order of its offsets; nearly always one piece.
+pub type Pieces = SmallVec<[Buffer; 1]>;
 
 /// Names one command of one session, from [`Session::poll_command`](crate::Session::poll_command) to
 /// [`Session::complete`](crate::Session::complete). Never reused within a session; unrelated to the cookie
@@ -32,7 +36,7 @@ pub enum Kind {
         /// First byte.
         offset: u64,
         /// Consecutive pieces of [`PIECE`](crate::PIECE) bytes, the last one possibly shorter.
-        data: Vec<Buffer>,
+        data: Pieces,
         /// Whether the data must be durable before the command is completed.
         fua: bool,
     },

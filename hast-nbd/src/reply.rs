@@ -1,33 +1,35 @@
 //! Everything a session says, in order, until it is handed out for sending.
 //!
-//! Small pieces are gathered into one buffer; large read data is queued as it is, without copying. Each queued
+//! Small pieces are gathered into buffers of the pool; read data is queued as it is, without copying. Each queued
 //! buffer remembers how much of the session's byte budget it holds, which is given back when it is handed out.
 
 use std::collections::VecDeque;
 
-use hast_net::buffer::Buffer;
+use hast_net::buffer::{Buffer, BufferMut, Pool};
 use zerocopy::IntoBytes;
 
+use crate::command::Pieces;
 use crate::error::NbdError;
 use crate::wire::{
     self, ChunkHeader, Greeting, OPTION_REPLY_MAGIC, OptionReplyHeader, STRUCTURED_REPLY_MAGIC,
     SimpleReplyHeader,
 };
 
-/// Read data of up to this many bytes is copied behind its header: one more buffer to send costs more.
-const COPY_LIMIT: usize = 4096;
+/// Bytes in which small pieces are gathered.
+const GATHERED: usize = 4096;
 
 /// Replies waiting to be sent that no command's budget bounds may take this many bytes before input waits.
 const FULL: usize = 64 << 10;
 
 /// Output in order.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Output {
+    pool: Pool,
     sealed: VecDeque<Sealed>,
-    tail: Vec<u8>,
-    tail_releases: u64,
+    /// Where small pieces are being gathered, and how many bytes there are.
+    tail: Option<(BufferMut, usize)>,
+    /// Bytes of small pieces that wait.
     small: usize,
-    tail_small: usize,
 }
 
 /// A buffer ready to be sent.
@@ -39,6 +41,11 @@ struct Sealed {
 }
 
 impl Output {
+    /// Nothing to say yet.
+    pub(crate) fn new(pool: Pool) -> Output {
+        Output { pool, sealed: VecDeque::new(), tail: None, small: 0 }
+    }
+
     /// The next buffer to send and the bytes of budget that it gives back.
     pub(crate) fn pop(&mut self) -> Option<(Buffer, u64)> {
         if self.sealed.is_empty() {
@@ -50,7 +57,7 @@ impl Output {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.sealed.is_empty() && self.tail.is_empty()
+        self.sealed.is_empty() && self.tail.is_none()
     }
 
     /// Whether so much waits to be sent that nothing new should be answered.
@@ -91,7 +98,9 @@ impl Output {
     pub(crate) fn export_name(&mut self, size: u64, flags: u16, zeroes: usize) {
         self.put(&size.to_be_bytes());
         self.put(&flags.to_be_bytes());
-        self.tail.resize(self.tail.len().saturating_add(zeroes), 0);
+        for _ in 0..zeroes {
+            self.put(&[0]);
+        }
     }
 
     /// Success of a command without data.
@@ -120,7 +129,7 @@ impl Output {
         cookie: u64,
         offset: u64,
         length: u32,
-        data: Vec<Buffer>,
+        data: Pieces,
         structured: bool,
         releases: u64,
     ) {
@@ -134,10 +143,7 @@ impl Output {
         for buffer in data {
             let share = releases.min(buffer.len() as u64);
             releases = releases.saturating_sub(share);
-            if buffer.len() <= COPY_LIMIT {
-                self.tail.extend_from_slice(&buffer);
-                self.tail_releases = self.tail_releases.saturating_add(share);
-            } else {
+            if !buffer.is_empty() {
                 self.seal();
                 self.sealed.push_back(Sealed { buffer, releases: share, small: 0 });
             }
@@ -177,20 +183,28 @@ impl Output {
         );
     }
 
-    fn put(&mut self, bytes: &[u8]) {
-        self.tail.extend_from_slice(bytes);
-        self.tail_small = self.tail_small.saturating_add(bytes.len());
+    fn put(&mut self, mut bytes: &[u8]) {
         self.small = self.small.saturating_add(bytes.len());
+        while !bytes.is_empty() {
+            let (tail, filled) = self.tail.get_or_insert_with(|| (self.pool.take(GATHERED), 0));
+            let room = tail.get_mut(*filled..).unwrap_or_default();
+            let count = room.len().min(bytes.len());
+            let Some((now, later)) = bytes.split_at_checked(count) else { return };
+            if let Some(room) = room.get_mut(..count) {
+                room.copy_from_slice(now);
+            }
+            *filled = filled.saturating_add(count);
+            bytes = later;
+            if *filled == GATHERED {
+                self.seal();
+            }
+        }
     }
 
     fn seal(&mut self) {
-        if self.tail.is_empty() {
-            return;
+        if let Some((mut tail, filled)) = self.tail.take() {
+            tail.truncate(filled);
+            self.sealed.push_back(Sealed { buffer: tail.freeze(), releases: 0, small: filled });
         }
-        self.sealed.push_back(Sealed {
-            buffer: Buffer::from(std::mem::take(&mut self.tail)),
-            releases: std::mem::take(&mut self.tail_releases),
-            small: std::mem::take(&mut self.tail_small),
-        });
     }
 }

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use hast_net::buffer::{Buffer, BufferMut, Pool};
 
-use crate::command::{Command, CommandId, Kind};
+use crate::command::{Command, CommandId, Kind, Pieces};
 use crate::error::{NbdError, SessionError};
 use crate::export::Export;
 use crate::options::{ALLOCATION_ID, Negotiation, Next};
@@ -106,7 +106,7 @@ struct Payload {
     fua: bool,
     /// Bytes that have not arrived, those of the current piece included.
     left: usize,
-    pieces: Vec<Buffer>,
+    pieces: Pieces,
     piece: Option<(BufferMut, usize)>,
 }
 
@@ -120,7 +120,7 @@ impl Session {
     /// A session for a client that has just connected. The greeting waits to be sent at once.
     #[must_use]
     pub fn new(export: Export, pool: Pool) -> Session {
-        let mut output = Output::default();
+        let mut output = Output::new(pool.clone());
         output.greeting(handshake::FIXED_NEWSTYLE | handshake::NO_ZEROES);
         Session {
             pool,
@@ -173,7 +173,7 @@ impl Session {
     /// Answers a command. A read succeeds with buffers that hold exactly the bytes asked for; for others the
     /// buffers mean nothing. A read with a different number of bytes is answered as failed, and an unknown or
     /// repeated handle is ignored; both are logged, as they are the driver's mistakes.
-    pub fn complete(&mut self, handle: CommandId, result: Result<Vec<Buffer>, NbdError>) {
+    pub fn complete(&mut self, handle: CommandId, result: Result<Pieces, NbdError>) {
         let Some(pending) = self.pending.remove(&handle) else {
             log::error!("NBD command {} was completed, but is not in flight.", handle.0);
             return;
@@ -383,7 +383,7 @@ impl Session {
             }
             Verdict::Write { offset, length, fua } => {
                 let left = usize::try_from(length).unwrap_or(usize::MAX);
-                let payload = Payload { cookie, offset, fua, left, pieces: Vec::new(), piece: None };
+                let payload = Payload { cookie, offset, fua, left, pieces: Pieces::new(), piece: None };
                 Progress::Made(Input::Payload(payload))
             }
             Verdict::Allocated { .. } | Verdict::Refuse(..) | Verdict::Disconnect => {

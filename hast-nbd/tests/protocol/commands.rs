@@ -1,7 +1,7 @@
 //! Commands and replies.
 
 use crate::peer::*;
-use hast_nbd::{Kind, NbdError, SessionError};
+use hast_nbd::{Kind, NbdError, Pieces, SessionError};
 use hast_net::buffer::Buffer;
 
 const EPERM: u32 = 1;
@@ -9,7 +9,7 @@ const EINVAL: u32 = 22;
 const ENOSPC: u32 = 28;
 const ENOTSUP: u32 = 95;
 
-fn pieces(data: &[u8], size: usize) -> Vec<Buffer> {
+fn pieces(data: &[u8], size: usize) -> Pieces {
     data.chunks(size).map(|piece| Buffer::from(piece.to_vec())).collect()
 }
 
@@ -68,7 +68,7 @@ fn large_read_data_is_handed_out_as_it_came() {
     peer.feed(&request(READ, 0, 1, 0, 131_072)).unwrap();
     let data = Buffer::from(pattern(131_072));
     let command = peer.command();
-    peer.session.complete(command.handle, Ok(vec![data.clone()]));
+    peer.session.complete(command.handle, Ok([data.clone()].into()));
     assert_eq!(peer.session.poll_transmit().unwrap().len(), 16);
     assert_eq!(peer.session.poll_transmit().unwrap().as_ptr(), data.as_ptr());
 }
@@ -96,7 +96,7 @@ fn a_read_completed_with_the_wrong_length_fails() {
         let mut peer = Peer::simple(export());
         peer.feed(&request(READ, 0, 1, 0, 512)).unwrap();
         let command = peer.command();
-        peer.session.complete(command.handle, Ok(vec![Buffer::from(vec![0; got])]));
+        peer.session.complete(command.handle, Ok([Buffer::from(vec![0; got])].into()));
         assert_eq!(peer.sent(), simple(5, 1));
     }
 }
@@ -121,7 +121,7 @@ fn writes_come_in_pieces() {
         assert!(full.iter().all(|piece| piece.len() == hast_nbd::PIECE));
         assert!(last.len() <= hast_nbd::PIECE && !last.is_empty());
         assert_eq!(peer.sent(), b"");
-        peer.session.complete(command.handle, Ok(Vec::new()));
+        peer.session.complete(command.handle, Ok(Pieces::new()));
         assert_eq!(peer.sent(), simple(0, 3));
     }
 }
@@ -172,7 +172,7 @@ fn the_other_commands_are_passed_on() {
             let command = peer.command();
             assert_eq!(command.kind, kind);
             let is_read = number == READ;
-            let data = if is_read { vec![Buffer::from(vec![0; 512])] } else { Vec::new() };
+            let data = if is_read { [Buffer::from(vec![0; 512])].into() } else { Pieces::new() };
             peer.session.complete(command.handle, Ok(data));
             let sent = peer.sent();
             if !is_read {
@@ -348,9 +348,9 @@ fn replies_go_out_as_commands_are_completed() {
     let commands = [peer.command(), peer.command(), peer.command()];
     assert_eq!(peer.session.poll_command(), None);
     peer.session.complete(commands[2].handle, Err(NbdError::Io));
-    peer.session.complete(commands[0].handle, Ok(Vec::new()));
+    peer.session.complete(commands[0].handle, Ok(Pieces::new()));
     assert_eq!(peer.session.in_flight(), 1);
-    peer.session.complete(commands[1].handle, Ok(Vec::new()));
+    peer.session.complete(commands[1].handle, Ok(Pieces::new()));
     assert_eq!(peer.sent(), [simple(5, 2), simple(0, 1), simple(0, 2)].concat());
 }
 
@@ -359,8 +359,8 @@ fn a_second_completion_is_ignored() {
     let mut peer = Peer::simple(export());
     peer.feed(&request(FLUSH, 0, 1, 0, 0)).unwrap();
     let command = peer.command();
-    peer.session.complete(command.handle, Ok(Vec::new()));
-    peer.session.complete(command.handle, Ok(Vec::new()));
+    peer.session.complete(command.handle, Ok(Pieces::new()));
+    peer.session.complete(command.handle, Ok(Pieces::new()));
     assert_eq!(peer.sent(), simple(0, 1));
 }
 
@@ -374,10 +374,10 @@ fn goodbye_waits_for_what_is_in_flight() {
     assert!(!peer.session.wants_input());
     assert!(!peer.session.is_finished());
     let (read, write) = (peer.command(), peer.command());
-    peer.session.complete(write.handle, Ok(Vec::new()));
+    peer.session.complete(write.handle, Ok(Pieces::new()));
     assert_eq!(peer.sent(), simple(0, 2));
     assert!(!peer.session.is_finished());
-    peer.session.complete(read.handle, Ok(vec![Buffer::from(pattern(512))]));
+    peer.session.complete(read.handle, Ok([Buffer::from(pattern(512))].into()));
     assert!(!peer.session.is_finished());
     assert_eq!(peer.sent(), [simple(0, 1), pattern(512)].concat());
     assert!(peer.session.is_finished());
@@ -393,7 +393,7 @@ fn shutting_down_answers_what_has_arrived_and_drops_the_rest() {
     assert!(!peer.session.wants_input() && !peer.session.is_finished());
     let command = peer.command();
     assert_eq!(peer.session.poll_command(), None);
-    peer.session.complete(command.handle, Ok(Vec::new()));
+    peer.session.complete(command.handle, Ok(Pieces::new()));
     assert_eq!(peer.sent(), simple(0, 1));
     assert!(peer.session.is_finished());
 }
@@ -408,7 +408,7 @@ fn a_wrong_magic_ends_the_connection() {
     assert_eq!(peer.feed(&wrong), Err(SessionError::RequestMagic(0x0060_9513)));
     assert!(peer.session.is_finished() && !peer.session.wants_input());
     // A late completion does no harm.
-    peer.session.complete(command.handle, Ok(Vec::new()));
+    peer.session.complete(command.handle, Ok(Pieces::new()));
     assert!(peer.session.is_finished());
     assert_eq!(peer.session.poll_transmit(), None);
 }

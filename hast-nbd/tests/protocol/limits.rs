@@ -1,7 +1,7 @@
 //! Bounds on what one client may keep in flight, and that reaching them costs nothing but waiting.
 
 use crate::peer::*;
-use hast_nbd::{CommandId, Kind, MAX_BYTES, MAX_COMMANDS};
+use hast_nbd::{CommandId, Kind, MAX_BYTES, MAX_COMMANDS, Pieces};
 use hast_net::buffer::Buffer;
 
 #[test]
@@ -16,7 +16,7 @@ fn commands_in_flight_are_bounded() {
     while seen < 1000 {
         let command = peer.command();
         seen += 1;
-        peer.session.complete(command.handle, Ok(Vec::new()));
+        peer.session.complete(command.handle, Ok(Pieces::new()));
         assert!(peer.session.in_flight() <= MAX_COMMANDS);
         peer.sent();
         rest = peer.feed_some(rest).unwrap();
@@ -35,7 +35,7 @@ fn bytes_of_reads_are_bounded_until_they_are_handed_out() {
     assert_eq!(peer.session.poll_command(), None, "a third does not fit into {MAX_BYTES}");
     assert!(!peer.session.wants_input());
     let data = Buffer::from(vec![7; length as usize]);
-    peer.session.complete(commands[0].handle, Ok(vec![data.clone()]));
+    peer.session.complete(commands[0].handle, Ok([data.clone()].into()));
     assert_eq!(peer.session.poll_command(), None, "the data is still held");
     assert_eq!(peer.session.poll_transmit().unwrap().len(), 16);
     assert_eq!(peer.session.poll_command(), None);
@@ -56,7 +56,7 @@ fn bytes_of_writes_are_bounded_until_they_are_completed() {
     peer.feed(&write(0, 2, 0, &data)).unwrap();
     assert!(!peer.session.wants_input());
     let command = peer.command();
-    peer.session.complete(command.handle, Ok(Vec::new()));
+    peer.session.complete(command.handle, Ok(Pieces::new()));
     assert!(peer.session.wants_input());
     peer.feed(&write(0, 3, 0, &data)).unwrap();
     assert!(!peer.session.wants_input());
@@ -89,7 +89,7 @@ fn an_error_found_late_ends_the_session_too() {
     peer.feed(&bytes).unwrap();
     assert!(!peer.session.is_finished());
     let command = peer.command();
-    peer.session.complete(command.handle, Ok(Vec::new()));
+    peer.session.complete(command.handle, Ok(Pieces::new()));
     assert!(peer.session.is_finished());
     assert!(peer.session.advance(0).is_err());
 }
@@ -104,7 +104,7 @@ fn handles_are_never_reused() {
         assert_eq!(command.kind, Kind::Flush);
         assert!(command.handle > last);
         last = command.handle;
-        peer.session.complete(command.handle, Ok(Vec::new()));
+        peer.session.complete(command.handle, Ok(Pieces::new()));
     }
 }
 

@@ -2,7 +2,7 @@
 //! were cut.
 
 use crate::peer::*;
-use hast_nbd::{Command, Kind, NbdError, Session};
+use hast_nbd::{Command, Kind, NbdError, Pieces, Session};
 use hast_net::buffer::{Buffer, Pool};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -31,13 +31,13 @@ fn run(mut session: Session, bytes: &[u8], cuts: &[usize]) -> (Vec<Command>, Vec
     (commands, sent, failed)
 }
 
-fn answer(command: &Command) -> Result<Vec<Buffer>, NbdError> {
+fn answer(command: &Command) -> Result<Pieces, NbdError> {
     match &command.kind {
         Kind::Read { offset, length } if offset % 1024 == 0 => {
-            Ok(vec![Buffer::from(vec![7; *length as usize])])
+            Ok([Buffer::from(vec![7; *length as usize])].into())
         }
         Kind::Read { .. } => Err(NbdError::Io),
-        _ => Ok(Vec::new()),
+        _ => Ok(Pieces::new()),
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use hast_nbd::{Command, Export, Kind, NbdError, Session};
+use hast_nbd::{Command, Export, Kind, NbdError, Pieces, Session};
 use hast_net::buffer::{Buffer, Pool};
 
 /// A disk in memory that counts what matters to its clients.
@@ -35,7 +35,7 @@ impl Disk {
         self.errors.lock().unwrap().clone()
     }
 
-    fn execute(&self, kind: Kind) -> Result<Vec<Buffer>, NbdError> {
+    fn execute(&self, kind: Kind) -> Result<Pieces, NbdError> {
         let mut bytes = self.bytes.lock().unwrap();
         match kind {
             Kind::Read { offset, length } => {
@@ -60,7 +60,7 @@ impl Disk {
             }
             Kind::Cache { .. } => {}
         }
-        Ok(Vec::new())
+        Ok(Pieces::new())
     }
 }
 

@@ -4,9 +4,10 @@
 //! errors. Knows neither sockets nor other commands.
 
 use hast_engine::{DiskResult, Op};
-use hast_nbd::{CommandId, Kind, NbdError};
+use hast_nbd::{CommandId, Kind, NbdError, Pieces};
 use hast_net::buffer::Buffer;
 use hast_net::errno::Errno;
+use smallvec::SmallVec;
 
 use super::requests::Requests;
 
@@ -20,7 +21,7 @@ pub(super) struct Command {
     /// Requests that the engine has.
     outstanding: usize,
     /// What reads have brought, in the order of their offsets.
-    data: Vec<Option<Buffer>>,
+    data: SmallVec<[Option<Buffer>; 1]>,
     flush: Flush,
     error: Option<NbdError>,
 }
@@ -52,7 +53,7 @@ impl Command {
             handle,
             requests: requests(kind, sector, zeroes),
             outstanding: 0,
-            data: Vec::new(),
+            data: SmallVec::new(),
             flush: if durable { Flush::Wanted } else { Flush::No },
             error: None,
         }
@@ -114,7 +115,7 @@ impl Command {
     }
 
     /// What to answer, once there is nothing more to do. Takes the data: the command is over.
-    pub(super) fn outcome(&mut self) -> Option<Result<Vec<Buffer>, NbdError>> {
+    pub(super) fn outcome(&mut self) -> Option<Result<Pieces, NbdError>> {
         if self.outstanding > 0 {
             return None;
         }
@@ -184,7 +185,7 @@ mod tests {
         std::iter::from_fn(|| command.next_request()).collect()
     }
 
-    fn pieces(length: usize) -> Vec<Buffer> {
+    fn pieces(length: usize) -> Pieces {
         let bytes: Vec<u8> = (0..length).map(|i| (i / 512) as u8).collect();
         bytes.chunks(MAX_REQUEST as usize).map(|piece| Buffer::from(piece.to_vec())).collect()
     }
@@ -281,7 +282,7 @@ mod tests {
             let mut command = command(kind);
             let (number, _) = command.next_request().unwrap();
             command.finished(number, Err(Errno::EOPNOTSUPP));
-            assert_eq!(command.outcome(), Some(Ok(Vec::new())));
+            assert_eq!(command.outcome(), Some(Ok(Pieces::new())));
         }
     }
 
@@ -291,7 +292,7 @@ mod tests {
         for kind in [Kind::Cache { offset: 0, length: 512 }, small] {
             let mut command = command(kind);
             assert!(command.next_request().is_none());
-            assert_eq!(command.outcome(), Some(Ok(Vec::new())));
+            assert_eq!(command.outcome(), Some(Ok(Pieces::new())));
         }
     }
 }

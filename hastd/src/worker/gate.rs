@@ -12,6 +12,7 @@ use std::thread::{self, JoinHandle};
 
 use hast_engine::{DiskResult, MAX_REQUEST, Op, RequestId};
 use hast_ggate::{Create, Device, DeviceError, Gate, Kind, Next, Origin, Request};
+use hast_nbd::Pieces;
 use hast_net::buffer::{Buffer, Pool};
 use hast_net::errno::Errno;
 use nix::sys::signal::SigSet;
@@ -438,7 +439,7 @@ fn max_request() -> usize {
 }
 
 /// A write in pieces that every peer takes.
-fn pieces(data: &Buffer) -> Vec<Buffer> {
+fn pieces(data: &Buffer) -> Pieces {
     (0..data.len()).step_by(ROOM).map(|at| data.slice(at..at.saturating_add(ROOM))).collect()
 }
 
@@ -447,7 +448,7 @@ fn nothing() -> Buffer {
 }
 
 /// The kernel takes a read's data in one piece.
-fn joined(mut pieces: Vec<Buffer>, pool: &Pool) -> Buffer {
+fn joined(mut pieces: Pieces, pool: &Pool) -> Buffer {
     if pieces.len() <= 1 {
         return pieces.pop().unwrap_or_else(nothing);
     }

@@ -1,8 +1,7 @@
 //! A request of a device cut into requests that every peer takes.
 
-use std::vec;
-
 use hast_engine::{MAX_REQUEST, Op};
+use hast_nbd::Pieces;
 use hast_net::buffer::Buffer;
 
 /// Bytes that one delete request covers at most.
@@ -18,7 +17,7 @@ pub(super) struct Requests {
 enum What {
     Nothing,
     Read,
-    Write(vec::IntoIter<Buffer>),
+    Write(<Pieces as IntoIterator>::IntoIter),
     Zeroes(Buffer),
     Delete,
 }
@@ -35,7 +34,7 @@ impl Requests {
     }
 
     /// Writes `pieces`, none of them longer than [`MAX_REQUEST`], one behind the other.
-    pub(super) fn write(offset: u64, pieces: Vec<Buffer>) -> Requests {
+    pub(super) fn write(offset: u64, pieces: Pieces) -> Requests {
         let left = pieces.iter().map(|piece| piece.len() as u64).sum();
         Requests { what: What::Write(pieces.into_iter()), offset, left }
     }
