@@ -11,6 +11,7 @@ use core::time::Duration;
 use hast_format::bitmap::Bitmap;
 use hast_format::layout::Layout;
 use hast_net::errno::Errno;
+use smallvec::SmallVec;
 
 use crate::ranges::Key;
 use crate::types::{DiskOp, DiskResult, MAX_REQUEST};
@@ -18,12 +19,15 @@ use crate::types::{DiskOp, DiskResult, MAX_REQUEST};
 /// How long a disk is left alone that fails again and again.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// Why a flush was asked for, mostly by one: then that is no allocation.
+pub type Whom<P> = SmallVec<[P; 4]>;
+
 /// The flushes of one disk, and the extents of its data area that they have or have not made durable. `P` says why
 /// a flush was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Durable<P> {
-    running: Vec<P>,
-    waiting: Vec<P>,
+    running: Whom<P>,
+    waiting: Whom<P>,
     /// Written since the flush under way, or the last one, began.
     written: Bitmap,
     /// Written before the flush under way began, and by no flush covered.
@@ -56,8 +60,8 @@ impl<P: Copy + PartialEq> Durable<P> {
     /// Of a disk with so many extents, all of them durable as far as anybody knows.
     pub fn new(extents: u32) -> Durable<P> {
         Durable {
-            running: Vec::new(),
-            waiting: Vec::new(),
+            running: Whom::new(),
+            waiting: Whom::new(),
             written: Bitmap::new(extents),
             covered: Bitmap::new(extents),
             dropped: Bitmap::new(extents),
@@ -87,7 +91,7 @@ impl<P: Copy + PartialEq> Durable<P> {
     }
 
     /// The flush has ended; gives those for whom it ended like this.
-    pub fn end(&mut self, now: Duration, result: &DiskResult) -> Vec<P> {
+    pub fn end(&mut self, now: Duration, result: &DiskResult) -> Whom<P> {
         let mut whom = core::mem::take(&mut self.running);
         match result {
             Ok(_) | Err(Errno::EOPNOTSUPP) => self.covered.clear(),
@@ -270,12 +274,12 @@ mod tests {
         durable.wrote(1..2);
         durable.flush(2);
         assert!(!durable.begin(), "one at a time");
-        assert_eq!(durable.end(at(1), &Err(Errno::EIO)), vec![1, 2]);
+        assert_eq!(durable.end(at(1), &Err(Errno::EIO)).to_vec(), vec![1, 2]);
         assert_eq!(dropped(&durable), vec![0, 1]);
         durable.wrote(2..3);
         durable.flush(3);
         assert!(durable.begin());
-        assert_eq!(durable.end(at(2), &Ok(None)), vec![3]);
+        assert_eq!(durable.end(at(2), &Ok(None)).to_vec(), vec![3]);
         assert_eq!(dropped(&durable), vec![0, 1], "no later flush brings them back");
     }
 

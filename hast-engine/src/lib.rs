@@ -27,7 +27,7 @@ mod types;
 mod verdict;
 
 pub use counts::{Counts, Decision, Hello, MapToSend, decide, must_be_marked, written_alone};
-pub use durable::Durable;
+pub use durable::{Durable, Whom};
 pub use primary::{Primary, PrimaryStart};
 pub use ranges::{Key, RangeQueue};
 pub use secondary::{DISK_PATIENCE, Secondary, SecondaryStart};

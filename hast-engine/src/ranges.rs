@@ -73,10 +73,7 @@ impl RangeQueue {
     pub fn release(&mut self, key: Key, ready: &mut Vec<Key>) {
         let Some(gone) = self.entries.remove(&key) else { return };
         if let Some(class) = self.classes.get_mut(&gone.class()) {
-            class.remove(&gone.place());
-            if class.is_empty() {
-                self.classes.remove(&gone.class());
-            }
+            class.remove(&gone.place()); // the class stays: there are few, and it will be needed again
         }
         let mut later: Vec<(u64, Key)> =
             self.conflicting(&gone).filter(|(arrival, _)| *arrival > gone.arrival).collect();

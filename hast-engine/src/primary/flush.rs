@@ -11,6 +11,7 @@ use hast_net::errno::Errno;
 use hast_net::extensions::Extensions;
 use hast_net::handshake::SyncSource;
 use hast_net::message::Command;
+use smallvec::SmallVec;
 
 use super::dropped::Became;
 use super::link::Awaited;
@@ -24,13 +25,16 @@ const LATEST: Duration = Duration::from_secs(1);
 /// ... or as soon as this many extents wait.
 const EXTENTS: u32 = 256;
 
+/// Clients' flushes: mostly one, which then is no allocation.
+type Clients = SmallVec<[RequestId; 4]>;
+
 /// The flush under way and those who want the next one.
 #[derive(Debug, Default)]
 pub(super) struct Flush {
     running: Option<Run>,
-    waiting: Vec<RequestId>,
+    waiting: Clients,
     /// Clients whose flush the local disk has failed: the next one tells whether the secondary has it all.
-    again: Vec<RequestId>,
+    again: Clients,
     /// Somebody other than a client wants one: the ticket of the last who asked, and of the last one served.
     asked: u64,
     begun: u64,
@@ -51,9 +55,9 @@ pub(super) struct Flush {
 
 #[derive(Debug)]
 struct Run {
-    clients: Vec<RequestId>,
+    clients: Clients,
     /// Those among them who wait for the second time.
-    again: Vec<RequestId>,
+    again: Clients,
     /// Everybody who asked up to this ticket is served.
     ticket: u64,
     local: Part,
@@ -161,7 +165,10 @@ impl Primary {
         self.flush.unflushed_since = None;
         self.map.flush_begins();
         self.turning.flush_begins();
-        let lone = std::mem::replace(&mut self.sync.lone, Bitmap::new(self.sync.stale.len()));
+        let lone = match self.sync.lone.is_empty() {
+            true => Bitmap::new(0),
+            false => std::mem::replace(&mut self.sync.lone, Bitmap::new(self.sync.stale.len())),
+        };
         let local = if self.flush.no_local_cache { Part::Unsupported } else { Part::Awaited };
         let remote = if self.link.is_up() && !keeps(Rule::L10) {
             Part::Unsupported // cleared without asking
