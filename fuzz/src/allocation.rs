@@ -1,7 +1,9 @@
-//! A global allocator that counts, per thread: what a decoder takes can be compared with what it was given.
+//! A global allocator that counts, per thread: what a decoder takes can be compared with what it was given. And for
+//! the whole process: what a request costs that several threads work on.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What a thread has taken from the allocator.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,6 +28,31 @@ pub fn measure<R>(f: impl FnOnce() -> R) -> (R, Usage) {
     (result, Usage { total, peak: usize::try_from(peak).unwrap_or(0) })
 }
 
+/// What all threads have taken from the allocator since the process began, given back or not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Total {
+    /// Allocations, and reallocations, which may be as costly.
+    pub allocations: u64,
+    /// Bytes of all of them together.
+    pub bytes: u64,
+    /// Those among them of at least [`LARGE`] bytes.
+    pub large: u64,
+}
+
+/// Bytes of the smallest block of a disk that anybody sends: from here on an allocation may be for a payload.
+pub const LARGE: usize = 4096;
+
+/// What all threads have taken so far.
+#[must_use]
+pub fn total() -> Total {
+    let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    Total { allocations: get(&ALLOCATIONS), bytes: get(&BYTES), large: get(&LARGE_ONES) }
+}
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+static BYTES: AtomicU64 = AtomicU64::new(0);
+static LARGE_ONES: AtomicU64 = AtomicU64::new(0);
+
 #[derive(Clone, Copy)]
 struct Count {
     total: usize,
@@ -43,6 +70,9 @@ fn took(size: usize) {
     let Count { total, live, peak } = COUNT.get();
     let live = live.wrapping_add_unsigned(size);
     COUNT.set(Count { total: total.wrapping_add(size), live, peak: peak.max(live) });
+    ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+    BYTES.fetch_add(size as u64, Ordering::Relaxed);
+    LARGE_ONES.fetch_add(u64::from(size >= LARGE), Ordering::Relaxed);
 }
 
 fn gave(size: usize) {
@@ -88,6 +118,16 @@ unsafe impl GlobalAlloc for Counting {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_other_threads_take_is_in_the_total() {
+        let before = total();
+        let thread = std::thread::spawn(|| drop(std::hint::black_box(vec![1_u8; 5000])));
+        thread.join().unwrap();
+        let after = total();
+        assert!(after.allocations > before.allocations && after.large > before.large);
+        assert!(after.bytes >= before.bytes + 5000);
+    }
 
     #[test]
     fn what_is_taken_is_counted_and_what_is_given_back_too() {
