@@ -152,8 +152,12 @@ impl Activemap {
 
     /// A flush on both nodes begins: it covers what was answered until now.
     pub fn flush_begins(&mut self) {
-        self.covered.union(&self.unflushed);
-        self.unflushed.clear();
+        if self.covered.is_empty() {
+            core::mem::swap(&mut self.covered, &mut self.unflushed);
+        } else {
+            self.covered.union(&self.unflushed);
+            self.unflushed.clear();
+        }
     }
 
     /// The flush succeeded on both nodes: what it covered and nobody touched since leaves the map.

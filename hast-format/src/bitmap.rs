@@ -98,12 +98,18 @@ impl Bitmap {
 
     /// Clears every bit.
     pub fn clear(&mut self) {
-        self.words.fill(0);
-        self.set = 0;
+        // Most are empty most of the time, and as long as the provider is large.
+        if self.set > 0 {
+            self.words.fill(0);
+            self.set = 0;
+        }
     }
 
     /// Sets every bit that is set in `other`.
     pub fn union(&mut self, other: &Bitmap) {
+        if other.is_empty() {
+            return;
+        }
         for bit in other.iter() {
             self.insert(bit);
         }
