@@ -7,6 +7,7 @@
 //! | `storage` | map writes (grouped) and metadata writes: what must be durable before what |
 //! | `flush` | flushes of clients and of the map's housekeeping, one at a time, shared |
 //! | `dropped` | the local disk's flushes, and what a failed one may have dropped |
+//! | `window` | how much of that is under way at a time |
 //! | `turning` | extents that are about to be right on the secondary alone |
 //! | `link` | connecting, the handshake, loss |
 //! | `silence` | keepalives, and a secondary that says nothing |
@@ -20,6 +21,7 @@ mod silence;
 mod storage;
 mod sync;
 mod turning;
+mod window;
 
 use core::time::Duration;
 use std::collections::{BTreeMap, VecDeque};
@@ -44,7 +46,7 @@ const SLOTS: usize = 255;
 /// device has forgotten, but fewer than a secondary of ours takes in.
 const REQUESTS: usize = 4096;
 /// The same for an original, which takes in 256, those of a synchronisation among them.
-const REQUESTS_OF_ORIGINAL: usize = 256 - sync::WINDOW;
+const REQUESTS_OF_ORIGINAL: usize = 256 - window::MOST_OF_ORIGINAL;
 /// Bytes of requests under way from which on no more are wanted.
 const BYTES: u64 = 32 << 20;
 
@@ -102,6 +104,8 @@ pub struct Primary {
     /// The save that made this disconnected period's rise of localcnt durable, or will (C1).
     counted: Option<u64>,
     statistics: Statistics,
+    /// When the device last asked for something.
+    last_request: Option<Duration>,
 }
 
 /// What the primary is about to do with the device's requests.
@@ -205,6 +209,7 @@ impl Primary {
             held: VecDeque::new(),
             counted: None,
             statistics: Statistics::default(),
+            last_request: None,
         };
         let stale: Vec<u32> = primary.sync.stale.iter().collect();
         for extent in stale {
@@ -227,6 +232,7 @@ impl Primary {
     /// A request of the device, when they are [wanted](Primary::wants_requests). Every request is completed exactly once, unless the worker ends first.
     pub fn handle_request(&mut self, now: Duration, id: RequestId, op: Op) {
         self.now = now;
+        self.last_request = Some(now);
         self.take_request(id, op);
         self.settle();
     }

@@ -18,14 +18,13 @@ use hast_net::human::human;
 use hast_net::message::{Command, MarkKind};
 
 use super::link::Awaited;
+use super::window::{MOST_OF_ORIGINAL, Window};
 use super::{Phase, Primary, Purpose, exactly};
 use crate::counts::must_be_marked;
 use crate::ranges::Key;
 use crate::rule::{Rule, keeps};
 use crate::types::{DiskOp, DiskResult, Event, MAX_REQUEST};
 
-/// Blocks being copied at a time: enough to fill a long link, few enough to leave users room.
-pub(super) const WINDOW: usize = 32;
 /// How long to wait before an extent that could not be copied is tried again.
 const RETRY: Duration = Duration::from_secs(10);
 
@@ -68,6 +67,7 @@ pub(super) struct Sync {
     /// Where the search for the next extent goes on.
     cursor: u32,
     blocks: BTreeMap<Key, Block>,
+    window: Window,
     /// Extents that could not be copied, until `retry_at`.
     failed: BTreeSet<u32>,
     retry_at: Option<Duration>,
@@ -115,6 +115,8 @@ struct Block {
     length: u32,
     from: SyncSource,
     state: BlockState,
+    /// When it was asked for.
+    since: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,6 +162,7 @@ impl Sync {
             open: None,
             cursor: 0,
             blocks: BTreeMap::new(),
+            window: Window::new(),
             failed: BTreeSet::new(),
             retry_at: None,
             step: Step::Copying,
@@ -209,6 +212,7 @@ impl Primary {
             self.sync.session = true;
             self.sync.copied = false;
             self.sync.announced = false;
+            self.sync.window = Window::new();
         }
         if !self.sync.announced && !self.map.to_synchronise().is_empty() {
             self.sync.announced = true;
@@ -279,17 +283,20 @@ impl Primary {
 
     /// Keeps the window full.
     pub(super) fn fill_sync(&mut self) {
+        let ours = self.link.has(Extensions::SYNC_MARKS);
+        let window = self.sync.window.blocks().min(if ours { usize::MAX } else { MOST_OF_ORIGINAL });
         while self.sync.session
             && self.link.is_up()
             && self.phase == Phase::Serving
-            && self.sync.blocks.len() < WINDOW
+            && self.sync.blocks.len() < window
         {
             if self.map.to_synchronise().is_empty() || !self.secondary_is_marked() {
                 return;
             }
             let Some((extent, offset, length, from)) = self.next_block() else { return };
             let key = self.new_key();
-            self.sync.blocks.insert(key, Block { extent, offset, length, from, state: BlockState::Queued });
+            let (state, since) = (BlockState::Queued, self.now);
+            self.sync.blocks.insert(key, Block { extent, offset, length, from, state, since });
             if self.ranges.insert(key, offset..offset + u64::from(length), false) {
                 self.block_ready(key);
             }
@@ -388,6 +395,7 @@ impl Primary {
     pub(super) fn block_ready(&mut self, key: Key) {
         let Some(block) = self.sync.blocks.get_mut(&key) else { return };
         let Block { offset, length, from, .. } = *block;
+        block.since = self.now;
         match from {
             SyncSource::Primary => {
                 block.state = BlockState::Local;
@@ -475,6 +483,10 @@ impl Primary {
         let Some(block) = self.sync.blocks.remove(&key) else { return };
         if block.state == BlockState::Orphaned {
             return self.release(key); // its copy ended with the session
+        }
+        if result.is_ok() && block.length == MAX_REQUEST {
+            let users = self.last_request.map(|at| self.now.saturating_sub(at));
+            self.sync.window.copied(self.now.saturating_sub(block.since), users);
         }
         if result.is_err()
             && let Some(copy) = self.sync.copies.get_mut(&block.extent)

@@ -18,6 +18,9 @@ const ROUND_TRIPS: [u64; 4] = [0, 1, 10, 50];
 /// What the clients do while a synchronisation goes on.
 const FOREGROUND: Workload =
     Workload { name: "4k random write qd1", kind: "randwrite", block: 4 << 10, depth: 1, flush_each: 0 };
+/// Size of the disks at the ends of a long link, in bytes: the round trips in which a synchronisation begins and ends
+/// are to be a small part of it.
+const FAR_DISK: u64 = 4 * DISK;
 /// Extent size of the pairs, in bytes.
 const EXTENT: u64 = 2 << 20;
 
@@ -33,7 +36,7 @@ fn direct(wish: &Wish) -> Outcome {
     fill_pair(&pair)?;
     let (mut copies, mut full, mut tenth) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..wish.rounds {
-        copies.push(copy(wish, Duration::ZERO)?);
+        copies.push(copy(wish, DISK, Duration::ZERO)?);
         full.push(full_sync(&pair)?);
         tenth.push(scattered_sync(&pair)?);
     }
@@ -51,7 +54,7 @@ fn direct(wish: &Wish) -> Outcome {
 
 /// Through relays that delay both directions.
 fn far(wish: &Wish) -> Outcome {
-    let pair = Pair::up(setup(&wish.directory, "memsync"))?;
+    let pair = Pair::up(Setup { provider: FAR_DISK, ..setup(&wish.directory, "memsync") })?;
     fill_pair(&pair)?;
     let mut table = Table::new(
         "Bytes per second by round trip, as a multiple of the same without delay",
@@ -68,7 +71,7 @@ fn far(wish: &Wish) -> Outcome {
         table.ratios(name, &row, base, &format!("{:.0} MB/s", base / 1e6));
         Ok(())
     };
-    measure("nbdcopy", &|each_way| copy(wish, each_way))?;
+    measure("nbdcopy", &|each_way| copy(wish, FAR_DISK, each_way))?;
     measure("full synchronisation", &|each_way| {
         pair.link.delay(each_way);
         full_sync(&pair)
@@ -117,12 +120,12 @@ fn fill_pair(pair: &Pair) -> Outcome {
     client.disconnect().context("disconnect")
 }
 
-/// Bytes per second of `nbdcopy` to a qemu-nbd over TCP.
-fn copy(wish: &Wish, each_way: Duration) -> Result<f64, Failure> {
+/// Bytes per second of `nbdcopy` of so many bytes to a qemu-nbd over TCP.
+fn copy(wish: &Wish, size: u64, each_way: Duration) -> Result<f64, Failure> {
     let directory = scratch_in(&wish.directory, "hast-bench-")?;
     let (from, to) = (directory.path().join("from"), directory.path().join("to"));
-    contender::fill(&from, DISK)?;
-    contender::fill(&to, DISK)?;
+    contender::fill(&from, size)?;
+    contender::fill(&to, size)?;
     let (server, relay) = (Loopback::reserve()?, Loopback::reserve()?);
     let target = (server.ip(), 10809).into();
     let _server = Server::start(qemu_nbd(&to).args(["-b", &server.ip().to_string(), "-p", "10809"]))?;
@@ -132,7 +135,7 @@ fn copy(wish: &Wish, each_way: Duration) -> Result<f64, Failure> {
     let host = if each_way.is_zero() { server.ip() } else { relay.ip() };
     let begin = Instant::now();
     Run::of(Command::new("nbdcopy").arg(&from).arg(format!("nbd://{host}:10809")))?.ok("nbdcopy")?;
-    Ok(DISK as f64 / begin.elapsed().as_secs_f64())
+    Ok(size as f64 / begin.elapsed().as_secs_f64())
 }
 
 /// Bytes per second of a full synchronisation.

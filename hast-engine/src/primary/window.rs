@@ -1,0 +1,159 @@
+//! How many blocks a synchronisation has under way: as many as the link and the disks carry, and no queue of them
+//! that users would have to stand in.
+//!
+//! What a block takes says which it is. On a long link every block takes as long as the shortest does, however many
+//! there are: more of them fill it. As soon as they take twice as long they wait for each other, or for users; and beside users, who
+//! would have to wait as well, as soon as they take a little longer.
+
+use core::time::Duration;
+
+/// At a time in the beginning, and at least while nobody else wants anything: enough to keep a disk busy.
+const LEAST: usize = 8;
+/// At most: with blocks of 128 KiB, 60 MiB. That fills a link of 1 GB/s with a round trip of 50 ms, and the connection
+/// holds it.
+const MOST: usize = 480;
+/// At most at an original, which holds so many requests in all (256) that users' have to fit beside them.
+pub(super) const MOST_OF_ORIGINAL: usize = 32;
+/// What a block may take beyond twice the shortest: less than this is no queue but the noise of two hosts.
+const NOISE: Duration = Duration::from_micros(500);
+/// Users who have asked for something so long ago are gone.
+const USERS: Duration = Duration::from_millis(100);
+/// The same for a block beside users: the queue that blocks make is one that they stand in.
+const NOISE_BESIDE_USERS: Duration = Duration::from_micros(50);
+/// After so many blocks all is measured anew: the way may have become longer, and who only ever sees a queue does
+/// not know how long it is without.
+const MEMORY: u32 = 32_768;
+
+/// The window of a synchronisation.
+#[derive(Debug)]
+pub(super) struct Window {
+    blocks: usize,
+    /// The least that a block took.
+    shortest: Duration,
+    /// Blocks that this was the least of.
+    seen: u32,
+    /// No queue has been noticed yet: each round's window is four times the last one, or twice.
+    rising: bool,
+    /// Blocks that have ended since the window last changed.
+    ended: usize,
+    /// Blocks that are still to end of a larger window, and tell nothing of this one.
+    old: usize,
+}
+
+impl Window {
+    /// Of a new session.
+    pub(super) fn new() -> Window {
+        Window { blocks: LEAST, shortest: Duration::MAX, seen: 0, rising: true, ended: 0, old: 0 }
+    }
+
+    /// How many blocks may be under way.
+    pub(super) fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    /// A block has been copied, and took so long. `users`: since somebody else has asked for something.
+    pub(super) fn copied(&mut self, took: Duration, users: Option<Duration>) {
+        if self.old > 0 {
+            self.old -= 1;
+            return;
+        }
+        self.seen += 1;
+        if self.seen > MEMORY {
+            *self = Window { old: self.blocks, blocks: self.blocks.min(LEAST), ..Window::new() };
+            return;
+        }
+        self.shortest = self.shortest.min(took);
+        self.ended += 1;
+        let beside_users = users.is_some_and(|since| since < USERS);
+        let (least, queueing) = if beside_users {
+            (1, self.shortest / 4 + NOISE_BESIDE_USERS)
+        } else {
+            (LEAST, self.shortest + NOISE)
+        };
+        if took <= self.shortest.saturating_add(queueing) {
+            if self.rising {
+                self.blocks = (self.blocks + if beside_users { 1 } else { 3 }).min(MOST);
+                self.ended = 0;
+            } else if self.ended >= self.blocks {
+                self.blocks = (self.blocks + 1).min(MOST);
+                self.ended = 0;
+            }
+        } else if self.rising || self.ended >= self.blocks {
+            // Once a round: those that are under way were sent before anything could be known.
+            self.blocks = (self.blocks - (self.blocks / 8).max(1).min(self.blocks)).max(least);
+            self.rising = false;
+            self.ended = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Copies so many blocks over a way of this latency that carries a block each `each`; gives the window in the end
+    /// and how much of what the way carries was used in the second half.
+    fn copy(blocks: u64, latency: Duration, each: Duration, users: Option<Duration>) -> (usize, f64) {
+        let mut window = Window::new();
+        let (mut now, mut free) = (Duration::ZERO, Duration::ZERO);
+        let mut under_way = std::collections::VecDeque::new();
+        let mut half = Duration::ZERO;
+        for ended in 0..blocks {
+            while under_way.len() < window.blocks() {
+                free = free.max(now) + each;
+                under_way.push_back((now, free + latency));
+            }
+            let (sent, end) = under_way.pop_front().unwrap();
+            now = end;
+            window.copied(now - sent, users);
+            if ended == blocks / 2 {
+                half = now;
+            }
+        }
+        let ideal = each * u32::try_from(blocks / 2).unwrap();
+        (window.blocks(), ideal.as_secs_f64() / (now - half).as_secs_f64())
+    }
+
+    #[test]
+    fn a_long_link_is_filled_and_a_short_one_not_flooded() {
+        const BLOCK: Duration = Duration::from_micros(500); // 250 MiB/s
+        let (short, used) = copy(20_000, Duration::from_micros(200), BLOCK, None);
+        assert!(short <= 24 && used > 0.95, "{short} {used}");
+        for millis in [1, 10, 50] {
+            let (blocks, used) = copy(20_000, Duration::from_millis(millis), BLOCK, None);
+            assert!(used > 0.9 && blocks <= MOST, "{millis} ms: {blocks} {used}");
+            assert!(
+                u128::try_from(blocks).unwrap() <= 24 + 4 * u128::from(millis) * 1000 / BLOCK.as_micros()
+            );
+        }
+    }
+
+    #[test]
+    fn beside_users_it_makes_no_queue_and_still_fills_a_long_link() {
+        const BLOCK: Duration = Duration::from_micros(100);
+        let now = Some(Duration::ZERO);
+        let (short, used) = copy(20_000, Duration::from_micros(200), BLOCK, now);
+        assert!(short <= 6 && used > 0.3, "{short} {used}");
+        let (long, used) = copy(40_000, Duration::from_millis(10), BLOCK, now);
+        assert!((50..150).contains(&long) && used > 0.6, "{long} {used}");
+        let (gone, _) = copy(20_000, Duration::from_micros(200), BLOCK, Some(USERS));
+        assert!(gone >= LEAST);
+    }
+
+    #[test]
+    fn it_is_bounded_and_makes_room_for_others() {
+        let mut window = Window::new();
+        let mut most = 0;
+        for _ in 0..10_000 {
+            window.copied(Duration::from_millis(50), None);
+            most = most.max(window.blocks());
+        }
+        assert_eq!(most, MOST);
+        let mut window = Window::new();
+        window.copied(Duration::from_millis(1), None);
+        for _ in 0..1000 {
+            window.copied(Duration::from_millis(100), None);
+        }
+        assert_eq!(window.blocks(), LEAST);
+    }
+}
