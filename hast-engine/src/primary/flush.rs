@@ -22,8 +22,9 @@ use crate::verdict::{FlushEnding, Flushed, flush_ending};
 
 /// The map's housekeeping flushes at latest this long after the first answer that no flush covers (M2).
 const LATEST: Duration = Duration::from_secs(1);
-/// ... or as soon as this many extents wait.
-const EXTENTS: u32 = 256;
+/// ... or as soon as this many extents wait: with the usual size 2 GiB, which is what would have to be copied at most
+/// though it is equal. The more they are, the seldomer a working set that size costs map writes again.
+const EXTENTS: u32 = 1024;
 
 /// Clients' flushes: mostly one, which then is no allocation.
 type Clients = SmallVec<[RequestId; 4]>;

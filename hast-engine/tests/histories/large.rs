@@ -200,14 +200,14 @@ fn map_sectors_far_apart_are_written_side_by_side() {
 
 #[test]
 fn many_unflushed_extents_are_flushed_without_waiting() {
-    let mut h = primary(600, 512, &[]);
+    let mut h = primary(1100, 512, &[]);
     h.serve_all(|_| Some(None));
     let flushes = |h: &H| {
         let asked =
             |message: &Message| matches!(message, Message::Request(Request { command: Command::Flush, .. }));
         h.sent.iter().filter(|(_, message)| asked(message)).count()
     };
-    for extent in 0..256 {
+    for extent in 0..1024 {
         assert_eq!(flushes(&h), 0, "after {extent} extents");
         h.req(extent, Op::Write { offset: extent * 512, data: Buffer::from(vec![1; 512]) });
         h.serve_all(|message| {
@@ -215,7 +215,7 @@ fn many_unflushed_extents_are_flushed_without_waiting() {
         });
         assert_eq!(h.result(extent), Some(Ok(None)));
     }
-    assert_eq!(flushes(&h), 1, "M2: at latest when 256 wait");
+    assert_eq!(flushes(&h), 1, "M2: at latest when 1024 wait");
 }
 
 /// L3, L9: a failed flush leaves more stale runs than there is room for: too much is stale then, and never too little.
