@@ -297,9 +297,9 @@ fn configuration_files() {
 
 #[test]
 fn clients_of_a_device() {
-    // The greeting, 16 KiB to read into, and one piece of a write.
+    // The greeting, 64 KiB to read into, and one piece of a write.
     let piece = (128 << 10) + (8 << 10);
-    let price = Price { held: 40, taken: 64, fixed: piece + (16 << 10) + 2 * SMALL };
+    let price = Price { held: 40, taken: 64, fixed: piece + (64 << 10) + 2 * SMALL };
     let option = |number: u32, claimed: u32, data: &[u8]| {
         [&[0, 0, 0, 3], &b"IHAVEOPT"[..], &number.to_be_bytes(), &claimed.to_be_bytes(), data].concat()
     };

@@ -3,7 +3,7 @@
 use crate::wire::RequestHeader;
 
 /// Bytes read at once while the stream is made of small things.
-const CAPACITY: usize = 16 << 10;
+const CAPACITY: usize = 64 << 10;
 
 /// Bytes read at once while the stream is made of large writes: just a header, so that the data behind it can
 /// be received where it stays.
