@@ -1,4 +1,4 @@
-//! A blocking NBD client over a unix socket, for tests and the demonstration.
+//! A blocking NBD client over a unix socket, for hastd's own devices, tests and the demonstration.
 //!
 //! It owns its connection and a thread that receives replies, so that any number of commands may be under way
 //! without the two sides waiting for each other's full socket. It knows nothing of HAST and believes nothing
@@ -126,15 +126,16 @@ pub struct Ticket(u64);
 #[derive(Debug)]
 pub struct Client {
     agreed: Agreed,
+    stream: UnixStream,
     writer: Mutex<Writer>,
     replies: Arc<Replies>,
     reader: Option<JoinHandle<()>>,
     timeout: Option<Duration>,
 }
 
+/// Who holds it may send.
 #[derive(Debug)]
 struct Writer {
-    stream: UnixStream,
     last_cookie: u64,
 }
 
@@ -162,7 +163,8 @@ impl Client {
         })?;
         Ok(Client {
             agreed,
-            writer: Mutex::new(Writer { stream, last_cookie: 0 }),
+            stream,
+            writer: Mutex::new(Writer { last_cookie: 0 }),
             replies,
             reader: Some(reader),
             timeout: None,
@@ -184,10 +186,15 @@ impl Client {
     ///
     /// The socket does not take the bound; zero is not a bound.
     pub fn set_timeout(&mut self, timeout: Option<Duration>) -> Result<(), ClientError> {
-        let writer = self.writer.get_mut().unwrap_or_else(PoisonError::into_inner);
-        writer.stream.set_write_timeout(timeout)?;
+        self.stream.set_write_timeout(timeout)?;
         self.timeout = timeout;
         Ok(())
+    }
+
+    /// What the server said about the export.
+    #[must_use]
+    pub fn agreed(&self) -> Agreed {
+        self.agreed
     }
 
     /// The export's size in bytes.
@@ -211,7 +218,7 @@ impl Client {
     /// Whether several connections see each other's flushed writes.
     #[must_use]
     pub fn can_multi_conn(&self) -> bool {
-        self.agreed.flags & transmission::CAN_MULTI_CONN != 0
+        self.agreed.can(transmission::CAN_MULTI_CONN)
     }
 
     /// Sends a command without waiting for its answer.
@@ -223,8 +230,45 @@ impl Client {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         writer.last_cookie = writer.last_cookie.wrapping_add(1);
         let cookie = writer.last_cookie;
-        let (kind, flags, offset, length, data) = encode(&request)?;
-        self.replies.expect(cookie, Expected::of(&request))?;
+        self.put(&writer, cookie, &request)?;
+        Ok(Ticket(cookie))
+    }
+
+    /// Sends a command under a number of the caller's own, who gets it back from [`receive`](Client::receive). No
+    /// command under way may have the same one, and whoever uses these two uses nothing else of this client.
+    ///
+    /// # Errors
+    ///
+    /// As for [`submit`](Client::submit).
+    pub fn send(&self, cookie: u64, request: Request<'_>) -> Result<(), ClientError> {
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        self.put(&writer, cookie, &request)
+    }
+
+    /// Waits for the next answer, whichever command [sent](Client::send) it is to: the command's number, and the
+    /// data of a read, nothing for other commands, or the error that the server reports.
+    ///
+    /// # Errors
+    ///
+    /// The connection is gone, and all answers that it brought have been received; or none has come in time.
+    pub fn receive(&self) -> Result<(u64, Result<Vec<u8>, NbdError>), ClientError> {
+        let (cookie, answer) = self.replies.next(self.timeout)?;
+        let data = answer.map(|answer| match answer {
+            Answer::Data(data) => data,
+            Answer::Done | Answer::Extents(_) => Vec::new(),
+        });
+        Ok((cookie, data.map_err(|(error, _)| error)))
+    }
+
+    /// Ends the connection at once: whoever sends or waits gets an error.
+    pub fn close(&self) {
+        // It has ended already if this fails.
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+
+    fn put(&self, _: &Writer, cookie: u64, request: &Request<'_>) -> Result<(), ClientError> {
+        let (kind, flags, offset, length, data) = encode(request)?;
+        self.replies.expect(cookie, Expected::of(request))?;
         let header = RequestHeader {
             magic: wire::REQUEST_MAGIC.into(),
             flags: flags.into(),
@@ -233,13 +277,13 @@ impl Client {
             offset: offset.into(),
             length: length.into(),
         };
-        let sent = writer.stream.write_all(header.as_bytes()).and_then(|()| writer.stream.write_all(data));
-        if let Err(error) = sent {
+        let mut stream = &self.stream;
+        let sent = stream.write_all(header.as_bytes()).and_then(|()| stream.write_all(data));
+        sent.map_err(|error| {
             // Half a command may be out: nothing after it would be understood.
-            let _ = writer.stream.shutdown(Shutdown::Both);
-            return Err(timed_out(error));
-        }
-        Ok(Ticket(cookie))
+            self.close();
+            timed_out(error)
+        })
     }
 
     /// Waits for a command's answer: the data of a read, and nothing for other commands.
@@ -344,11 +388,7 @@ impl Client {
     ///
     /// The connection is broken, or the server does not close it within the timeout.
     pub fn disconnect(self) -> Result<(), ClientError> {
-        let header = disconnect_request();
-        {
-            let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-            writer.stream.write_all(header.as_bytes()).map_err(timed_out)?;
-        }
+        take_leave(&self.stream)?;
         self.replies.wait_for_end(self.timeout)
     }
 
@@ -373,8 +413,7 @@ impl Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
-        let writer = self.writer.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let _ = writer.stream.shutdown(Shutdown::Both);
+        self.close();
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();
         }

@@ -4,7 +4,7 @@
 //! client connection: it owns the negotiation, the framing of commands and replies, and the bounds on what a
 //! client may keep in flight. It opens no socket, knows no disk and no resource beyond an [`Export`]: whoever
 //! drives it moves the bytes and carries out the [`Command`]s. [`client`] is the other half, blocking, for
-//! tests and the demonstration.
+//! hastd's own devices, tests and the demonstration.
 //!
 //! The dialect is fixed newstyle with `GO`/`INFO`, structured replies and `base:allocation`; TLS and extended
 //! headers are refused in the way that makes clients go on without them.

@@ -77,6 +77,46 @@ fn everything_a_client_can_ask_in_every_dialect() {
 }
 
 #[test]
+fn commands_under_numbers_of_the_callers_own() {
+    for dialect in dialects() {
+        let disk = Disk::new(SIZE);
+        let (client, server) = pair(&disk, dialect, Some(3));
+        let agreed = client.agreed();
+        assert_eq!(agreed.size, SIZE as u64);
+        assert!(agreed.can_flush() && agreed.can_fua() && agreed.can_trim() && agreed.can_write_zeroes());
+        assert!(!agreed.is_read_only());
+        for number in 0..8_u64 {
+            let data = [number as u8; 512];
+            let request = Request::Write { offset: number * 512, data: &data, fua: number == 7 };
+            client.send(number, request).unwrap();
+        }
+        let mut numbers: Vec<u64> = (0..8)
+            .map(|_| {
+                let (number, answer) = client.receive().unwrap();
+                assert_eq!(answer.unwrap(), []);
+                number
+            })
+            .collect();
+        numbers.sort_unstable();
+        assert_eq!(numbers, [0, 1, 2, 3, 4, 5, 6, 7]);
+        // A number is free again once its answer has come.
+        client.send(5, Request::Read { offset: 5 * 512, length: 512 }).unwrap();
+        client.send(6, Request::Read { offset: SIZE as u64, length: 512 }).unwrap();
+        for _ in 0..2 {
+            match client.receive().unwrap() {
+                (5, answer) => assert_eq!(answer.unwrap(), [5; 512]),
+                (number, answer) => assert_eq!((number, answer.unwrap_err()), (6, NbdError::Inval)),
+            }
+        }
+        client.close();
+        assert!(matches!(client.receive(), Err(ClientError::Closed)), "nothing comes any more");
+        assert!(client.send(1, Request::Flush).is_err());
+        server.join().unwrap();
+        assert_eq!(disk.errors(), [""; 0]);
+    }
+}
+
+#[test]
 fn errors_come_back_with_their_text_and_the_connection_goes_on() {
     for dialect in dialects() {
         let disk = Disk::new(SIZE);

@@ -10,6 +10,7 @@ use super::{ClientError, Dialect, timed_out};
 use crate::MAX_PAYLOAD;
 use crate::wire::{
     self, Cursor, Greeting, OptionHeader, OptionReplyHeader, handshake, info, option, option_reply,
+    transmission,
 };
 
 /// How long a server may take for each answer of the negotiation.
@@ -29,6 +30,42 @@ pub struct Agreed {
     pub minimum_block: u32,
     /// The most bytes in one read or write; 32 MiB when the server did not say.
     pub maximum_payload: u32,
+}
+
+impl Agreed {
+    /// Whether the server carries out flushes.
+    #[must_use]
+    pub fn can_flush(&self) -> bool {
+        self.can(transmission::SEND_FLUSH)
+    }
+
+    /// Whether it makes single commands durable.
+    #[must_use]
+    pub fn can_fua(&self) -> bool {
+        self.can(transmission::SEND_FUA)
+    }
+
+    /// Whether it trims.
+    #[must_use]
+    pub fn can_trim(&self) -> bool {
+        self.can(transmission::SEND_TRIM)
+    }
+
+    /// Whether it writes zeroes.
+    #[must_use]
+    pub fn can_write_zeroes(&self) -> bool {
+        self.can(transmission::SEND_WRITE_ZEROES)
+    }
+
+    /// Whether it refuses writes.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.can(transmission::READ_ONLY)
+    }
+
+    pub(super) fn can(&self, flag: u16) -> bool {
+        self.flags & flag != 0
+    }
 }
 
 /// Brings a fresh connection to the transmission phase.

@@ -79,6 +79,9 @@ impl Expected {
     }
 }
 
+/// An answer, with the number of its command.
+pub(super) type Numbered = (u64, Result<Answer, (NbdError, String)>);
+
 /// The commands under way and the answers that nobody has fetched yet.
 #[derive(Debug, Default)]
 pub(super) struct Replies {
@@ -136,6 +139,17 @@ impl Replies {
         self.until(timeout, |table| {
             if let Some(answer) = table.answers.remove(&cookie) {
                 return Some(answer.map_err(|(error, text)| ClientError::Command { error, text }));
+            }
+            table.ended.clone().map(|broken| Err(broken.into()))
+        })?
+    }
+
+    /// Waits for the next answer, to whichever command.
+    pub(super) fn next(&self, timeout: Option<Duration>) -> Result<Numbered, ClientError> {
+        self.until(timeout, |table| {
+            let cookie = table.answers.keys().next().copied();
+            if let Some((cookie, answer)) = cookie.and_then(|cookie| table.answers.remove_entry(&cookie)) {
+                return Some(Ok((cookie, answer)));
             }
             table.ended.clone().map(|broken| Err(broken.into()))
         })?
