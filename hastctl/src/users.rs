@@ -24,14 +24,19 @@ fn client(pid: u32) -> String {
     if pid == 0 {
         return "an NBD client".to_owned();
     }
+    format!("NBD client {}", named(pid))
+}
+
+/// A process by its number and, if it lives, its name.
+fn named(pid: u32) -> String {
     match std::fs::read_to_string(format!("/proc/{pid}/comm")) {
-        Ok(name) => format!("NBD client {pid} ({})", printable(name.trim_end())),
-        Err(_) => format!("NBD client {pid}"),
+        Ok(name) => format!("{pid} ({})", printable(name.trim_end())),
+        Err(_) => pid.to_string(),
     }
 }
 
 /// What lies on the block device that is linked as `name` in `devices`: file systems by their mount points, and
-/// devices built on it.
+/// devices built on it; and who has it open.
 #[cfg(target_os = "linux")]
 fn holders(devices: &Path, name: &str) -> Vec<String> {
     use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -54,6 +59,24 @@ fn holders(devices: &Path, name: &str) -> Vec<String> {
     found.extend(
         above.map(|device| format!("{shown}, below {}", printable(&device.file_name().to_string_lossy()))),
     );
+    let openers = openers(Path::new("/proc"), Path::new(&shown));
+    found.extend(openers.into_iter().map(|pid| format!("{shown}, open in process {}", named(pid))));
+    found
+}
+
+/// The processes that have `node` open, as far as `proc` shows them to who asks.
+#[cfg(target_os = "linux")]
+fn openers(proc: &Path, node: &Path) -> Vec<u32> {
+    let entries = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten();
+    let processes = entries(proc).filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let mut found: Vec<u32> = processes
+        .filter(|pid| {
+            // What a link says is enough: to follow it might take long.
+            entries(&proc.join(format!("{pid}/fd")))
+                .any(|file| std::fs::read_link(file.path()).is_ok_and(|target| target == node))
+        })
+        .collect();
+    found.sort_unstable();
     found
 }
 
@@ -94,6 +117,23 @@ mod tests {
                     33 1 7:01 / /no rw - ext4 /dev/loop1 rw\n";
         let found: Vec<&str> = mounted(text, "7:0").collect();
         assert_eq!(found, ["/srv/a\\040b", "/mnt"]);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn who_has_a_device_open_is_found_by_its_files() {
+        let proc = tempfile::tempdir().unwrap();
+        for (process, target) in
+            [("12", "/dev/ublkb1"), ("3", "/dev/ublkb1"), ("4", "/dev/ublkb10"), ("self", "/dev/ublkb1")]
+        {
+            let files = proc.path().join(process).join("fd");
+            std::fs::create_dir_all(&files).unwrap();
+            std::os::unix::fs::symlink("/dev/null", files.join("0")).unwrap();
+            std::os::unix::fs::symlink(target, files.join("3")).unwrap();
+        }
+        std::fs::create_dir(proc.path().join("5")).unwrap(); // somebody else's
+        assert_eq!(openers(proc.path(), Path::new("/dev/ublkb1")), [3, 12]);
+        assert_eq!(openers(proc.path(), Path::new("/dev/nbd0")), [0; 0]);
     }
 
     #[cfg(target_os = "linux")]

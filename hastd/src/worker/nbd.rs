@@ -274,9 +274,12 @@ impl Server {
         self.clients.values().any(|client| !client.unsent.is_empty())
     }
 
-    /// The processes that are connected; 0 for one that the system does not name.
+    /// The processes that are connected; 0 for one that the system does not name. The supervisor is none of them: it
+    /// connects for the kernel, and who uses the kernel's device is known there.
     pub(super) fn processes(&self) -> Vec<u32> {
-        self.clients.values().map(|client| client.process).collect()
+        let supervisor = u32::try_from(nix::unistd::getppid().as_raw()).unwrap_or(0);
+        let others = self.clients.values().map(|client| client.process);
+        others.filter(|process| *process == 0 || *process != supervisor).collect()
     }
 
     /// Connections served.
