@@ -97,22 +97,29 @@ pub struct Resource {
 /// What makes a block device of a primary's NBD export; only on Linux.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum KernelDevice {
-    /// The kernel's NBD where it is there, otherwise nothing.
+    /// The kernel's NBD where it is there, otherwise its ublk, otherwise nothing.
     #[default]
     Auto,
     /// The kernel's NBD. That it is not there is worth a warning.
     Nbd,
+    /// The kernel's ublk. That it is not there is worth a warning.
+    Ublk,
     /// Nothing.
     None,
 }
 
 impl KernelDevice {
+    /// Every choice there is.
+    pub const ALL: [KernelDevice; 4] =
+        [KernelDevice::Auto, KernelDevice::Nbd, KernelDevice::Ublk, KernelDevice::None];
+
     /// The word for it in the file.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             KernelDevice::Auto => "auto",
             KernelDevice::Nbd => "nbd",
+            KernelDevice::Ublk => "ublk",
             KernelDevice::None => "none",
         }
     }
@@ -120,9 +127,7 @@ impl KernelDevice {
     /// The one with this word.
     #[must_use]
     pub fn parse(word: &str) -> Option<KernelDevice> {
-        [KernelDevice::Auto, KernelDevice::Nbd, KernelDevice::None]
-            .into_iter()
-            .find(|device| device.as_str() == word)
+        KernelDevice::ALL.into_iter().find(|device| device.as_str() == word)
     }
 }
 

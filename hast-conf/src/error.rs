@@ -125,9 +125,6 @@ pub enum Problem {
     /// A `#%` line in the middle of a statement or in a section without extensions.
     #[error("the extension line `#% {0}` cannot stand here")]
     ExtensionOutOfPlace(String),
-    /// `device ublk`.
-    #[error("hastd makes no device with ublk, which needs io_uring: the kernel's nbd does the same")]
-    NoUblk,
     /// A timeout of no seconds, or of more than can be counted.
     #[error("timeout of {0} seconds")]
     Timeout(String),

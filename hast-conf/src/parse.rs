@@ -296,10 +296,8 @@ impl<'a> Parser<'a> {
         let token = self.lexer.next_token();
         let named = matches!(token.kind, Kind::Word | Kind::Reserved);
         let Some(device) = KernelDevice::parse(token.text).filter(|_| named) else {
-            let words = [KernelDevice::Auto, KernelDevice::Nbd, KernelDevice::None].map(KernelDevice::as_str);
-            let ublk = named && token.text == "ublk";
-            let problem = if ublk { Problem::NoUblk } else { self.wrong_value(token) };
-            return Err(self.error(token.at, problem, one_of(&words)));
+            let words = KernelDevice::ALL.map(KernelDevice::as_str);
+            return Err(self.error(token.at, self.wrong_value(token), one_of(&words)));
         };
         self.end_extension(keyword)?;
         Ok(device)

@@ -244,23 +244,17 @@ shows! {
         |  |    ^^^
         |expected `replication`, `checksum`, `compression`, `timeout`, `exec`, `metaflush`, `peer-timeout`, `device`, `name`, `local`, `on` or `}`";
 
-    a_device_that_is_none: "device ublk" => "
-        |hast.conf:1:8: hastd makes no device with ublk, which needs io_uring: the kernel's nbd does the same
-        |1 | device ublk
-        |  |        ^^^^
-        |expected `auto`, `nbd` or `none`";
-
     device_of_another_kind: "resource r {\n#% device loop\n" => "
         |hast.conf:2:11: wrong value `loop`
         |2 | #% device loop
         |  |           ^^^^
-        |expected `auto`, `nbd` or `none`";
+        |expected `auto`, `nbd`, `ublk` or `none`";
 
     device_without_a_word: "#% device\nnbd /n" => "
         |hast.conf:1:10: the extension line ends here
         |1 | #% device
         |  |          ^
-        |expected `auto`, `nbd` or `none`";
+        |expected `auto`, `nbd`, `ublk` or `none`";
 
     silence_of_no_time: "peer-timeout 0" => "
         |hast.conf:1:14: timeout of 0 seconds

@@ -362,6 +362,8 @@ fn a_silence_and_a_device_are_global_or_a_resources() {
     };
     assert_eq!(both("", ""), (5, KernelDevice::Auto));
     assert_eq!(both("peer-timeout 1 device nbd", ""), (1, KernelDevice::Nbd));
+    assert_eq!(both("device nbd", "device ublk"), (5, KernelDevice::Ublk));
+    assert_eq!(both("#% device ublk\n", ""), (5, KernelDevice::Ublk));
     assert_eq!(
         both("device none", "peer-timeout 2147483647 device auto"),
         (2_147_483_647, KernelDevice::Auto)

@@ -24,7 +24,7 @@ const NODES: &str = "/dev";
 /// How long the kernel may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long requests wait for a successor before they fail.
-const DEAD_TIMEOUT: Duration = Duration::from_secs(120);
+pub(crate) const DEAD_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Why there is no device.
 #[derive(Debug, thiserror::Error)]

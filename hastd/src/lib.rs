@@ -5,6 +5,8 @@ mod boot;
 pub mod ipc;
 #[cfg(target_os = "linux")]
 mod kernel_nbd;
+#[cfg(ublk)]
+mod kernel_ublk;
 pub mod supervisor;
 mod watch;
 pub mod worker;
