@@ -72,9 +72,9 @@ cargo xtask verify [--full] [--seconds N] [--again] [PART ...]
     mutation testing leaves out what was noticed the last time.
 
 cargo xtask vm-test
-    The block device over a primary's export, under Debian's kernel in a machine
-    that qemu emulates: made, used, taken over after kills, and gone with the
-    role. Takes minutes, and not part of CI. Needs qemu-system-x86; the kernel
+    The block device over a primary's export, by NBD and by ublk, under Debian's
+    kernel in a machine that qemu emulates: made, used, taken over after kills,
+    and gone with the role. Takes minutes, and not part of CI. Needs qemu-system-x86; the kernel
     and busybox are downloaded, and kept in the target directory.
 
 cargo xtask help

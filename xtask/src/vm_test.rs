@@ -1,5 +1,5 @@
 //! `cargo xtask vm-test`: the block device over a primary's export (hast.conf(5), `device`), under a kernel that can
-//! make one. Boots Debian's kernel for cloud machines in qemu, with nothing but our programs, busybox and mkfs in
+//! make one, by its NBD and by its ublk. Boots Debian's kernel for cloud machines in qemu, with nothing but our programs, busybox and mkfs in
 //! memory, and runs `vm_test/guest.sh` there as the first process. CI does not: emulated, it takes minutes.
 
 use std::fs;
@@ -16,14 +16,17 @@ use crate::tools;
 
 /// What the machine runs.
 const GUEST: &str = include_str!("vm_test/guest.sh");
-/// Debian's name for the newest kernel for virtual machines.
-const KERNEL: &str = "linux-image-cloud-amd64";
+/// Debian's names for kernels for virtual machines; of the first there is, the newest is taken. Before Linux 6.12 they
+/// have no ublk: Debian 12 has both.
+const KERNELS: &[&str] = &["linux-image-6.12-cloud-amd64", "linux-image-cloud-amd64"];
+/// The modules that the machine needs.
+const MODULES: &[&str] = &["kernel/drivers/block/nbd.ko", "kernel/drivers/block/ublk_drv.ko"];
 /// Debian's busybox that needs no libraries.
 const BUSYBOX: &str = "busybox-static";
 /// Programs of this system that the machine needs besides.
 const PROGRAMS: &[&str] = &["mkfs.ext4"];
 /// How long everything may take.
-const PATIENCE: Duration = Duration::from_secs(1200);
+const PATIENCE: Duration = Duration::from_secs(2400);
 
 pub(crate) fn main(mut parser: lexopt::Parser) -> Result<ExitCode, lexopt::Error> {
     if let Some(argument) = parser.next()? {
@@ -53,9 +56,13 @@ fn run() -> Result<(), String> {
 
 /// The package that the newest kernel is in.
 fn newest_kernel() -> Result<String, String> {
-    let text = ask(Command::new("apt-cache").args(["depends", KERNEL]))?;
-    let package = text.lines().find_map(|line| line.trim().strip_prefix("Depends: "));
-    package.map(str::to_owned).ok_or(format!("apt-cache does not know on what {KERNEL} depends"))
+    for kernel in KERNELS {
+        let text = ask(Command::new("apt-cache").args(["depends", kernel])).unwrap_or_default();
+        if let Some(package) = text.lines().find_map(|line| line.trim().strip_prefix("Depends: ")) {
+            return Ok(package.to_owned());
+        }
+    }
+    Err(format!("apt-cache knows none of {} (apt-get update)", KERNELS.join(", ")))
 }
 
 /// Where the contents of a package are, which is not installed.
@@ -118,8 +125,11 @@ fn initramfs(home: &Path, kernel: &Path, busybox: &Path) -> Result<PathBuf, Stri
     let modules = file_in(&kernel.join("lib/modules"), "")?;
     let version = modules.file_name().ok_or("modules of no version")?;
     let place = root.join("lib/modules").join(version);
-    for file in ["kernel/drivers/block/nbd.ko", "modules.builtin", "modules.order"] {
+    for file in ["modules.builtin", "modules.order"] {
         copy(&modules.join(file), &place.join(file))?;
+    }
+    for file in MODULES {
+        module(&modules.join(file), &place.join(file), busybox)?;
     }
     let init = root.join("init");
     fs::write(&init, GUEST).map_err(at(&init))?;
@@ -141,6 +151,17 @@ fn libraries(program: &Path, root: &Path) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Copies a module as the machine can load it: newer kernels bring them compressed.
+fn module(from: &Path, to: &Path, busybox: &Path) -> Result<(), String> {
+    if from.exists() {
+        return copy(from, to);
+    }
+    let from = PathBuf::from(format!("{}.xz", from.display()));
+    copy(&from, to)?;
+    let unpack = "\"$1\" xz -dc \"$2\" >\"$3\"";
+    pass(Command::new("sh").args(["-c", unpack, "sh"]).args([busybox, &from, to]))
 }
 
 fn copy(from: &Path, to: &Path) -> Result<(), String> {

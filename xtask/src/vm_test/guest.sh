@@ -99,13 +99,15 @@ murder() {
 	[ $? -eq 137 ]
 }
 
-# reread <node>: with what hast.conf says now. That of a restarted primary takes its time.
+# reread <node> <statement>: with what hast.conf says now. That of a restarted primary takes its time.
 reread() {
 	configure "$2"
+	reloads=$(reloads_of "$1")
 	kill -HUP "$(cat "/tmp/$1/hastd.pid")"
-	within 20 reloaded "$1" "$3"
+	within 20 reloaded "$1"
 }
-reloaded() { [ "$(grep -c 'Configuration reloaded' "/tmp/$1/hastd.log")" -eq "$2" ]; }
+reloads_of() { grep -c 'Configuration reloaded' "/tmp/$1/hastd.log"; }
+reloaded() { [ "$(reloads_of "$1")" -gt "$reloads" ]; }
 
 # signal <signal>: to the worker of the one primary that there is
 signal() {
@@ -144,6 +146,128 @@ written() { [ -e /tmp/written ]; }
 # It was waiting for an answer, or to send.
 times_given_up() { dmesg | grep -c 'Connection timed out, retrying\|Dead connection'; }
 gave_up() { [ "$(times_given_up)" -gt "$before" ]; }
+# devices <word>: how many of hastd's there are
+devices() {
+	case $1 in
+	nbd) cat /sys/block/nbd*/backend 2>/dev/null ;;
+	ublk) ls -d /sys/block/ublkb* 2>/dev/null ;;
+	esac | wc -l
+}
+# one_of <word>: what devices says of both words if there is one device
+one_of() {
+	case $1 in
+	nbd) echo 1 0 ;;
+	ublk) echo 0 1 ;;
+	esac
+}
+# leads_to <word>: what the device's name means
+leads_to() {
+	case $1 in
+	nbd) node=/dev/nbd ;;
+	ublk) node=/dev/ublkb ;;
+	esac
+	[ "$(readlink $device | sed 's/[0-9]*$//')" = "$node" ]
+}
+
+# no_device <node>: the export is served all the same.
+no_device() {
+	check "the export is there" [ -S "/tmp/$1/$name.sock" ]
+	check "and no device" not [ -e $device ]
+}
+
+# try_device <word>: everything that makes a device of a node's export, that it outlives, and that ends it. Node a is
+# in role init, b secondary, and nothing is on either that the other one lacks; in the end both are in role init.
+# Node b chooses by itself, and there is but one thing to choose, or nbd.
+try_device() {
+	echo "---- $1"
+	check "the other hastd reads that it is to choose" reread b "device auto"
+	check "hastd reads that it is to load the module" reread a "device $1"
+	check "role primary" ctl a role primary $name
+	check "the device appears" within 30 is_device
+	check "its name leads to the kernel's device" leads_to "$1"
+	check "it has the size of the data area" [ "$(blockdev --getsize64 $device)" -eq "$(ctl a dump $name | sed -n 's/^ *datasize: \([0-9]*\).*/\1/p')" ]
+	check "mkfs" mkfs.ext4 -q -F $device
+	check "mount" mount $device /mnt
+	write_slowly
+	check "write and flush" within 60 written
+	check "without an error" not [ -e /tmp/errors ]
+	check "read back" read_back
+	check "discard" fstrim /mnt
+	check "in step with the secondary" within 60 in_step a
+
+	write_slowly
+	check "a writer is at work" within 60 begun
+	check "the worker is killed" signal KILL
+	check "its successor takes the device over" within 180 written
+	check "nobody saw an error" not [ -e /tmp/errors ]
+	check "everything was written" read_back
+
+	write_slowly
+	check "a writer is at work for the second time" within 60 begun
+	before=$(times_given_up)
+	check "the worker is stopped" signal STOP
+	if [ "$1" = nbd ]; then
+		check "the kernel gives its connection up" within 90 gave_up
+	else
+		check "nobody is answered" not within 8 written
+	fi
+	check "the worker goes on" signal CONT
+	check "it is connected again" within 90 written
+	check "nobody has seen an error" not [ -e /tmp/errors ]
+	check "everything has been written" read_back
+
+	write_slowly
+	check "a writer is at work again" within 60 begun
+	check "hastd is killed" murder a
+	check "hastd starts again" start a
+	check "the device is still there" [ -b $device ]
+	check "role primary again" ctl a role primary $name
+	check "the device is found again" within 180 written
+	check "still nobody saw an error" not [ -e /tmp/errors ]
+	check "everything was written again" read_back
+	check "there is one device" [ "$(devices "$1")" -eq 1 ]
+
+	check "umount" umount /mnt
+	check "in step before the role changes" within 60 in_step a
+	check "role secondary instead" ctl a role secondary $name
+	check "the device is gone" not [ -e $device ]
+	check "the kernel has none either" [ "$(devices "$1")" -eq 0 ]
+	check "the other node is primary" ctl b role primary $name
+	check "the device appears there" within 30 is_device
+	check "it is of the same kind" leads_to "$1"
+	check "mount there" mount $device /mnt
+	check "the file is the same" [ "$(sum /mnt/file)" = "$(sum /tmp/file)" ]
+
+	sleep 1000 3<$device &
+	opener=$!
+	within 10 [ -e /proc/$opener/fd/3 ]
+	ctl b role -n init $name >/tmp/users 2>&1
+	check "who mounted it is named" grep -q 'mounted on /mnt' /tmp/users
+	check "who has it open is named" grep -q "open in process $opener (" /tmp/users
+	check "hastd is not" not grep -q 'NBD client' /tmp/users
+	kill $opener
+	check "a role change under a mounted file system" ctl b role init $name
+	check "the device is gone, mounted or not" not [ -e $device ]
+	check "and answers nobody" not dd if=/mnt/file of=/dev/null bs=64k iflag=direct
+	check "primary again, while that is still mounted" ctl b role primary $name
+	check "another device appears" within 30 is_device
+	mkdir -p /tmp/again
+	check "mount" mount $device /tmp/again
+	check "the file is still the same" [ "$(sum /tmp/again/file)" = "$(sum /tmp/file)" ]
+	check "umount of both" umount /tmp/again /mnt
+
+	check "a hastd is killed for the second time" murder b
+	check "the device waits for the next one" [ -b $device ]
+	check "that starts" start b
+	check "another role takes the device away" ctl b role secondary $name
+	check "and its name" not [ -e $device ]
+	check "the kernel has none any more" [ "$(devices "$1")" -eq 0 ]
+	check "primary once more" ctl b role primary $name
+	check "in step at the end" within 60 in_step b
+	check "role init once more" ctl b role init $name
+	check "no device is left" [ "$(devices "$1")" -eq 0 ]
+	check "role init of the other node" ctl a role init $name
+}
 
 configure "device auto"
 mkdir -p /tmp/a /tmp/b
@@ -155,84 +279,47 @@ for node in a b; do
 done
 check "role secondary" ctl b role secondary $name
 
-check "role primary where the kernel has no NBD" ctl a role primary $name
-check "auto says once that there is none" within 20 logged a 'The device is an NBD export only: this kernel has no NBD'
-check "and makes none" not [ -e $device ]
-check "the export is there" [ -S /tmp/a/$name.sock ]
+why="The device is an NBD export only"
+no_nbd="this kernel has no NBD (module nbd)"
+no_ublk="this kernel has no ublk (module ublk_drv)"
+check "role primary where the kernel has neither" ctl a role primary $name
+check "auto says once that there is none" within 20 logged a "$why: $no_nbd, and $no_ublk"
+no_device a
 check "role init" ctl a role init $name
+for word in nbd ublk; do
+	case $word in
+	nbd) missing=$no_nbd ;;
+	ublk) missing=$no_ublk ;;
+	esac
+	check "hastd reads that it is to be $word" reread a "device $word"
+	check "role primary without the module" ctl a role primary $name
+	check "hastd warns that there is none" within 20 logged a "$why: ${missing}[.]"
+	no_device a
+	check "role init" ctl a role init $name
+done
 
 depmod
-check "hastd reads that it is to load the module" reread a "device nbd" 1
-check "role primary" ctl a role primary $name
-check "the device appears" within 30 is_device
-check "its name leads to the kernel's device" [ "$(readlink $device | cut -c1-8)" = /dev/nbd ]
-check "it has the size of the data area" [ "$(blockdev --getsize64 $device)" -eq "$(ctl a dump $name | sed -n 's/^ *datasize: \([0-9]*\).*/\1/p')" ]
-check "mkfs" mkfs.ext4 -q $device
-check "mount" mount $device /mnt
-write_slowly
-check "write and flush" within 60 written
-check "without an error" not [ -e /tmp/errors ]
-check "read back" read_back
-check "discard" fstrim /mnt
-check "in step with the secondary" within 60 in_step a
+try_device ublk
+# What b has is to be on a, which is the primary next time.
+check "role secondary for the second time" ctl b role secondary $name
+try_device nbd
 
-write_slowly
-check "a writer is at work" within 60 begun
-check "the worker is killed" signal KILL
-check "its successor takes the device over" within 180 written
-check "nobody saw an error" not [ -e /tmp/errors ]
-check "everything was written" read_back
-
-write_slowly
-check "a writer is at work for the second time" within 60 begun
-before=$(times_given_up)
-check "the worker is stopped" signal STOP
-check "the kernel gives its connection up" within 90 gave_up
-check "the worker goes on" signal CONT
-check "it is connected again" within 90 written
-check "nobody has seen an error" not [ -e /tmp/errors ]
-check "everything has been written" read_back
-
-write_slowly
-check "a writer is at work again" within 60 begun
-check "hastd is killed" murder a
-check "hastd starts again" start a
-check "the device is still there" [ -b $device ]
-check "role primary again" ctl a role primary $name
-check "the device is found again" within 180 written
-check "still nobody saw an error" not [ -e /tmp/errors ]
-check "everything was written again" read_back
-check "there is one device" [ "$(cat /sys/block/nbd*/backend 2>/dev/null | wc -l)" -eq 1 ]
-
-check "umount" umount /mnt
-check "in step before the role changes" within 60 in_step a
-check "role secondary instead" ctl a role secondary $name
-check "the device is gone" not [ -e $device ]
-check "the kernel has none either" [ "$(cat /sys/block/nbd*/backend 2>/dev/null | wc -l)" -eq 0 ]
-check "the other node is primary" ctl b role primary $name
-check "the device appears there" within 30 is_device
-check "mount there" mount $device /mnt
-check "the file is the same" [ "$(sum /mnt/file)" = "$(sum /tmp/file)" ]
-
-check "a role change under a mounted file system" ctl b role init $name
-check "the device is gone, mounted or not" not [ -e $device ]
-check "and answers nobody" not dd if=/mnt/file of=/dev/null bs=64k iflag=direct
-check "primary again, while that is still mounted" ctl b role primary $name
-check "another device appears" within 30 is_device
-mkdir /tmp/again
-check "mount" mount $device /tmp/again
-check "the file is still the same" [ "$(sum /tmp/again/file)" = "$(sum /tmp/file)" ]
-check "umount of both" umount /tmp/again /mnt
-check "role init once more" ctl b role init $name
-check "no device is left" [ "$(cat /sys/block/nbd*/backend 2>/dev/null | wc -l)" -eq 0 ]
-
-check "hastd reads that it is to make no device" reread b "device none" 1
+check "hastd reads that it is to make no device" reread b "device none"
+check "the other node is secondary" ctl a role secondary $name
 check "role primary" ctl b role primary $name
 check "in step once more" within 60 in_step b
-check "the export is there" [ -S /tmp/b/$name.sock ]
-check "and no device" not [ -e $device ]
-check "hastd reads that it is to make one" reread b "device nbd" 2
-check "a device appears once more" within 60 is_device
+no_device b
+for word in ublk auto nbd; do
+	check "hastd reads that it is to be $word" reread b "device $word"
+	# If there are both, auto means nbd.
+	case $word in
+	auto) kind=nbd ;;
+	*) kind=$word ;;
+	esac
+	check "a device of that kind appears" within 60 leads_to $kind
+	check "it is usable" within 60 is_device
+	check "and the one before is gone" [ "$(devices nbd) $(devices ublk)" = "$(one_of $kind)" ]
+done
 check "hastd ends" stop b
 check "and takes the device along" not [ -e $device ]
 check "the other hastd ends" stop a
