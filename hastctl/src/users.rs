@@ -1,5 +1,5 @@
-//! Who uses a primary's device: NBD clients, as hastd knows them, and on Linux what lies on the block device that
-//! is linked as `/dev/hast/<name>`.
+//! Who uses a primary's device: NBD clients, as hastd knows them, on Linux what lies on the block device that is
+//! linked as `/dev/hast/<name>`, and on FreeBSD what GEOM has open of it.
 //!
 //! Owns the looking and the words. Whatever cannot be found out is left out; nothing here is an error.
 
@@ -80,7 +80,19 @@ fn openers(proc: &Path, node: &Path) -> Vec<u32> {
     found
 }
 
-#[cfg(not(target_os = "linux"))]
+/// What GEOM has open of the provider `name`: file systems, what lies on it, or its node.
+#[cfg(target_os = "freebsd")]
+fn holders(_: &Path, name: &str) -> Vec<String> {
+    let name = format!("hast/{name}");
+    let asked = std::process::Command::new("sysctl").args(["-n", "kern.geom.confxml"]).output();
+    let confxml =
+        asked.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let users = crate::geom::users(&confxml, &name);
+    let text = |user: crate::geom::User<'_>| format!("{} {}", printable(user.class), printable(user.geom));
+    users.into_iter().map(|user| format!("/dev/{}, open in {}", printable(&name), text(user))).collect()
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "freebsd")))]
 fn holders(_: &Path, _: &str) -> Vec<String> {
     Vec::new()
 }
