@@ -3,6 +3,7 @@
 use super::*;
 use std::collections::HashMap;
 use std::io::{PipeReader, Read};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{JoinHandle, ScopedJoinHandle};
@@ -10,6 +11,7 @@ use std::thread::{JoinHandle, ScopedJoinHandle};
 use hast_nbd::client::Dialect;
 use hast_nbd::{Command, CommandId, Export, Kind, Pieces, Session};
 use hast_net::buffer::{Buffer, Pool};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 const SIZE: u64 = 1 << 20;
 const LONG: Duration = Duration::from_secs(120);
@@ -124,11 +126,22 @@ fn bytes(data: &[Buffer]) -> Vec<u8> {
 fn answers(exchange: &Exchange, waker: &mut PipeReader, count: usize) -> Vec<(u16, i32)> {
     let mut all = Vec::new();
     while all.len() < count {
+        let mut waits = [PollFd::new(waker.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut waits, PollTimeout::from(60_000_u16)).unwrap(), 1, "only {all:?} came");
         assert!(waker.read(&mut [0; 64]).unwrap() > 0);
         all.extend(exchange.answers());
     }
     all.sort_unstable();
     all
+}
+
+/// Ends the exchange, also when something was not as it should be.
+struct End<'a>(&'a Exchange);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.end();
+    }
 }
 
 /// Runs an exchange with `first` and the connections that are sent to it, while `play` plays the kernel.
@@ -147,8 +160,9 @@ fn with_exchange(
             let connect = || receiver.try_recv().map_err(|_| ClientError::Closed);
             exchange.run(&data, first, &connect, patience);
         });
+        let end = End(&exchange);
         play(&exchange, &mut waits, &data, &sender);
-        exchange.end();
+        drop(end);
         runner.join().unwrap();
     });
 }
@@ -284,7 +298,7 @@ fn at_the_end_everything_fails() {
     with_exchange(client, LONG, |exchange, waker, _, _| {
         exchange.ask(0, Operation::Flush);
         exchange.ask(7, Operation::Read { offset: 0, length: 512 });
-        was_asked.recv().unwrap();
+        was_asked.recv_timeout(Duration::from_secs(60)).unwrap();
         exchange.end();
         assert_eq!(answers(exchange, waker, 2), [(0, -libc::EIO), (7, -libc::EIO)]);
         exchange.ask(0, Operation::Flush);
