@@ -98,7 +98,6 @@ impl Bitmap {
 
     /// Clears every bit.
     pub fn clear(&mut self) {
-        // Most are empty most of the time, and as long as the provider is large.
         if self.set > 0 {
             self.words.fill(0);
             self.set = 0;
@@ -107,9 +106,6 @@ impl Bitmap {
 
     /// Sets every bit that is set in `other`.
     pub fn union(&mut self, other: &Bitmap) {
-        if other.is_empty() {
-            return;
-        }
         for bit in other.iter() {
             self.insert(bit);
         }
@@ -118,12 +114,15 @@ impl Bitmap {
     /// Whether every set bit is set in `other` too, which has no fewer bits.
     #[must_use]
     pub fn is_subset(&self, other: &Bitmap) -> bool {
-        self.words.iter().zip(&other.words).all(|(ours, theirs)| ours & !theirs == 0)
+        self.is_empty() || self.words.iter().zip(&other.words).all(|(ours, theirs)| ours & !theirs == 0)
     }
 
     /// The first set bit at or after `from`.
     #[must_use]
     pub fn next_from(&self, from: u32) -> Option<u32> {
+        if self.is_empty() {
+            return None; // as most are most of the time, however large the provider is
+        }
         let mut index = from as usize / 64;
         let mut mask = u64::MAX << (from % 64);
         loop {
