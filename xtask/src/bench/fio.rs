@@ -17,6 +17,8 @@ pub(super) struct Workload {
     pub(super) depth: u32,
     /// A flush after so many writes; 0: none.
     pub(super) flush_each: u32,
+    /// Requests per second at most; 0: as many as there can be.
+    pub(super) rate: u32,
 }
 
 /// How much of it.
@@ -63,6 +65,9 @@ pub(super) fn run(
     command.arg(format!("--iodepth={}", workload.depth));
     if workload.flush_each > 0 {
         command.arg(format!("--fsync={}", workload.flush_each));
+    }
+    if workload.rate > 0 {
+        command.arg(format!("--rate_iops={}", workload.rate));
     }
     for (number, uri) in uris.iter().enumerate() {
         command.arg(format!("--name=job{number}")).arg(format!("--uri={uri}"));

@@ -12,8 +12,14 @@ use super::report::{Table, median};
 const LARGE: u64 = 10 << 40;
 /// What is written, in bytes.
 const WRITTEN: u64 = 1 << 30;
-const LOAD: Workload =
-    Workload { name: "4k random write qd32", kind: "randwrite", block: 4 << 10, depth: 32, flush_each: 0 };
+const LOAD: Workload = Workload {
+    name: "4k random write qd32",
+    kind: "randwrite",
+    block: 4 << 10,
+    depth: 32,
+    flush_each: 0,
+    rate: 0,
+};
 
 /// Per write of a client.
 #[derive(Clone, Copy)]
@@ -31,8 +37,14 @@ pub(super) fn run(wish: &Wish) -> Outcome {
         &["IO/s", "map bytes per write", "map writes per write"],
     );
     let mut base = f64::NAN;
-    for (name, size) in [("1 GiB provider", DISK), ("10 TiB provider", LARGE)] {
-        let turns: Result<Vec<PerWrite>, Failure> = (0..wish.rounds).map(|_| measure(wish, size)).collect();
+    let cases = [
+        ("1 GiB provider", DISK, DISK),
+        ("10 TiB provider, its first GiB", LARGE, DISK),
+        ("10 TiB provider, all of it", LARGE, LARGE),
+    ];
+    for (name, size, area) in cases {
+        let turns: Result<Vec<PerWrite>, Failure> =
+            (0..wish.rounds).map(|_| measure(wish, size, area)).collect();
         let turns = turns?;
         let of = |value: fn(&PerWrite) -> f64| median(turns.iter().map(value));
         let rate = of(|turn| turn.rate);
@@ -50,13 +62,14 @@ pub(super) fn run(wish: &Wish) -> Outcome {
     Ok(())
 }
 
-fn measure(wish: &Wish, size: u64) -> Result<PerWrite, Failure> {
+/// A provider of this size, written in an area of that.
+fn measure(wish: &Wish, size: u64, area: u64) -> Result<PerWrite, Failure> {
     let mut setup = setup(&wish.directory, "memsync");
     setup.provider = size + (8 << 20);
     let pair = Pair::up_direct(setup)?;
     let worker = pair.a.wait_worker(RESOURCE)?.as_raw();
     let (before, updates) = (cost::of_process(worker)?, pair.a.number(RESOURCE, "activemap updates")?);
-    let measured = fio::run(&[uri(&pair, RESOURCE)], &LOAD, Amount::Bytes(WRITTEN), size)?;
+    let measured = fio::run(&[uri(&pair, RESOURCE)], &LOAD, Amount::Bytes(WRITTEN), area)?;
     let used = cost::of_process(worker)? - before;
     let updates = pair.a.number(RESOURCE, "activemap updates")? - updates;
     pair.finish()?;

@@ -5,6 +5,7 @@
 mod contender;
 mod cost;
 mod fio;
+mod loss;
 mod map;
 mod micro;
 mod report;
@@ -22,8 +23,13 @@ use crate::release;
 /// Measures one thing and prints it.
 type Part = fn(&Wish) -> Outcome;
 /// The parts, in the order in which they run.
-const PARTS: [(&str, Part); 4] =
-    [("io", workloads::run), ("resync", resync::run), ("map", map::run), ("scaling", scaling::run)];
+const PARTS: [(&str, Part); 5] = [
+    ("io", workloads::run),
+    ("resync", resync::run),
+    ("map", map::run),
+    ("loss", loss::run),
+    ("scaling", scaling::run),
+];
 /// Parts that run only when they are named: what they measure is ours alone.
 const APART: [(&str, Part); 1] = [("micro", micro::run)];
 /// Where providers lie unless told otherwise: memory, so that nothing but the programs is measured.

@@ -16,8 +16,14 @@ use super::{Server, Wish};
 /// Round trips of the link in milliseconds.
 const ROUND_TRIPS: [u64; 4] = [0, 1, 10, 50];
 /// What the clients do while a synchronisation goes on.
-const FOREGROUND: Workload =
-    Workload { name: "4k random write qd1", kind: "randwrite", block: 4 << 10, depth: 1, flush_each: 0 };
+const FOREGROUND: Workload = Workload {
+    name: "4k random write qd1",
+    kind: "randwrite",
+    block: 4 << 10,
+    depth: 1,
+    flush_each: 0,
+    rate: 0,
+};
 /// Size of the disks at the ends of a long link, in bytes: the round trips in which a synchronisation begins and ends
 /// are to be a small part of it.
 const FAR_DISK: u64 = 4 * DISK;

@@ -11,8 +11,14 @@ use super::report::{Table, median};
 const COUNTS: [usize; 3] = [1, 8, 64];
 /// Provider of each resource, in bytes.
 const SIZE: u64 = 64 << 20;
-const LOAD: Workload =
-    Workload { name: "4k random write qd4", kind: "randwrite", block: 4 << 10, depth: 4, flush_each: 0 };
+const LOAD: Workload = Workload {
+    name: "4k random write qd4",
+    kind: "randwrite",
+    block: 4 << 10,
+    depth: 4,
+    flush_each: 0,
+    rate: 0,
+};
 
 pub(super) fn run(wish: &Wish) -> Outcome {
     let mut table = Table::new(

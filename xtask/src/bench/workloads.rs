@@ -8,7 +8,7 @@ use super::fio::{self, Amount, Measured, Workload};
 use super::report::{self, Table, median};
 
 const fn workload(name: &'static str, kind: &'static str, block: u32, depth: u32) -> Workload {
-    Workload { name, kind, block, depth, flush_each: 0 }
+    Workload { name, kind, block, depth, flush_each: 0, rate: 0 }
 }
 
 const WORKLOADS: [Workload; 9] = [
