@@ -17,6 +17,10 @@ const QUICK: u64 = 25_000;
 const MEMORY: u64 = 64;
 /// What one operation counts at most, in nanoseconds: a thread that has to wait for the processor looks like a slow disk.
 const MOST: u64 = 1_000_000;
+/// One that takes as long as this has waited for the disk, however rare it is, and everything waited for it.
+const LONG: u64 = 8_000_000;
+/// After such a one this many nanoseconds of it keep one operation with the threads.
+const PENANCE: u64 = 10_000;
 /// Bytes that may be moved in a nanosecond by whoever only copies them.
 const COPIED: u64 = 4;
 
@@ -70,21 +74,27 @@ impl Pace {
 #[derive(Debug)]
 struct Mean {
     nanos: u64,
+    /// Operations that stay with the threads whatever the mean is.
+    penance: u64,
     quick: bool,
 }
 
 impl Default for Mean {
     fn default() -> Mean {
-        Mean { nanos: SLOW, quick: false }
+        Mean { nanos: SLOW, penance: 0, quick: false }
     }
 }
 
 impl Mean {
     fn add(&mut self, bytes: u64, time: Duration) {
-        let time = u64::try_from(time.as_nanos()).unwrap_or(MOST);
-        let waited = time.saturating_sub(bytes / COPIED).min(MOST);
-        self.nanos = (self.nanos * (MEMORY - 1) + waited) / MEMORY;
-        self.quick = self.nanos < if self.quick { SLOW } else { QUICK };
+        let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let waited = time.saturating_sub(bytes / COPIED);
+        self.penance = match waited {
+            LONG.. => self.penance.max(waited / PENANCE),
+            _ => self.penance.saturating_sub(1),
+        };
+        self.nanos = (self.nanos * (MEMORY - 1) + waited.min(MOST)) / MEMORY;
+        self.quick = self.penance == 0 && self.nanos < if self.quick { SLOW } else { QUICK };
     }
 }
 
@@ -117,14 +127,32 @@ mod tests {
     fn it_is_slow_after_a_few_operations_and_quick_after_many() {
         let mut pace = Pace::default();
         after(&mut pace, WRITE, 1000, 3);
-        after(&mut pace, WRITE, 2, 20_000);
+        after(&mut pace, WRITE, 2, 3000);
         assert!(pace.is_quick(WRITE), "the processor was needed elsewhere");
-        after(&mut pace, WRITE, 3, 20_000);
+        after(&mut pace, WRITE, 3, 3000);
         assert!(!pace.is_quick(WRITE));
         after(&mut pace, WRITE, 30, 3);
         assert!(!pace.is_quick(WRITE));
         after(&mut pace, WRITE, 100, 3);
         assert!(pace.is_quick(WRITE));
+    }
+
+    #[test]
+    fn one_long_wait_is_not_forgotten_soon() {
+        let mut pace = Pace::default();
+        after(&mut pace, READ, 1000, 3);
+        after(&mut pace, READ, 1, 20_000);
+        assert!(!pace.is_quick(READ));
+        after(&mut pace, READ, 1990, 3);
+        assert!(!pace.is_quick(READ));
+        after(&mut pace, READ, 20, 3);
+        assert!(pace.is_quick(READ));
+        // A few in a hundred that have to come from the disk keep it slow.
+        for _ in 0..100 {
+            after(&mut pace, READ, 1, 10_000);
+            after(&mut pace, READ, 30, 3);
+            assert!(!pace.is_quick(READ));
+        }
     }
 
     #[test]
