@@ -17,6 +17,8 @@ use crate::wire::{
 
 /// Bytes in which small pieces are gathered.
 const GATHERED: usize = 4096;
+/// What is as short as this is copied out of that memory, in bytes.
+const SHORT: usize = 256;
 
 /// Replies waiting to be sent that no command's budget bounds may take this many bytes before input waits.
 const FULL: usize = 64 << 10;
@@ -57,7 +59,7 @@ impl Output {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.sealed.is_empty() && self.tail.is_none()
+        self.sealed.is_empty() && self.tail.as_ref().is_none_or(|(_, filled)| *filled == 0)
     }
 
     /// Whether so much waits to be sent that nothing new should be answered.
@@ -202,9 +204,19 @@ impl Output {
     }
 
     fn seal(&mut self) {
-        if let Some((mut tail, filled)) = self.tail.take() {
-            tail.truncate(filled);
-            self.sealed.push_back(Sealed { buffer: tail.freeze(), releases: 0, small: filled });
-        }
+        let Some((mut tail, filled)) = self.tail.take_if(|(_, filled)| *filled > 0) else { return };
+        // A client that does not read its answers is to hold no more memory than they are long, or hardly.
+        let buffer = match tail.get(..filled) {
+            Some(short) if filled <= SHORT => {
+                let short = self.pool.copy_of(short);
+                self.tail = Some((tail, 0));
+                short
+            }
+            _ => {
+                tail.truncate(filled);
+                tail.freeze()
+            }
+        };
+        self.sealed.push_back(Sealed { buffer, releases: 0, small: filled });
     }
 }

@@ -1,6 +1,6 @@
 //! What the server answers, sorted by the commands it answers.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, BufReader, Read};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -92,7 +92,8 @@ pub(super) struct Replies {
 #[derive(Debug, Default)]
 struct Table {
     expected: HashMap<u64, Expected>,
-    answers: HashMap<u64, Result<Answer, (NbdError, String)>>,
+    /// In the order in which they came.
+    answers: VecDeque<Numbered>,
     ended: Option<Broken>,
 }
 
@@ -137,7 +138,8 @@ impl Replies {
     /// Waits for the answer to a command.
     pub(super) fn wait(&self, cookie: u64, timeout: Option<Duration>) -> Result<Answer, ClientError> {
         self.until(timeout, |table| {
-            if let Some(answer) = table.answers.remove(&cookie) {
+            let at = table.answers.iter().position(|(answered, _)| *answered == cookie);
+            if let Some((_, answer)) = at.and_then(|at| table.answers.remove(at)) {
                 return Some(answer.map_err(|(error, text)| ClientError::Command { error, text }));
             }
             table.ended.clone().map(|broken| Err(broken.into()))
@@ -147,9 +149,8 @@ impl Replies {
     /// Waits for the next answer, to whichever command.
     pub(super) fn next(&self, timeout: Option<Duration>) -> Result<Numbered, ClientError> {
         self.until(timeout, |table| {
-            let cookie = table.answers.keys().next().copied();
-            if let Some((cookie, answer)) = cookie.and_then(|cookie| table.answers.remove_entry(&cookie)) {
-                return Some(Ok((cookie, answer)));
+            if let Some(answer) = table.answers.pop_front() {
+                return Some(Ok(answer));
             }
             table.ended.clone().map(|broken| Err(broken.into()))
         })?
@@ -234,7 +235,7 @@ impl Replies {
 
     fn give(&self, cookie: u64, expected: Expected) -> Result<(), Broken> {
         let answer = expected.finish()?;
-        self.lock().answers.insert(cookie, answer);
+        self.lock().answers.push_back((cookie, answer));
         self.changed.notify_all();
         Ok(())
     }
