@@ -13,6 +13,8 @@ use super::cost::{self, Cost};
 
 /// Size of what each contender serves, in bytes.
 pub(super) const DISK: u64 = 1 << 30;
+/// Extent size of the pairs, in bytes.
+pub(super) const EXTENT: u64 = 2 << 20;
 /// The resource of a pair.
 pub(super) const RESOURCE: &str = "disk0";
 /// Room for metadata and map.
@@ -131,7 +133,7 @@ impl Contender {
 pub(super) fn setup(root: &Path, mode: &str) -> Setup {
     Setup {
         provider: DISK + MARGIN,
-        extent: 2 << 20,
+        extent: EXTENT,
         globals: String::new(),
         resources: vec![Resource::with(RESOURCE, &format!("replication {mode}"))],
         root: Some(root.to_owned()),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use hast_tests::{Context, Failure, Outcome, Pair, Setup};
 
 use super::Wish;
-use super::contender::{DISK, RESOURCE, setup, uri};
+use super::contender::{DISK, EXTENT, RESOURCE, setup, uri};
 use super::fio::{self, Amount, Workload};
 use super::report::{Table, median};
 
@@ -37,7 +37,7 @@ pub(super) fn run(wish: &Wish) -> Outcome {
             turns.push(lose(wish, size)?);
         }
         let column = |at: usize| median(turns.iter().filter_map(|turn| turn.get(at).copied()));
-        let written = (LOAD.rate as f64 * LOST.as_secs_f64()).min(size as f64 / EXTENT);
+        let written = (LOAD.rate as f64 * LOST.as_secs_f64()).min((size / EXTENT) as f64);
         table.row(
             name,
             vec![format!("{written:.0}"), format!("{:.0}", column(0)), format!("{:.0}", column(1))],
@@ -46,9 +46,6 @@ pub(super) fn run(wish: &Wish) -> Outcome {
     table.print();
     Ok(())
 }
-
-/// Extent size in bytes.
-const EXTENT: f64 = (2 << 20) as f64;
 
 /// Extents to copy when the loss was noticed, and when the link was lost for [`LOST`].
 fn lose(wish: &Wish, size: u64) -> Result<[f64; 2], Failure> {
@@ -64,5 +61,5 @@ fn lose(wish: &Wish, size: u64) -> Result<[f64; 2], Failure> {
     load.join().ok().context("fio's thread")??;
     // Not copied: that would fill what the disks lie on.
     drop(pair);
-    Ok([first as f64 / EXTENT, second as f64 / EXTENT])
+    Ok([(first / EXTENT) as f64, (second / EXTENT) as f64])
 }

@@ -8,7 +8,7 @@ use hast_tests::link::Relay;
 use hast_tests::pair::scratch_in;
 use hast_tests::{Context, Failure, LONG, Loopback, Outcome, Pair, Run, Setup, wait_until};
 
-use super::contender::{self, DISK, RESOURCE, fill_behind, qemu_nbd, setup, uri};
+use super::contender::{self, DISK, EXTENT, RESOURCE, fill_behind, qemu_nbd, setup, uri};
 use super::fio::{self, Amount, Workload};
 use super::report::{Table, median};
 use super::{Server, Wish};
@@ -27,8 +27,6 @@ const FOREGROUND: Workload = Workload {
 /// Size of the disks at the ends of a long link, in bytes: the round trips in which a synchronisation begins and ends
 /// are to be a small part of it.
 const FAR_DISK: u64 = 4 * DISK;
-/// Extent size of the pairs, in bytes.
-const EXTENT: u64 = 2 << 20;
 
 pub(super) fn run(wish: &Wish) -> Outcome {
     direct(wish)?;
