@@ -166,9 +166,11 @@ impl Primary {
         self.flush.unflushed_since = None;
         self.map.flush_begins();
         self.turning.flush_begins();
-        let lone = match self.sync.lone.is_empty() {
-            true => Bitmap::new(0),
-            false => std::mem::replace(&mut self.sync.lone, Bitmap::new(self.sync.stale.len())),
+        // An empty one need not be as long as the provider is large.
+        let lone = if self.sync.lone.is_empty() {
+            Bitmap::new(0)
+        } else {
+            std::mem::replace(&mut self.sync.lone, Bitmap::new(self.sync.stale.len()))
         };
         let local = if self.flush.no_local_cache { Part::Unsupported } else { Part::Awaited };
         let remote = if self.link.is_up() && !keeps(Rule::L10) {

@@ -7,11 +7,11 @@
 //! | `storage` | map writes (grouped) and metadata writes: what must be durable before what |
 //! | `flush` | flushes of clients and of the map's housekeeping, one at a time, shared |
 //! | `dropped` | the local disk's flushes, and what a failed one may have dropped |
-//! | `window` | how much of that is under way at a time |
 //! | `turning` | extents that are about to be right on the secondary alone |
 //! | `link` | connecting, the handshake, loss |
 //! | `silence` | keepalives, and a secondary that says nothing |
 //! | `sync` | copying what differs, and equalising the counts when nothing does |
+//! | `window` | how much of that is under way at a time |
 
 mod dropped;
 mod flush;

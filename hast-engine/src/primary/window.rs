@@ -2,8 +2,8 @@
 //! that users would have to stand in.
 //!
 //! What a block takes says which it is. On a long link every block takes as long as the shortest does, however many
-//! there are: more of them fill it. As soon as they take twice as long they wait for each other, or for users; and beside users, who
-//! would have to wait as well, as soon as they take a little longer.
+//! there are: more of them fill it. As soon as they take twice as long they wait for each other, or for users; and
+//! beside users, who would have to wait as well, as soon as they take a little longer.
 
 use core::time::Duration;
 

@@ -87,7 +87,7 @@ impl Disk {
     /// [is busy](Disk::is_busy).
     pub(super) fn submit(&mut self, id: OpId, op: DiskOp) {
         self.operations += 1;
-        self.bytes = self.bytes.saturating_add(weight(&op));
+        self.bytes = self.bytes.saturating_add(weight(Kind::of(&op)));
         self.submitted.push_back((id, op));
     }
 
@@ -117,9 +117,9 @@ impl Disk {
         for Finished { kind, time, .. } in done.iter() {
             self.pace.took(*kind, *time);
         }
-        for Finished { id, weight, result, .. } in done.drain(..).chain(self.finished.drain(..)) {
+        for Finished { id, kind, result, .. } in done.drain(..).chain(self.finished.drain(..)) {
             self.operations = self.operations.saturating_sub(1);
-            self.bytes = self.bytes.saturating_sub(weight);
+            self.bytes = self.bytes.saturating_sub(weight(kind));
             completions.push((id, result));
         }
     }
@@ -178,7 +178,6 @@ struct Finished {
     kind: Kind,
     /// How long it took.
     time: Duration,
-    weight: usize,
     result: DiskResult,
 }
 
@@ -224,14 +223,14 @@ impl Shared {
 
     /// Carries one operation out, on whichever thread.
     fn carry_out(&self, id: OpId, op: DiskOp) -> Finished {
-        let (kind, weight, begun) = (Kind::of(&op), weight(&op), Instant::now());
+        let (kind, begun) = (Kind::of(&op), Instant::now());
         // So that a test can see what becomes of a worker whose disk is slow with what it is given much of.
         #[cfg(debug_assertions)]
-        if let Some(slow) = self.slow.filter(|_| weight >= 64 << 10) {
+        if let Some(slow) = self.slow.filter(|_| weight(kind) >= 64 << 10) {
             thread::sleep(slow);
         }
         let result = self.perform(op);
-        Finished { id, kind, time: begun.elapsed(), weight, result }
+        Finished { id, kind, time: begun.elapsed(), result }
     }
 
     fn perform(&self, op: DiskOp) -> DiskResult {
@@ -264,10 +263,10 @@ fn errno(error: &io::Error) -> Errno {
 }
 
 /// Bytes of memory that an operation holds while it waits.
-fn weight(op: &DiskOp) -> usize {
-    match op {
-        DiskOp::Write { data, .. } => data.len(),
-        _ => 0,
+fn weight(kind: Kind) -> usize {
+    match kind {
+        Kind::Write(bytes) => usize::try_from(bytes).unwrap_or(usize::MAX),
+        Kind::Read(_) | Kind::Other => 0,
     }
 }
 
