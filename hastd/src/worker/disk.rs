@@ -1,5 +1,5 @@
-//! The local disk: the engine's disk operations carried out at queue depth by a few threads, or right here while
-//! the disk answers at once (`super::pace`).
+//! The local disk: the engine's disk operations carried out at queue depth by a few threads, or by whoever drives
+//! the reactor while the disk answers at once (`super::pace`).
 //!
 //! Owns the provider while the worker runs. Decides nothing: operations may finish in any order, and what
 //! must not overlap has been kept apart by the engine before it gets here. A flush covers what had been
@@ -28,7 +28,7 @@ const BUSY_OPERATIONS: usize = 8192;
 /// Bytes in waiting and running writes from which on no more work is taken in from outside.
 const BUSY_BYTES: usize = 64 << 20;
 
-/// Time spent here on what is likely to be over at once: after that everything else has its turn.
+/// Time the reactor's thread spends on what is likely to be over at once: after that everything else has its turn.
 const TURN: Duration = Duration::from_millis(2);
 
 /// The provider and the threads that work on it.
@@ -39,7 +39,11 @@ pub(super) struct Disk {
     bytes: usize,
     /// Submitted, and nobody has it yet.
     submitted: VecDeque<(OpId, DiskOp)>,
-    /// Carried out here.
+    /// What the reactor's thread has been given last.
+    given: Kind,
+    /// What is left of its turn.
+    left: Duration,
+    /// Carried out by it.
     finished: Vec<Finished>,
     pace: Pace,
 }
@@ -71,6 +75,8 @@ impl Disk {
             operations: 0,
             bytes: 0,
             submitted: VecDeque::new(),
+            given: Kind::Other,
+            left: TURN,
             finished: Vec::new(),
             pace: Pace::default(),
         };
@@ -82,7 +88,7 @@ impl Disk {
         Ok(disk)
     }
 
-    /// Takes one operation in; it begins with the next [`Disk::work`]. Never blocks and never refuses: the engine's
+    /// Takes one operation in; it begins with the next [`Disk::next`]. Never blocks and never refuses: the engine's
     /// own operations must get through, so the bound is kept by taking nothing in while the disk
     /// [is busy](Disk::is_busy).
     pub(super) fn submit(&mut self, id: OpId, op: DiskOp) {
@@ -91,23 +97,43 @@ impl Disk {
         self.submitted.push_back((id, op));
     }
 
-    /// Begins what was submitted, and carries out what is likely to be over at once. Says whether there are
-    /// completions to take because of that.
+    /// Begins what was submitted: an operation that is likely to be over at once is for the caller, who asks again
+    /// when it is, the others are for the threads.
     ///
     /// To be called when everything has been sent that may be: the other node works meanwhile.
-    pub(super) fn work(&mut self) -> bool {
-        let mut left = TURN;
+    pub(super) fn next(&mut self) -> Option<(OpId, DiskOp)> {
         while let Some((id, op)) = self.submitted.pop_front() {
-            if self.pace.is_quick(Kind::of(&op)) && !left.is_zero() {
-                let finished = self.shared.carry_out(id, op);
-                self.pace.took(finished.kind, finished.time);
-                left = left.saturating_sub(finished.time);
-                self.finished.push(finished);
-            } else {
-                lock(&self.shared.queue).waiting.push_back((id, op));
-                self.shared.work.notify_one();
+            let kind = Kind::of(&op);
+            if self.pace.is_quick(kind) && !self.left.is_zero() {
+                self.given = kind;
+                return Some((id, op));
             }
+            lock(&self.shared.queue).waiting.push_back((id, op));
+            self.shared.work.notify_one();
         }
+        self.left = TURN;
+        None
+    }
+
+    /// What carries out an operation that [`Disk::next`] gave.
+    pub(super) fn hands(&self) -> Hands {
+        Hands(Arc::clone(&self.shared))
+    }
+
+    /// The operation that was given last is over. Its completion is one of those to take.
+    pub(super) fn finish(&mut self, finished: Finished) {
+        self.pace.took(finished.kind, finished.time);
+        self.left = self.left.saturating_sub(finished.time);
+        self.finished.push(finished);
+    }
+
+    /// The operation that was given last is not over after so long, and whoever was given it will see to the rest.
+    pub(super) fn overdue(&mut self, time: Duration) {
+        self.pace.took(self.given, time);
+    }
+
+    /// Whether there are completions to take of what was given.
+    pub(super) fn has_finished(&self) -> bool {
         !self.finished.is_empty()
     }
 
@@ -156,6 +182,20 @@ impl Drop for Disk {
     }
 }
 
+/// Carries out operations on whichever thread.
+pub(super) struct Hands(Arc<Shared>);
+
+impl Hands {
+    pub(super) fn carry_out(&self, id: OpId, op: DiskOp) -> Finished {
+        self.0.carry_out(id, op)
+    }
+
+    /// Hands in an operation that took too long to be waited for.
+    pub(super) fn hand_in(&self, finished: Finished) {
+        self.0.hand_in(finished);
+    }
+}
+
 struct Shared {
     provider: Provider,
     pool: Pool,
@@ -173,7 +213,8 @@ struct Queue {
     ended: bool,
 }
 
-struct Finished {
+/// An operation that is over.
+pub(super) struct Finished {
     id: OpId,
     kind: Kind,
     /// How long it took.
@@ -188,7 +229,12 @@ impl Shared {
         #[cfg(debug_assertions)]
         assert!(std::env::var_os("HASTD_TEST_PANIC").is_none(), "a test wants a disk thread to panic");
         while let Some((id, op)) = self.next() {
-            self.finish(self.carry_out(id, op));
+            let finished = self.carry_out(id, op);
+            {
+                let mut queue = lock(&self.queue);
+                queue.running = queue.running.saturating_sub(1);
+            }
+            self.hand_in(finished);
         }
     }
 
@@ -206,11 +252,7 @@ impl Shared {
         }
     }
 
-    fn finish(&self, finished: Finished) {
-        {
-            let mut queue = lock(&self.queue);
-            queue.running = queue.running.saturating_sub(1);
-        }
+    fn hand_in(&self, finished: Finished) {
         let first = {
             let mut done = lock(&self.done);
             done.push(finished);
@@ -221,7 +263,6 @@ impl Shared {
         }
     }
 
-    /// Carries one operation out, on whichever thread.
     fn carry_out(&self, id: OpId, op: DiskOp) -> Finished {
         let (kind, begun) = (Kind::of(&op), Instant::now());
         // So that a test can see what becomes of a worker whose disk is slow with what it is given much of.
@@ -311,7 +352,11 @@ mod tests {
             for (id, op) in (0_u64..).zip(ops) {
                 self.disk.submit(OpId(id), op);
             }
-            let mut here = self.disk.work();
+            while let Some((id, op)) = self.disk.next() {
+                let finished = self.disk.hands().carry_out(id, op);
+                self.disk.finish(finished);
+            }
+            let mut here = self.disk.has_finished();
             let mut found = HashMap::new();
             let mut batch = Vec::new();
             while found.len() < count {
@@ -400,28 +445,44 @@ mod tests {
     }
 
     #[test]
-    fn while_the_disk_is_quick_no_thread_is_asked() {
+    fn while_the_disk_is_quick_its_operations_are_the_callers() {
         let mut bench = Bench::new(1 << 20);
         let write = |seed| DiskOp::Write { offset: 8192, data: pattern(seed, 4096) };
         for _ in 0..100 {
             bench.disk.pace.took(Kind::Write(4096), Duration::from_micros(1));
         }
         bench.disk.submit(OpId(7), write(7));
-        assert!(bench.disk.work(), "it is over already");
-        let mut done = Vec::new();
-        bench.disk.take_completions(&mut done);
-        assert_eq!(done, [(OpId(7), Ok(None))]);
+        let (id, op) = bench.disk.next().expect("it is quick");
+        let finished = bench.disk.hands().carry_out(id, op);
+        bench.disk.finish(finished);
+        assert!(bench.disk.has_finished());
+        let mut batch = Vec::new();
+        bench.disk.take_completions(&mut batch);
+        assert_eq!(std::mem::take(&mut batch), [(OpId(7), Ok(None))]);
         let mut there = vec![0; 4096];
         bench.file.read_exact_at(&mut there, 8192).unwrap();
         assert_eq!(there[..], pattern(7, 4096)[..]);
         // What may be slow all the same is not waited for.
         bench.disk.submit(OpId(8), DiskOp::Flush);
         bench.disk.submit(OpId(9), DiskOp::Read { offset: 8192, length: 4096 });
-        assert!(!bench.disk.work());
-        // Nor is anything once it is.
-        bench.disk.pace.took(Kind::Write(4096), Duration::from_millis(20));
+        assert!(bench.disk.next().is_none());
+        // What was waited for and took long is over as if a thread had done it, and nothing is given until the disk
+        // is quick again.
         bench.disk.submit(OpId(10), write(10));
-        assert!(!bench.disk.work());
+        let (id, op) = bench.disk.next().expect("still quick");
+        bench.disk.overdue(Duration::from_millis(20));
+        bench.disk.submit(OpId(11), write(11));
+        assert!(bench.disk.next().is_none());
+        let hands = bench.disk.hands();
+        hands.hand_in(hands.carry_out(id, op));
+        let mut done: Vec<u64> = Vec::new();
+        while done.len() < 4 {
+            bench.woken.recv_timeout(DEADLINE).unwrap();
+            bench.disk.take_completions(&mut batch);
+            done.extend(batch.drain(..).map(|(OpId(id), _)| id));
+        }
+        done.sort_unstable();
+        assert_eq!(done, [8, 9, 10, 11]);
     }
 
     #[test]
@@ -433,7 +494,7 @@ mod tests {
         for id in 0..writes as u64 {
             bench.disk.submit(OpId(id), DiskOp::Write { offset: 0, data: data.clone() });
         }
-        bench.disk.work();
+        assert!(bench.disk.next().is_none());
         assert!(bench.disk.is_busy(), "completions have not been taken, so the bytes still count");
         let mut batch = Vec::new();
         while batch.len() < writes {

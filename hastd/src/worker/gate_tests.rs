@@ -15,6 +15,7 @@ use hast_ggate::{Which, abi};
 use hast_provider::Provider;
 
 use crate::ipc::{Channel, Start, StartKind, ToWorker};
+use crate::worker::leader;
 use crate::worker::reactor::Reactor;
 use crate::worker::signals::Signals;
 use crate::worker::start;
@@ -93,7 +94,8 @@ impl Worker {
         let (channel, theirs) = Channel::pair().unwrap();
         let thread = thread::spawn(move || {
             let channel = Channel::new(theirs).unwrap();
-            Reactor::new(channel, Signals::catch().unwrap(), started).unwrap().run()
+            let reactor = Reactor::new(channel, Signals::catch().unwrap(), started).unwrap();
+            leader::drive(reactor).unwrap()
         });
         Ok(Worker { channel, thread: Some(thread) })
     }

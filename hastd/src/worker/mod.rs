@@ -1,6 +1,7 @@
 //! The worker: one process that owns one resource's engine and connects it to disk, peer and device.
 //!
-//! A single thread, the reactor, owns the engine and every socket; a few threads carry out disk operations.
+//! A single thread drives the reactor, which owns the engine and every socket; a few threads carry out disk
+//! operations.
 //! The worker opens nothing by path: the provider, the sockets and the connections come from the supervisor
 //! over a channel, and the channel's end is the end of the worker. What replication means is decided in
 //! `hast-engine` and nowhere here.
@@ -11,6 +12,7 @@ mod discard;
 mod disk;
 mod engine;
 mod gate;
+mod leader;
 mod nbd;
 mod pace;
 mod peer;
@@ -67,5 +69,5 @@ fn serve(channel: Channel) -> Result<i32, StartError> {
     }
     let started = start::open(start)?;
     start::confine(&channel, &started)?;
-    Ok(Reactor::new(channel, signals, started).map_err(StartError::System)?.run())
+    Reactor::new(channel, signals, started).and_then(leader::drive).map_err(StartError::System)
 }

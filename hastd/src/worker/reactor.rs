@@ -1,8 +1,9 @@
-//! The reactor: one thread that waits for the channel, the peer, the clients, the disk and the clock, tells
-//! the engine what happened, and carries out what it asks for.
+//! The reactor: waits for the channel, the peer, the clients, the disk and the clock, tells the engine what
+//! happened, and carries out what it asks for.
 //!
 //! Owns the order of things: after every event the engine's actions are carried out before the next event
-//! is looked at. Nothing in here waits except for the poller.
+//! is looked at. Nothing in here waits except for the poller: a disk operation that the reactor's thread is to carry
+//! out is left to whoever drives it (`super::leader`).
 
 use std::io;
 use std::mem;
@@ -10,14 +11,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hast_conf::Resource;
-use hast_engine::{Action, DiskResult, OpId, Side};
+use hast_engine::{Action, DiskOp, DiskResult, OpId, Side};
 use hast_log::error_text;
 use hast_net::buffer::Pool;
 use hast_net::control::WorkerStatus;
 use polling::{Events, Poller};
 
 use super::devices::Devices;
-use super::disk::Disk;
+use super::disk::{Disk, Finished, Hands};
 use super::engine::Engine;
 use super::peer::Link;
 use super::signals::Signals;
@@ -66,6 +67,14 @@ pub(super) struct Reactor {
     /// Frames of the first connection wait until there is room for what they ask.
     held_back: bool,
     completions: Vec<(OpId, DiskResult)>,
+}
+
+/// What a reactor cannot do by itself.
+pub(super) enum Turn {
+    /// This disk operation, which is likely to be over at once ([`Reactor::finish`]).
+    Operate(OpId, DiskOp),
+    /// End the worker with this exit code.
+    End(i32),
 }
 
 /// How far a worker is on its way.
@@ -125,32 +134,60 @@ impl Reactor {
         })
     }
 
-    /// Works until the end; returns the exit code.
-    pub(super) fn run(mut self) -> i32 {
+    /// Does what there is to do before anything happens.
+    pub(super) fn begin(&mut self) {
         self.act();
-        let mut events = Events::new();
+        self.settle();
+    }
+
+    /// Works until there is something to do that somebody else has to do.
+    pub(super) fn turn(&mut self, events: &mut Events) -> Turn {
         loop {
-            self.settle();
-            if let Some(code) = self.over() {
+            if let Some((id, op)) = self.disk.next() {
+                return Turn::Operate(id, op);
+            }
+            if self.disk.has_finished() {
+                self.take_completions();
+            } else if let Some(code) = self.over() {
                 self.devices.finish(self.has_successor(code));
-                return code;
+                return Turn::End(code);
+            } else if let Err(error) = self.wait(events) {
+                log::error!("Unable to wait for events: {}.", error_text(&error));
+                return Turn::End(OS_ERROR);
             }
-            self.watch();
-            events.clear();
-            match self.poller.wait(&mut events, self.patience()) {
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    log::error!("Unable to wait for events: {}.", error_text(&error));
-                    return OS_ERROR;
-                }
-            }
-            for event in events.iter() {
-                self.dispatch(event.key);
-            }
-            self.take_completions();
-            self.check_clock();
+            self.settle();
         }
+    }
+
+    /// What carries out the operations of [`Turn::Operate`].
+    pub(super) fn hands(&self) -> Hands {
+        self.disk.hands()
+    }
+
+    /// Takes back the operation that the last turn gave.
+    pub(super) fn finish(&mut self, finished: Finished) {
+        self.disk.finish(finished);
+    }
+
+    /// The operation that the last turn gave has not come back after so long: it will come from a thread.
+    pub(super) fn overdue(&mut self, time: Duration) {
+        self.disk.overdue(time);
+    }
+
+    /// Waits for something to happen, and takes it in.
+    fn wait(&mut self, events: &mut Events) -> io::Result<()> {
+        self.watch();
+        events.clear();
+        match self.poller.wait(events, self.patience()) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+            _ => {}
+        }
+        for event in events.iter() {
+            self.dispatch(event.key);
+        }
+        self.take_completions();
+        self.check_clock();
+        Ok(())
     }
 
     fn now(&self) -> Duration {
@@ -228,7 +265,7 @@ impl Reactor {
             || (self.engine.wants_input() && !self.disk.is_busy() && !self.link.is_busy())
     }
 
-    /// Carries out whatever has become possible, until nothing more is.
+    /// Carries out whatever has become possible, until nothing more is but what the disk has to do.
     fn settle(&mut self) {
         loop {
             if mem::take(&mut self.held_back) {
@@ -249,11 +286,7 @@ impl Reactor {
             if self.devices.take_lost() && self.phase == Phase::Running {
                 self.tell(ToSupervisor::ClientLost);
             }
-            let worked = self.disk.work();
-            if worked {
-                self.take_completions();
-            }
-            if !has_room && !answered && !worked {
+            if !has_room && !answered {
                 return;
             }
         }

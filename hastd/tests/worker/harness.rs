@@ -37,6 +37,9 @@ pub const NAME: &str = "test";
 pub const MEDIA: u64 = 16 << 20;
 pub const EXTENT: u32 = 128 << 10;
 
+/// Variables of an environment, with their values.
+pub type Variables = &'static [(&'static str, &'static str)];
+
 /// Waits until `found` finds something.
 pub fn wait_for<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
     let give_up = Instant::now() + PATIENCE;
@@ -270,6 +273,7 @@ pub fn loopback() -> (TcpStream, TcpStream) {
 pub struct Pair {
     _directory: tempfile::TempDir,
     pub a: Disk,
+    a_environment: Variables,
     pub b: Disk,
     pub device: Device,
     pub resource: Resource,
@@ -290,7 +294,7 @@ pub struct Board {
     pub secondary_exits: Vec<Option<i32>>,
     b: Disk,
     b_resource: Resource,
-    b_environment: &'static [(&'static str, &'static str)],
+    b_environment: Variables,
     half: Option<(FirstAnswer, TcpStream)>,
     sockets: Vec<TcpStream>,
 }
@@ -298,12 +302,12 @@ pub struct Board {
 impl Pair {
     /// `change` may change the configuration of both nodes.
     pub fn start(change: impl FnOnce(&mut Resource)) -> Pair {
-        Pair::start_in(&[], change)
+        Pair::start_in([&[], &[]], change)
     }
 
-    /// With these variables in the environment of secondaries.
+    /// With these variables in the environment of primaries and of secondaries.
     pub fn start_in(
-        b_environment: &'static [(&'static str, &'static str)],
+        [a_environment, b_environment]: [Variables; 2],
         change: impl FnOnce(&mut Resource),
     ) -> Pair {
         let directory = tempfile::tempdir().unwrap();
@@ -333,13 +337,16 @@ impl Pair {
                 thread::sleep(Duration::from_millis(2));
             }
         });
-        let pair = Pair { _directory: directory, a, b, device, resource, board, ended, thread: Some(thread) };
+        let thread = Some(thread);
+        let pair =
+            Pair { _directory: directory, a, a_environment, b, device, resource, board, ended, thread };
         pair.start_primary();
         pair
     }
 
     pub fn start_primary(&self) {
-        let worker = Worker::spawn(&self.resource, self.a.open(), self.device.kind());
+        let (provider, kind) = (self.a.open(), self.device.kind());
+        let worker = Worker::spawn_in(self.a_environment, &self.resource, provider, kind);
         self.board().primary = Some(worker);
     }
 

@@ -51,7 +51,7 @@ fn what_is_written_is_on_both_nodes_in_every_mode() {
 /// S7: the secondary's disk takes longer than `timeout` for a write.
 #[test]
 fn a_slow_disk_is_no_dead_node() {
-    let pair = Pair::start_in(&[("HASTD_TEST_SLOW", "7000")], |resource| {
+    let pair = Pair::start_in([&[], &[("HASTD_TEST_SLOW", "7000")]], |resource| {
         resource.replication = Replication::Fullsync;
         resource.timeout = 3;
     });
@@ -59,6 +59,38 @@ fn a_slow_disk_is_no_dead_node() {
     let client = pair.device.connect();
     let data = pattern(1, 128 << 10);
     client.write(0, &data).unwrap();
+    assert!(pair.b.data()[..data.len()] == data, "complete, but not on the secondary");
+    assert_eq!(pair.board().count(Role::Primary, Event::Disconnect), 0);
+    assert_eq!(pair.stop(), Some(0));
+}
+
+/// S7: nor is one that hangs at the very moment at which it was quick, when a worker does not ask a thread first. Both
+/// go on telling each other that they are there, and their supervisors what they ask for.
+#[test]
+fn a_disk_that_hangs_out_of_the_blue_holds_nobody_up() {
+    let slow: Variables = &[("HASTD_TEST_SLOW", "7000")];
+    let pair = Pair::start_in([slow, slow], |resource| {
+        resource.replication = Replication::Fullsync;
+        resource.timeout = 3;
+        resource.peer_timeout = 1;
+    });
+    pair.wait_in_step();
+    let client = pair.device.connect();
+    let data = pattern(1, 128 << 10);
+    for _ in 0..1000 {
+        client.write(0, &data[..4096]).unwrap();
+    }
+    let asked = thread::scope(|scope| {
+        let write = scope.spawn(|| client.write(0, &data).unwrap());
+        let mut asked = 0;
+        while !write.is_finished() {
+            pair.status();
+            asked += 1;
+            thread::sleep(Duration::from_millis(50));
+        }
+        asked
+    });
+    assert!(asked > 10, "{asked} answers while the disk hung");
     assert!(pair.b.data()[..data.len()] == data, "complete, but not on the secondary");
     assert_eq!(pair.board().count(Role::Primary, Event::Disconnect), 0);
     assert_eq!(pair.stop(), Some(0));
