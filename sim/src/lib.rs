@@ -42,8 +42,11 @@ impl Plan {
     /// The plan of a mixed pair that belongs to a seed.
     #[must_use]
     pub fn mixed(seed: u64) -> Plan {
-        let ours_first = (seed / 3).is_multiple_of(2);
-        let scene = if ours_first { Scene::MixedOurPrimary } else { Scene::MixedOurSecondary };
+        let scene = match seed / 3 % 10 {
+            0 | 2 | 4 | 6 | 8 => Scene::MixedOurPrimary,
+            9 => Scene::MixedDiscard,
+            _ => Scene::MixedOurSecondary,
+        };
         Plan { scene, originals: scene.originals(), ..Plan::of(seed) }
     }
 }

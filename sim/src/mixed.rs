@@ -256,6 +256,38 @@ impl World {
         self.identical()
     }
 
+    /// Ours gives its changes up, and an original cannot say whether its map has all that it changed since they parted:
+    /// it must be made to copy everything.
+    pub(crate) fn mixed_discard(&mut self) -> Result<(), String> {
+        self.honest_pair()?;
+        if self.random.one_in(2) {
+            self.replaced_for_a_while()?;
+        } else {
+            self.written_apart_and_discarded()?;
+        }
+        self.identical()
+    }
+
+    fn written_apart_and_discarded(&mut self) -> Result<(), String> {
+        self.network = false;
+        self.cut();
+        self.expect_split = true;
+        self.set_role(1, Role::Primary);
+        for _ in 0..2 {
+            let (kept, lost) = (self.random.below(8), self.random.below(8));
+            self.write_some(0, usize::try_from(kept).unwrap_or(0) + 1, true)?;
+            self.write_some(1, usize::try_from(lost).unwrap_or(0) + 1, false)?;
+        }
+        self.settle_original();
+        self.stop_role(1)?;
+        self.set_role(1, Role::Secondary);
+        self.network = true;
+        let seen = self.events_of("split-brain");
+        self.until("the split-brain is noticed", |world| world.events_of("split-brain") > seen)?;
+        self.repair_by_discard(1)?;
+        self.quiet()
+    }
+
     /// Whether the history ended where nobody can tell what would be right.
     #[must_use]
     pub fn was_excused(&self) -> bool {
@@ -355,7 +387,7 @@ impl World {
         }
     }
 
-    /// A provider was created anew: nothing that was answered before counts.
+    /// What a node holds was given up: nothing that was answered before counts.
     pub(crate) fn mixed_recreated(&mut self) {
         if let Some(mixed) = &mut self.mixed {
             mixed.witness.on = false;

@@ -55,6 +55,8 @@ pub enum Scene {
     MixedOurPrimary,
     /// Storms over a pair of which node 0, the primary first, runs the original.
     MixedOurSecondary,
+    /// Our node in such a pair gives its changes up, after both were written apart, or after a spare.
+    MixedDiscard,
 }
 
 impl Scene {
@@ -88,12 +90,13 @@ impl Scene {
     ];
 
     /// The scenes with a model of the original; they are not among [`Scene::ALL`].
-    pub const MIXED: [Scene; 2] = [Scene::MixedOurPrimary, Scene::MixedOurSecondary];
+    pub const MIXED: [Scene; 3] = [Scene::MixedOurPrimary, Scene::MixedOurSecondary, Scene::MixedDiscard];
 
     /// Which nodes run the original.
     #[must_use]
     pub fn originals(self) -> [bool; 2] {
-        [self == Scene::MixedOurSecondary, self == Scene::MixedOurPrimary]
+        let first = matches!(self, Scene::MixedOurSecondary | Scene::MixedDiscard);
+        [first, self == Scene::MixedOurPrimary]
     }
 
     /// Whether the nodes know nothing of each other beyond the original.
@@ -122,6 +125,7 @@ impl World {
             Scene::Discard => self.discarded(),
             Scene::Spare => self.spare(),
             Scene::MixedOurPrimary | Scene::MixedOurSecondary => self.mixed_storms(),
+            Scene::MixedDiscard => self.mixed_discard(),
         }
     }
 
@@ -506,7 +510,7 @@ impl World {
     }
 
     /// `hastctl discard`, and a while in which anything may be interrupted.
-    fn repair_by_discard(&mut self, node: usize) -> Result<(), String> {
+    pub(crate) fn repair_by_discard(&mut self, node: usize) -> Result<(), String> {
         self.stop_role(node)?;
         self.discard(node)?;
         if self.random.one_in(3) {
@@ -540,6 +544,11 @@ impl World {
 
     fn spare(&mut self) -> Result<(), String> {
         self.pair()?;
+        self.replaced_for_a_while()
+    }
+
+    /// A spare takes the place of node 1's disk and is brought up to date; then the old disk is back.
+    pub(crate) fn replaced_for_a_while(&mut self) -> Result<(), String> {
         self.stop_role(1)?;
         let former = self.nodes.get(1).ok_or("no such node")?.disk.clone();
         self.recreate(1)?;

@@ -627,6 +627,7 @@ impl World {
     /// `hastctl discard` on a node that is in role init.
     pub(crate) fn discard(&mut self, node: usize) -> Result<(), String> {
         self.trace(|| format!("node {node}: its changes are given up"));
+        self.mixed_recreated();
         self.nodes.get_mut(node).ok_or("no such node")?.discard()
     }
 
