@@ -3,16 +3,15 @@
 //! A secondary has none, and everything here is nothing then.
 
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use hast_engine::{DiskResult, Op, RequestId};
 use hast_ggate::DeviceError;
 use hast_nbd::Export;
 use hast_net::buffer::Pool;
-use polling::Poller;
 
 use super::start::Device;
+use super::wait::Waiter;
 use super::{gate, nbd};
 
 /// The device.
@@ -28,7 +27,7 @@ impl Devices {
     pub(super) fn start(
         device: Device,
         name: &str,
-        poller: &Arc<Poller>,
+        waiter: &Waiter,
         keys: (usize, usize),
         pool: &Pool,
     ) -> io::Result<Devices> {
@@ -36,13 +35,10 @@ impl Devices {
         if gate.is_none() {
             log::info!("Device {} created.", hast_ggate::device_name(name));
         }
-        let waker = Arc::clone(poller);
-        // Fails only when the poller is broken, and then waiting on it fails too.
-        let wake = move || drop(waker.notify());
-        let gate = gate.map(|gate| gate::Server::start(gate, pool.clone(), wake)).transpose()?;
+        let gate = gate.map(|gate| gate::Server::start(gate, pool.clone(), waiter.waker())).transpose()?;
         let serve = |listener| {
             let export = Export::new(name, size, sector);
-            nbd::Server::new(poller, keys, listener, export, pool.clone())
+            nbd::Server::new(waiter.poller(), keys, listener, export, pool.clone())
         };
         Ok(Devices { nbd: nbd.map(serve).transpose()?, gate })
     }

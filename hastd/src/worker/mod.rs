@@ -23,6 +23,7 @@ mod sandbox;
 mod sendqueue;
 mod signals;
 mod start;
+mod wait;
 
 use std::time::Duration;
 

@@ -2,12 +2,11 @@
 //! happened, and carries out what it asks for.
 //!
 //! Owns the order of things: after every event the engine's actions are carried out before the next event
-//! is looked at. Nothing in here waits except for the poller: a disk operation that the reactor's thread is to carry
+//! is looked at. Nothing in here waits except for events: a disk operation that the reactor's thread is to carry
 //! out is left to whoever drives it (`super::leader`).
 
 use std::io;
 use std::mem;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hast_conf::Resource;
@@ -15,7 +14,7 @@ use hast_engine::{Action, DiskOp, DiskResult, OpId, Side};
 use hast_log::error_text;
 use hast_net::buffer::Pool;
 use hast_net::control::WorkerStatus;
-use polling::{Events, Poller};
+use polling::Events;
 
 use super::devices::Devices;
 use super::disk::{Disk, Finished, Hands};
@@ -23,6 +22,7 @@ use super::engine::Engine;
 use super::peer::Link;
 use super::signals::Signals;
 use super::start::{self, Device, OS_ERROR, Started};
+use super::wait::Waiter;
 use crate::ipc::{Channel, Reload, ToSupervisor, ToWorker};
 use crate::watch::Watched;
 
@@ -47,7 +47,7 @@ const TEMPORARY: i32 = 75;
 /// A worker at work.
 pub(super) struct Reactor {
     origin: Instant,
-    poller: Arc<Poller>,
+    waiter: Waiter,
     channel: Watched<Channel>,
     signals: Watched<Signals>,
     engine: Engine,
@@ -96,18 +96,15 @@ impl Reactor {
     /// Puts everything together. The engine's time starts here.
     pub(super) fn new(channel: Channel, signals: Signals, started: Started) -> io::Result<Reactor> {
         let Started { engine, provider, resource, device, forced, .. } = started;
-        let poller = Arc::new(Poller::new()?);
+        let waiter = Waiter::new()?;
+        let poller = waiter.poller();
         let pool = Pool::new();
-        let waker = Arc::clone(&poller);
-        let disk = Disk::start(provider, pool.clone(), move || {
-            // Fails only when the poller is broken, and then waiting on it fails too.
-            let _ = waker.notify();
-        })?;
-        let mut link =
-            Link::new(&poller, (OUT, IN), pool.clone(), engine.role(), start::link_settings(&resource));
+        let disk = Disk::start(provider, pool.clone(), waiter.waker())?;
+        let settings = start::link_settings(&resource);
+        let mut link = Link::new(poller, (OUT, IN), pool.clone(), engine.role(), settings);
         let keys = (LISTENER, FIRST_CLIENT);
         let devices = match device {
-            Device::Primary { .. } => Devices::start(device, &resource.provname, &poller, keys, &pool)?,
+            Device::Primary { .. } => Devices::start(device, &resource.provname, &waiter, keys, &pool)?,
             Device::Connections { out, in_ } => {
                 link.adopt(Side::Out, out)?;
                 link.adopt(Side::In, in_)?;
@@ -116,9 +113,9 @@ impl Reactor {
         };
         Ok(Reactor {
             origin: Instant::now(),
-            channel: Watched::new(&poller, CHANNEL, channel, true, false)?,
-            signals: Watched::new(&poller, SIGNALS, signals, true, false)?,
-            poller,
+            channel: Watched::new(poller, CHANNEL, channel, true, false)?,
+            signals: Watched::new(poller, SIGNALS, signals, true, false)?,
+            waiter,
             engine,
             disk,
             link,
@@ -177,11 +174,8 @@ impl Reactor {
     /// Waits for something to happen, and takes it in.
     fn wait(&mut self, events: &mut Events) -> io::Result<()> {
         self.watch();
-        events.clear();
-        match self.poller.wait(events, self.patience()) {
-            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
-            _ => {}
-        }
+        let patience = self.patience();
+        self.waiter.wait(events, patience)?;
         for event in events.iter() {
             self.dispatch(event.key);
         }
