@@ -24,7 +24,7 @@ const MODULES: &[&str] = &["kernel/drivers/block/nbd.ko", "kernel/drivers/block/
 /// Debian's busybox that needs no libraries.
 const BUSYBOX: &str = "busybox-static";
 /// Programs of this system that the machine needs besides.
-const PROGRAMS: &[&str] = &["mkfs.ext4"];
+const PROGRAMS: &[&str] = &["mkfs.ext4", "dd", "blkdiscard"];
 /// How long everything may take.
 const PATIENCE: Duration = Duration::from_secs(2400);
 

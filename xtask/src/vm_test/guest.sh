@@ -124,6 +124,8 @@ logged() { grep -q "$2" "/tmp/$1/hastd.log"; }
 is_device() { [ -b $device ] && [ "$(blockdev --getsize64 $device)" -gt 0 ]; }
 # sum <file>
 sum() { md5sum <"$1" | cut -d' ' -f1; }
+# holds <KiB> <file>: so much at the beginning of the device is the file
+holds() { [ "$(dd if=$device bs=1k count="$1" iflag=direct 2>/dev/null | md5sum)" = "$(md5sum <"$2")" ]; }
 # read_back: the file is what the device has, not what is in memory
 read_back() {
 	umount /mnt && mount $device /mnt && [ "$(sum /mnt/file)" = "$(sum /tmp/file)" ]
@@ -186,6 +188,13 @@ try_device() {
 	check "the device appears" within 30 is_device
 	check "its name leads to the kernel's device" leads_to "$1"
 	check "it has the size of the data area" [ "$(blockdev --getsize64 $device)" -eq "$(ctl a dump $name | sed -n 's/^ *datasize: \([0-9]*\).*/\1/p')" ]
+	check "it can be made to write through" [ "$(cat "/sys/block/$(basename "$(readlink $device)")/queue/fua")" = 1 ]
+	dd if=/dev/urandom of=/tmp/piece bs=64k count=2 2>/dev/null
+	check "write through" /sbin/dd if=/tmp/piece of=$device bs=64k oflag=direct,dsync
+	check "read what was written" holds 128 /tmp/piece
+	check "write zeroes" /sbin/blkdiscard -z -o 64k -l 64k $device
+	dd if=/dev/zero of=/tmp/piece bs=64k count=1 seek=1 conv=notrunc 2>/dev/null
+	check "read zeroes" holds 128 /tmp/piece
 	check "mkfs" mkfs.ext4 -q -F $device
 	check "mount" mount $device /mnt
 	write_slowly
