@@ -18,7 +18,7 @@ use hast_net::errno::Errno;
 use hast_provider::Provider;
 
 use super::discard;
-use super::pace::{Kind, Pace};
+use super::pace::{Kind, Pace, Solitude};
 
 /// Threads, and so operations that the system sees at once.
 const THREADS: usize = 4;
@@ -43,6 +43,7 @@ pub(super) struct Disk {
     given: Kind,
     /// What is left of its turn.
     left: Duration,
+    solitude: Solitude,
     /// Carried out by it.
     finished: Vec<Finished>,
     pace: Pace,
@@ -75,8 +76,9 @@ impl Disk {
             operations: 0,
             bytes: 0,
             submitted: VecDeque::new(),
-            given: Kind::Other,
+            given: Kind::Delete,
             left: TURN,
+            solitude: Solitude::default(),
             finished: Vec::new(),
             pace: Pace::default(),
         };
@@ -93,6 +95,7 @@ impl Disk {
     /// [is busy](Disk::is_busy).
     pub(super) fn submit(&mut self, id: OpId, op: DiskOp) {
         self.operations += 1;
+        self.solitude.submitted();
         self.bytes = self.bytes.saturating_add(weight(Kind::of(&op)));
         self.submitted.push_back((id, op));
     }
@@ -104,15 +107,21 @@ impl Disk {
     pub(super) fn next(&mut self) -> Option<(OpId, DiskOp)> {
         while let Some((id, op)) = self.submitted.pop_front() {
             let kind = Kind::of(&op);
-            if self.pace.is_quick(kind) && !self.left.is_zero() {
+            if self.is_for_the_caller(kind) {
                 self.given = kind;
                 return Some((id, op));
             }
+            self.solitude.handed_over(kind);
             lock(&self.shared.queue).waiting.push_back((id, op));
             self.shared.work.notify_one();
         }
         self.left = TURN;
         None
+    }
+
+    fn is_for_the_caller(&mut self, kind: Kind) -> bool {
+        let quick = self.pace.is_quick(kind) && !self.left.is_zero();
+        quick || (self.operations == 1 && self.pace.is_bearable(kind) && self.solitude.is_likely())
     }
 
     /// What carries out an operation that [`Disk::next`] gave.
@@ -142,6 +151,7 @@ impl Disk {
         let mut done = lock(&self.shared.done);
         for Finished { kind, time, .. } in done.iter() {
             self.pace.took(*kind, *time);
+            self.solitude.handed_back(*kind);
         }
         for Finished { id, kind, result, .. } in done.drain(..).chain(self.finished.drain(..)) {
             self.operations = self.operations.saturating_sub(1);
@@ -307,7 +317,7 @@ fn errno(error: &io::Error) -> Errno {
 fn weight(kind: Kind) -> usize {
     match kind {
         Kind::Write(bytes) => usize::try_from(bytes).unwrap_or(usize::MAX),
-        Kind::Read(_) | Kind::Other => 0,
+        Kind::Read(_) | Kind::Flush | Kind::Delete => 0,
     }
 }
 

@@ -23,12 +23,26 @@ const LONG: u64 = 8_000_000;
 const PENANCE: u64 = 10_000;
 /// Bytes that may be moved in a nanosecond by whoever only copies them.
 const COPIED: u64 = 4;
+/// Taking less than this on average, in nanoseconds, a flush is waited for by whoever has nothing else to do.
+const BEARABLE: u64 = 500_000;
 
-/// The pace of reads and of writes: what is written to a cache says nothing of what has to be read from a disk.
-#[derive(Debug, Default)]
+/// Flushes between two that a thread carries out to see whether it is alone.
+const PROBE: u32 = 64;
+
+/// The pace of reads, of writes and of flushes: what is written to a cache says nothing of what has to be read from a
+/// disk.
+#[derive(Debug)]
 pub(super) struct Pace {
     reads: Mean,
     writes: Mean,
+    flushes: Mean,
+}
+
+impl Default for Pace {
+    fn default() -> Pace {
+        let flushes = Mean { nanos: BEARABLE, ..Mean::default() };
+        Pace { reads: Mean::default(), writes: Mean::default(), flushes }
+    }
 }
 
 /// What kind of operation it is and how long, as far as its pace tells anything.
@@ -36,8 +50,9 @@ pub(super) struct Pace {
 pub(super) enum Kind {
     Read(u64),
     Write(u64),
-    /// A flush or a delete: as slow as the disk itself.
-    Other,
+    Flush,
+    /// As slow as the disk itself.
+    Delete,
 }
 
 impl Kind {
@@ -45,7 +60,8 @@ impl Kind {
         match op {
             DiskOp::Read { length, .. } => Kind::Read(u64::from(*length)),
             DiskOp::Write { data, .. } => Kind::Write(data.len() as u64),
-            DiskOp::Delete { .. } | DiskOp::Flush => Kind::Other,
+            DiskOp::Flush => Kind::Flush,
+            DiskOp::Delete { .. } => Kind::Delete,
         }
     }
 }
@@ -56,8 +72,14 @@ impl Pace {
         match kind {
             Kind::Read(_) => self.reads.quick,
             Kind::Write(_) => self.writes.quick,
-            Kind::Other => false,
+            Kind::Flush => self.flushes.quick,
+            Kind::Delete => false,
         }
+    }
+
+    /// Whether a flush takes no longer than it may if nothing else is to do.
+    pub(super) fn is_bearable(&self, kind: Kind) -> bool {
+        kind == Kind::Flush && self.flushes.nanos < BEARABLE
     }
 
     /// One has taken so long.
@@ -65,8 +87,51 @@ impl Pace {
         match kind {
             Kind::Read(bytes) => self.reads.add(bytes, time),
             Kind::Write(bytes) => self.writes.add(bytes, time),
-            Kind::Other => {}
+            Kind::Flush => self.flushes.add(0, time),
+            Kind::Delete => {}
         }
+    }
+}
+
+/// Whether anything else is likely to come while a flush is on. Whoever waits for a flush cannot know: so once in a
+/// while a thread carries one out, and if something has come meanwhile threads do for a time.
+#[derive(Debug, Default)]
+pub(super) struct Solitude {
+    /// Flushes that threads have.
+    flushing: u32,
+    /// Flushes that threads get because they were not alone.
+    company: u32,
+    /// Flushes until a thread gets one to find out.
+    until_next: u32,
+}
+
+impl Solitude {
+    /// An operation has come.
+    pub(super) fn submitted(&mut self) {
+        if self.flushing > 0 {
+            self.company = PROBE;
+        }
+    }
+
+    /// A thread gets one.
+    pub(super) fn handed_over(&mut self, kind: Kind) {
+        self.flushing += u32::from(kind == Kind::Flush);
+    }
+
+    /// A thread has carried one out.
+    pub(super) fn handed_back(&mut self, kind: Kind) {
+        self.flushing = self.flushing.saturating_sub(u32::from(kind == Kind::Flush));
+    }
+
+    /// Whether the next flush will be alone, as far as can be told.
+    pub(super) fn is_likely(&mut self) -> bool {
+        if self.company > 0 {
+            self.company -= 1;
+            return false;
+        }
+        let alone = self.until_next > 0;
+        self.until_next = if alone { self.until_next - 1 } else { PROBE };
+        alone
     }
 }
 
@@ -116,11 +181,42 @@ mod tests {
         let mut pace = Pace::default();
         assert!(!pace.is_quick(WRITE));
         after(&mut pace, WRITE, 60, 3);
-        assert!(pace.is_quick(WRITE) && !pace.is_quick(READ) && !pace.is_quick(Kind::Other));
+        assert!(pace.is_quick(WRITE) && !pace.is_quick(READ) && !pace.is_quick(Kind::Delete));
         after(&mut pace, READ, 1000, 90);
         assert!(!pace.is_quick(READ), "an SSD that has to be asked");
-        after(&mut pace, Kind::Other, 1000, 3);
-        assert!(!pace.is_quick(Kind::Other));
+        after(&mut pace, Kind::Delete, 1000, 3);
+        assert!(!pace.is_quick(Kind::Delete));
+    }
+
+    #[test]
+    fn a_flush_that_takes_a_while_is_bearable_as_long_as_it_does_on_average() {
+        let mut pace = Pace::default();
+        assert!(!pace.is_quick(Kind::Flush) && !pace.is_bearable(Kind::Flush));
+        after(&mut pace, Kind::Flush, 100, 300);
+        assert!(!pace.is_quick(Kind::Flush) && pace.is_bearable(Kind::Flush));
+        assert!(!pace.is_bearable(WRITE) && !pace.is_bearable(Kind::Delete));
+        after(&mut pace, Kind::Flush, 1, 12_000);
+        assert!(pace.is_bearable(Kind::Flush), "a journal is full once in a while");
+        after(&mut pace, Kind::Flush, 100, 8_000);
+        assert!(!pace.is_bearable(Kind::Flush));
+    }
+
+    #[test]
+    fn whether_flushes_are_alone_is_found_out_now_and_then() {
+        let mut solitude = Solitude::default();
+        let alone = |solitude: &mut Solitude| (0..PROBE * 3).filter(|_| solitude.is_likely()).count();
+        // Those of three probes are not.
+        assert_eq!(alone(&mut solitude), PROBE as usize * 3 - 3);
+        solitude.handed_over(Kind::Flush);
+        solitude.handed_back(Kind::Flush);
+        solitude.submitted();
+        assert!(alone(&mut solitude) > PROBE as usize * 2);
+        // Something comes while a thread flushes.
+        solitude.handed_over(Kind::Flush);
+        solitude.submitted();
+        solitude.handed_back(Kind::Flush);
+        assert!((0..PROBE).all(|_| !solitude.is_likely()));
+        assert!((0..3).any(|_| solitude.is_likely()));
     }
 
     #[test]
