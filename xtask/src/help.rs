@@ -59,6 +59,10 @@ cargo xtask bench [PART ...] [--dir D] [--rounds N] [--seconds S] [--only WORKLO
     /dev/shm unless --dir says otherwise. A server of your own takes part if
     you say how it is started and where it then is.
 
+cargo xtask bench durable --dir D [--rounds N] [--seconds S]
+    Writes that are each flushed, on a real disk, beside a program that does the
+    same to two files. Not among the parts that run when none is named.
+
 cargo xtask bench micro [--seconds S] [--only NAME]
     Steps of a request, each alone, S seconds (3) long: nv lists, frames,
     looking for zeros, checksums, LZF, the activemap. Says how each has changed

@@ -4,6 +4,7 @@
 
 mod contender;
 mod cost;
+mod durable;
 mod fio;
 mod loss;
 mod map;
@@ -30,8 +31,8 @@ const PARTS: [(&str, Part); 5] = [
     ("loss", loss::run),
     ("scaling", scaling::run),
 ];
-/// Parts that run only when they are named: what they measure is ours alone.
-const APART: [(&str, Part); 1] = [("micro", micro::run)];
+/// Parts that run only when they are named: one is ours alone, one wants a real disk.
+const APART: [(&str, Part); 2] = [("micro", micro::run), ("durable", durable::run)];
 /// Where providers lie unless told otherwise: memory, so that nothing but the programs is measured.
 const MEMORY: &str = "/dev/shm";
 
