@@ -18,7 +18,7 @@ use hast_net::human::human;
 use hast_net::message::{Command, MarkKind};
 
 use super::link::Awaited;
-use super::window::{MOST_OF_ORIGINAL, Window};
+use super::window::{MOST_OF_ORIGINAL, SHARED_BLOCK, USERS, Window};
 use super::{Phase, Primary, Purpose, exactly};
 use crate::counts::must_be_marked;
 use crate::ranges::Key;
@@ -71,6 +71,8 @@ pub(super) struct Sync {
     /// Extents that could not be copied, until `retry_at`.
     failed: BTreeSet<u32>,
     retry_at: Option<Duration>,
+    /// Users have their turn until then.
+    not_before: Duration,
     step: Step,
 }
 
@@ -165,6 +167,7 @@ impl Sync {
             window: Window::new(),
             failed: BTreeSet::new(),
             retry_at: None,
+            not_before: Duration::ZERO,
             step: Step::Copying,
         }
     }
@@ -289,6 +292,7 @@ impl Primary {
             && self.link.is_up()
             && self.phase == Phase::Serving
             && self.sync.blocks.len() < window
+            && self.sync.not_before <= self.now
         {
             if self.map.to_synchronise().is_empty() || !self.secondary_is_marked() {
                 return;
@@ -366,9 +370,10 @@ impl Primary {
                 extent
             }
         };
+        let most = if self.has_users() { SHARED_BLOCK } else { MAX_REQUEST };
         let copy = self.sync.copies.get_mut(&extent)?;
         let offset = copy.next;
-        let length = u32::try_from(copy.end - offset).unwrap_or(u32::MAX).min(MAX_REQUEST);
+        let length = u32::try_from(copy.end - offset).unwrap_or(u32::MAX).min(most);
         copy.next += u64::from(length);
         copy.in_flight += 1;
         let from = copy.from;
@@ -376,6 +381,11 @@ impl Primary {
             self.sync.open = None;
         }
         Some((extent, offset, length, from))
+    }
+
+    /// Whether anybody else uses the device.
+    fn has_users(&self) -> bool {
+        self.last_request.is_some_and(|at| self.now.saturating_sub(at) < USERS)
     }
 
     fn next_extent(&mut self) -> Option<u32> {
@@ -484,9 +494,10 @@ impl Primary {
         if block.state == BlockState::Orphaned {
             return self.release(key); // its copy ended with the session
         }
-        if result.is_ok() && block.length == MAX_REQUEST {
-            let users = self.last_request.map(|at| self.now.saturating_sub(at));
-            self.sync.window.copied(self.now.saturating_sub(block.since), users);
+        if result.is_ok() && block.length >= SHARED_BLOCK {
+            let took = self.now.saturating_sub(block.since);
+            let pause = self.sync.window.copied(self.now, took, self.has_users());
+            self.sync.not_before = self.now + pause;
         }
         if result.is_err()
             && let Some(copy) = self.sync.copies.get_mut(&block.extent)
@@ -677,6 +688,7 @@ impl Primary {
     }
 
     pub(super) fn sync_deadline(&self) -> Option<Duration> {
-        self.sync.retry_at
+        let pause = (self.sync.session && self.sync.not_before > self.now).then_some(self.sync.not_before);
+        [self.sync.retry_at, pause].into_iter().flatten().min()
     }
 }

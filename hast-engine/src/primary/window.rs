@@ -3,7 +3,8 @@
 //!
 //! What a block takes says which it is. On a long link every block takes as long as the shortest does, however many
 //! there are: more of them fill it. As soon as they take twice as long they wait for each other, or for users; and
-//! beside users, who would have to wait as well, as soon as they take a little longer.
+//! beside users, who would have to wait as well, as soon as they take a little longer. Users also have every other
+//! turn, and shorter blocks in the way.
 
 use core::time::Duration;
 
@@ -17,12 +18,14 @@ pub(super) const MOST_OF_ORIGINAL: usize = 32;
 /// What a block may take beyond twice the shortest: less than this is no queue but the noise of two hosts.
 const NOISE: Duration = Duration::from_micros(500);
 /// Users who have asked for something so long ago are gone.
-const USERS: Duration = Duration::from_millis(100);
+pub(super) const USERS: Duration = Duration::from_millis(100);
+/// Bytes of a block beside users, at most: while one is sent, read or written nothing else is.
+pub(super) const SHARED_BLOCK: u32 = 32 << 10;
 /// The same for a block beside users: the queue that blocks make is one that they stand in.
 const NOISE_BESIDE_USERS: Duration = Duration::from_micros(50);
-/// After so many blocks all is measured anew: the way may have become longer, and who only ever sees a queue does
-/// not know how long it is without.
-const MEMORY: u32 = 32_768;
+/// After this time all is measured anew: the way may have become longer, and who only ever sees a queue does not know
+/// how long it is without.
+const MEMORY: Duration = Duration::from_secs(10);
 
 /// The window of a synchronisation.
 #[derive(Debug)]
@@ -30,8 +33,8 @@ pub(super) struct Window {
     blocks: usize,
     /// The least that a block took.
     shortest: Duration,
-    /// Blocks that this was the least of.
-    seen: u32,
+    /// Since when; before the first block nobody knows.
+    since: Option<Duration>,
     /// No queue has been noticed yet: each round's window is four times the last one, or twice.
     rising: bool,
     /// Blocks that have ended since the window last changed.
@@ -43,7 +46,7 @@ pub(super) struct Window {
 impl Window {
     /// Of a new session.
     pub(super) fn new() -> Window {
-        Window { blocks: LEAST, shortest: Duration::MAX, seen: 0, rising: true, ended: 0, old: 0 }
+        Window { blocks: LEAST, shortest: Duration::MAX, since: None, rising: true, ended: 0, old: 0 }
     }
 
     /// How many blocks may be under way.
@@ -51,20 +54,25 @@ impl Window {
         self.blocks
     }
 
-    /// A block has been copied, and took so long. `users`: since somebody else has asked for something.
-    pub(super) fn copied(&mut self, took: Duration, users: Option<Duration>) {
+    /// A block has been copied, and took so long. Gives how long the next one is to wait for users, if there are any.
+    pub(super) fn copied(&mut self, now: Duration, took: Duration, beside_users: bool) -> Duration {
+        self.learn(now, took, beside_users);
+        // Blocks end at this distance.
+        let pause = took / u32::try_from(self.blocks).unwrap_or(u32::MAX).max(1);
+        if beside_users { pause } else { Duration::ZERO }
+    }
+
+    fn learn(&mut self, now: Duration, took: Duration, beside_users: bool) {
         if self.old > 0 {
             self.old -= 1;
             return;
         }
-        self.seen += 1;
-        if self.seen > MEMORY {
+        if now.saturating_sub(*self.since.get_or_insert(now)) > MEMORY {
             *self = Window { old: self.blocks, blocks: self.blocks.min(LEAST), ..Window::new() };
             return;
         }
         self.shortest = self.shortest.min(took);
         self.ended += 1;
-        let beside_users = users.is_some_and(|since| since < USERS);
         let (least, queueing) = if beside_users {
             (1, self.shortest / 4 + NOISE_BESIDE_USERS)
         } else {
@@ -93,19 +101,29 @@ mod tests {
 
     /// Copies so many blocks over a way of this latency that carries a block each `each`; gives the window in the end
     /// and how much of what the way carries was used in the second half.
-    fn copy(blocks: u64, latency: Duration, each: Duration, users: Option<Duration>) -> (usize, f64) {
-        let mut window = Window::new();
-        let (mut now, mut free) = (Duration::ZERO, Duration::ZERO);
+    fn copy(blocks: u64, latency: Duration, each: Duration, users: bool) -> (usize, f64) {
+        go_on(&mut Window::new(), Duration::ZERO, blocks, latency, each, users)
+    }
+
+    fn go_on(
+        window: &mut Window,
+        start: Duration,
+        blocks: u64,
+        latency: Duration,
+        each: Duration,
+        users: bool,
+    ) -> (usize, f64) {
+        let (mut now, mut free) = (start, start);
         let mut under_way = std::collections::VecDeque::new();
-        let mut half = Duration::ZERO;
+        let (mut half, mut pause) = (start, Duration::ZERO);
         for ended in 0..blocks {
             while under_way.len() < window.blocks() {
-                free = free.max(now) + each;
-                under_way.push_back((now, free + latency));
+                free = free.max(now + pause) + each;
+                under_way.push_back((now + pause, free + latency));
             }
             let (sent, end) = under_way.pop_front().unwrap();
             now = end;
-            window.copied(now - sent, users);
+            pause = window.copied(now, now - sent, users);
             if ended == blocks / 2 {
                 half = now;
             }
@@ -117,10 +135,10 @@ mod tests {
     #[test]
     fn a_long_link_is_filled_and_a_short_one_not_flooded() {
         const BLOCK: Duration = Duration::from_micros(500); // 250 MiB/s
-        let (short, used) = copy(20_000, Duration::from_micros(200), BLOCK, None);
+        let (short, used) = copy(20_000, Duration::from_micros(200), BLOCK, false);
         assert!(short <= 24 && used > 0.95, "{short} {used}");
         for millis in [1, 10, 50] {
-            let (blocks, used) = copy(20_000, Duration::from_millis(millis), BLOCK, None);
+            let (blocks, used) = copy(20_000, Duration::from_millis(millis), BLOCK, false);
             assert!(used > 0.9 && blocks <= MOST, "{millis} ms: {blocks} {used}");
             assert!(
                 u128::try_from(blocks).unwrap() <= 24 + 4 * u128::from(millis) * 1000 / BLOCK.as_micros()
@@ -131,13 +149,22 @@ mod tests {
     #[test]
     fn beside_users_it_makes_no_queue_and_still_fills_a_long_link() {
         const BLOCK: Duration = Duration::from_micros(100);
-        let now = Some(Duration::ZERO);
-        let (short, used) = copy(20_000, Duration::from_micros(200), BLOCK, now);
+        let (short, used) = copy(20_000, Duration::from_micros(200), BLOCK, true);
         assert!(short <= 6 && used > 0.3, "{short} {used}");
-        let (long, used) = copy(40_000, Duration::from_millis(10), BLOCK, now);
+        let (long, used) = copy(40_000, Duration::from_millis(10), BLOCK, true);
         assert!((50..150).contains(&long) && used > 0.6, "{long} {used}");
-        let (gone, _) = copy(20_000, Duration::from_micros(200), BLOCK, Some(USERS));
+        let (gone, _) = copy(20_000, Duration::from_micros(200), BLOCK, false);
         assert!(gone >= LEAST);
+    }
+
+    #[test]
+    fn a_way_that_becomes_longer_is_filled_again() {
+        const BLOCK: Duration = Duration::from_micros(100);
+        let mut window = Window::new();
+        go_on(&mut window, Duration::ZERO, 20_000, Duration::from_micros(200), BLOCK, true);
+        let start = Duration::from_secs(5);
+        let (blocks, used) = go_on(&mut window, start, 100_000, Duration::from_millis(10), BLOCK, true);
+        assert!((50..150).contains(&blocks) && used > 0.4, "{blocks} {used}");
     }
 
     #[test]
@@ -145,14 +172,14 @@ mod tests {
         let mut window = Window::new();
         let mut most = 0;
         for _ in 0..10_000 {
-            window.copied(Duration::from_millis(50), None);
+            window.copied(Duration::ZERO, Duration::from_millis(50), false);
             most = most.max(window.blocks());
         }
         assert_eq!(most, MOST);
         let mut window = Window::new();
-        window.copied(Duration::from_millis(1), None);
+        window.copied(Duration::ZERO, Duration::from_millis(1), false);
         for _ in 0..1000 {
-            window.copied(Duration::from_millis(100), None);
+            window.copied(Duration::ZERO, Duration::from_millis(100), false);
         }
         assert_eq!(window.blocks(), LEAST);
     }
