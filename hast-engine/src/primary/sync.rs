@@ -6,7 +6,7 @@
 //! claims to be in step (defects.md L15).
 
 use core::time::Duration;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use hast_format::bitmap::Bitmap;
 use hast_format::extension::{Extension, Run};
@@ -71,8 +71,8 @@ pub(super) struct Sync {
     /// Extents that could not be copied, until `retry_at`.
     failed: BTreeSet<u32>,
     retry_at: Option<Duration>,
-    /// Users have their turn until then.
-    not_before: Duration,
+    /// Beside users, a block that has ended keeps its place in the window until then.
+    pauses: VecDeque<Duration>,
     step: Step,
 }
 
@@ -167,7 +167,7 @@ impl Sync {
             window: Window::new(),
             failed: BTreeSet::new(),
             retry_at: None,
-            not_before: Duration::ZERO,
+            pauses: VecDeque::new(),
             step: Step::Copying,
         }
     }
@@ -241,6 +241,7 @@ impl Primary {
         self.sync.step = Step::Copying;
         self.sync.failed.clear();
         self.sync.retry_at = None;
+        self.sync.pauses.clear();
         if !keeps(Rule::L18) {
             self.sync.stale.clear();
         }
@@ -286,13 +287,13 @@ impl Primary {
 
     /// Keeps the window full.
     pub(super) fn fill_sync(&mut self) {
+        self.end_pauses();
         let ours = self.link.has(Extensions::SYNC_MARKS);
         let window = self.sync.window.blocks().min(if ours { usize::MAX } else { MOST_OF_ORIGINAL });
         while self.sync.session
             && self.link.is_up()
             && self.phase == Phase::Serving
-            && self.sync.blocks.len() < window
-            && self.sync.not_before <= self.now
+            && self.sync.blocks.len() + self.sync.pauses.len() < window
         {
             if self.map.to_synchronise().is_empty() || !self.secondary_is_marked() {
                 return;
@@ -494,10 +495,13 @@ impl Primary {
         if block.state == BlockState::Orphaned {
             return self.release(key); // its copy ended with the session
         }
-        if result.is_ok() && block.length >= SHARED_BLOCK {
+        if result.is_ok() && block.length >= SHARED_BLOCK.min(self.layout.extentsize()) {
             let took = self.now.saturating_sub(block.since);
-            let pause = self.sync.window.copied(self.now, took, self.has_users());
-            self.sync.not_before = self.now + pause;
+            let has_users = self.has_users();
+            self.sync.window.copied(self.now, took, has_users);
+            if has_users {
+                self.sync.pauses.push_back(self.now + self.sync.window.pause(took));
+            }
         }
         if result.is_err()
             && let Some(copy) = self.sync.copies.get_mut(&block.extent)
@@ -685,10 +689,18 @@ impl Primary {
             self.sync.retry_at = None;
             self.sync.failed.clear();
         }
+        self.end_pauses();
+    }
+
+    /// The turns of users that are over, or all of them if nobody is there any more.
+    fn end_pauses(&mut self) {
+        if !self.has_users() {
+            self.sync.pauses.clear();
+        }
+        while self.sync.pauses.pop_front_if(|end| *end <= self.now).is_some() {}
     }
 
     pub(super) fn sync_deadline(&self) -> Option<Duration> {
-        let pause = (self.sync.session && self.sync.not_before > self.now).then_some(self.sync.not_before);
-        [self.sync.retry_at, pause].into_iter().flatten().min()
+        [self.sync.retry_at, self.sync.pauses.front().copied()].into_iter().flatten().min()
     }
 }
