@@ -21,7 +21,7 @@ const HEADER: usize = 256;
 const CLASSES: [usize; 5] = [HEADER, 4096, 32_768, 131_072, 1_048_576];
 
 /// Bytes of idle memory that a pool keeps in each class at most.
-const KEPT_PER_CLASS: usize = 8 << 20;
+const KEPT_PER_CLASS: usize = 4 << 20;
 
 /// A source of memory; clones share what is idle.
 #[derive(Clone, Default)]
