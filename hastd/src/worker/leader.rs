@@ -32,7 +32,7 @@ pub(super) fn drive(mut reactor: Reactor) -> io::Result<i32> {
     let post = Arc::new(Post::default());
     let first = post.leave(Box::new(reactor));
     start(&post, first)?;
-    Ok(watch(&post))
+    Ok(watch(&post, first))
 }
 
 /// Where the reactor lies while its thread is away.
@@ -127,10 +127,11 @@ fn lead(post: &Post, mut reactor: Box<Reactor>) {
     }
 }
 
-/// Looks for operations that last, until the end; returns the exit code.
-fn watch(post: &Arc<Post>) -> i32 {
+/// Looks for operations that last, until the end; returns the exit code. The reactor's absence until the `first` thread
+/// has come is none.
+fn watch(post: &Arc<Post>, first: u64) -> i32 {
     let mut state = post.lock();
-    let (mut last, mut quiet) = (state.absences, 0);
+    let (mut last, mut quiet, mut refused) = (first, 0, first);
     loop {
         if let Some(code) = state.end {
             return code;
@@ -141,15 +142,23 @@ fn watch(post: &Arc<Post>) -> i32 {
         }
         (state, _) = post.changed.wait_timeout(state, TICK).unwrap_or_else(PoisonError::into_inner);
         quiet = if state.absences == last { quiet + 1 } else { 0 };
-        let lasting = quiet > 0 && state.reactor.is_some();
-        if let Some(reactor) = state.reactor.as_mut().filter(|_| lasting) {
-            reactor.overdue(TICK);
-            log::debug!("The disk makes an operation wait: another thread sees to the rest.");
-            if let Err(error) = start(post, state.absences) {
-                log::warn!("Unable to start a thread: {}.", hast_log::error_text(&error));
-            }
-        }
         last = state.absences;
         state.unwatched = quiet >= QUIET && state.reactor.is_none();
+        if quiet == 0 || last == first {
+            continue;
+        }
+        let Some(reactor) = &mut state.reactor else { continue };
+        reactor.overdue(TICK);
+        // Whoever comes back is not to wait for the log.
+        drop(state);
+        match start(post, last) {
+            Ok(()) => log::debug!("The disk makes an operation wait: another thread sees to the rest."),
+            Err(error) if refused != last => {
+                refused = last;
+                log::warn!("Unable to start a thread: {}.", hast_log::error_text(&error));
+            }
+            Err(_) => {}
+        }
+        state = post.lock();
     }
 }

@@ -25,6 +25,8 @@ const PENANCE: u64 = 10_000;
 const COPIED: u64 = 4;
 /// Taking less than this on average, in nanoseconds, a flush is waited for by whoever has nothing else to do.
 const BEARABLE: u64 = 500_000;
+/// After one that took so long, in nanoseconds, it is not: somebody else has had to go on with the rest.
+const UNBEARABLE: u64 = 50_000_000;
 
 /// Flushes between two that a thread carries out to see whether it is alone.
 const PROBE: u32 = 64;
@@ -79,7 +81,8 @@ impl Pace {
 
     /// Whether a flush takes no longer than it may if nothing else is to do.
     pub(super) fn is_bearable(&self, kind: Kind) -> bool {
-        kind == Kind::Flush && self.flushes.nanos < BEARABLE
+        let Mean { nanos, penance, .. } = self.flushes;
+        kind == Kind::Flush && nanos < BEARABLE && penance < UNBEARABLE / PENANCE
     }
 
     /// One has taken so long.
@@ -197,6 +200,10 @@ mod tests {
         assert!(!pace.is_bearable(WRITE) && !pace.is_bearable(Kind::Delete));
         after(&mut pace, Kind::Flush, 1, 12_000);
         assert!(pace.is_bearable(Kind::Flush), "a journal is full once in a while");
+        after(&mut pace, Kind::Flush, 1, 60_000);
+        assert!(!pace.is_bearable(Kind::Flush), "a disk that hangs");
+        after(&mut pace, Kind::Flush, 1500, 300);
+        assert!(pace.is_bearable(Kind::Flush));
         after(&mut pace, Kind::Flush, 100, 8_000);
         assert!(!pace.is_bearable(Kind::Flush));
     }

@@ -43,14 +43,13 @@ impl Waiter {
     pub(super) fn waker(&self) -> impl Fn() + Send + Sync + 'static {
         let (poller, woken) = (Arc::clone(&self.poller), Arc::clone(&self.woken));
         move || {
-            woken.store(true, Ordering::Release);
+            woken.store(true, Ordering::SeqCst);
             // Fails only when the poller is broken, and then waiting on it fails too.
             let _ = poller.notify();
         }
     }
 
-    /// Waits for events, for a wake-up, or for as long as `patience` says. Returns without any of them when a signal
-    /// has come.
+    /// Waits for events, for a wake-up, or for as long as `patience` says. A signal may end it as well.
     pub(super) fn wait(&mut self, events: &mut Events, patience: Option<Duration>) -> io::Result<()> {
         let begun = Instant::now();
         let awake = patience.map_or(self.awake(), |patience| patience.min(self.awake()));
@@ -60,7 +59,7 @@ impl Waiter {
             waited = begun.elapsed();
         }
         if waited >= awake {
-            self.look(events, patience)?;
+            self.look(events, patience.map(|patience| patience.saturating_sub(waited)))?;
         }
         self.add(begun.elapsed());
         Ok(())
@@ -71,7 +70,7 @@ impl Waiter {
         events.clear();
         match self.poller.wait(events, patience) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
-            _ => Ok(self.woken.swap(false, Ordering::Acquire) || !events.is_empty()),
+            _ => Ok(self.woken.swap(false, Ordering::SeqCst) || !events.is_empty()),
         }
     }
 

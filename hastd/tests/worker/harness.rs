@@ -424,6 +424,11 @@ impl Board {
         self.half = None;
     }
 
+    /// The processes of the primary and of the secondary.
+    pub fn pids(&self) -> [u32; 2] {
+        [&self.primary, &self.secondary].map(|worker| worker.as_ref().unwrap().child.id())
+    }
+
     pub fn count(&self, role: Role, event: Event) -> usize {
         self.events.iter().filter(|seen| **seen == (role, event)).count()
     }
