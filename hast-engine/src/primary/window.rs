@@ -31,11 +31,10 @@ const MEMORY: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Window {
     blocks: usize,
-    /// The least that a block took.
-    shortest: Duration,
+    /// The least that a block took, alone and beside users, where it is shorter.
+    shortest: [Duration; 2],
     /// Since when; before the first block nobody knows.
     since: Option<Duration>,
-    beside_users: bool,
     /// No queue has been noticed yet: each round's window is four times the last one, or twice.
     rising: bool,
     /// Blocks that have ended since the window last changed.
@@ -47,15 +46,7 @@ pub(super) struct Window {
 impl Window {
     /// Of a new session.
     pub(super) fn new() -> Window {
-        Window {
-            blocks: LEAST,
-            shortest: Duration::MAX,
-            since: None,
-            beside_users: false,
-            rising: true,
-            ended: 0,
-            old: 0,
-        }
+        Window { blocks: LEAST, shortest: [Duration::MAX; 2], since: None, rising: true, ended: 0, old: 0 }
     }
 
     /// How many blocks may be under way.
@@ -75,21 +66,18 @@ impl Window {
             self.old -= 1;
             return;
         }
-        let over = now.saturating_sub(*self.since.get_or_insert(now)) > MEMORY;
-        // Blocks are of another size then.
-        if over || self.beside_users != beside_users {
-            let (old, blocks) = (self.blocks, self.blocks.min(LEAST));
-            *self = Window { old, blocks, beside_users, ..Window::new() };
+        if now.saturating_sub(*self.since.get_or_insert(now)) > MEMORY {
+            *self = Window { old: self.blocks, blocks: self.blocks.min(LEAST), ..Window::new() };
             return;
         }
-        self.shortest = self.shortest.min(took);
+        let [alone, shared] = &mut self.shortest;
+        let shortest = if beside_users { shared } else { alone };
+        *shortest = took.min(*shortest);
+        let shortest = *shortest;
         self.ended += 1;
-        let (least, queueing) = if beside_users {
-            (1, self.shortest / 4 + NOISE_BESIDE_USERS)
-        } else {
-            (LEAST, self.shortest + NOISE)
-        };
-        if took <= self.shortest.saturating_add(queueing) {
+        let (least, queueing) =
+            if beside_users { (1, shortest / 4 + NOISE_BESIDE_USERS) } else { (LEAST, shortest + NOISE) };
+        if took <= shortest.saturating_add(queueing) {
             if self.rising {
                 self.blocks = (self.blocks + if beside_users { 1 } else { 3 }).min(MOST);
                 self.ended = 0;
@@ -188,6 +176,18 @@ mod tests {
         let start = Duration::from_secs(5);
         let (blocks, used) = go_on(&mut window, start, 100_000, Duration::from_millis(10), BLOCK, true);
         assert!((50..150).contains(&blocks) && used > 0.4, "{blocks} {used}");
+    }
+
+    #[test]
+    fn users_who_come_now_and_then_do_not_empty_a_long_link() {
+        const BLOCK: Duration = Duration::from_micros(500);
+        const LATENCY: Duration = Duration::from_millis(50);
+        let mut window = Window::new();
+        let (full, _) = go_on(&mut window, Duration::ZERO, 1000, LATENCY, BLOCK, false);
+        for users in [true, false, true, false] {
+            let (blocks, _) = go_on(&mut window, Duration::from_secs(5), 10, LATENCY, BLOCK, users);
+            assert!(full > 100 && blocks > full / 2, "{blocks} of {full}");
+        }
     }
 
     #[test]
