@@ -93,6 +93,28 @@ fn counts_are_not_made_equal_while_the_secondary_remembers_for_us() {
     assert_eq!(h.result(1), Some(Ok(None)));
 }
 
+/// Nothing is complete without the secondary, and it fails a write that our disk has taken: what our disk has of it will
+/// be copied over, and a read that waited for the write must not bring it.
+#[test]
+fn a_read_behind_a_failed_write_does_not_bring_what_will_be_copied_over() {
+    let mut h = copied();
+    h.policy = Box::new(|op| Some(if is_data(op) || is_metadata(op) { Err(Errno::EIO) } else { Ok(()) }));
+    h.w(1, 7);
+    h.serve_all(|_| Some(None));
+    assert_eq!(h.result(1), Some(Ok(None)), "the secondary remembers it for us");
+    h.policy = Box::new(|op| Some(if is_metadata(op) { Err(Errno::EIO) } else { Ok(()) }));
+    h.w(2, 9);
+    h.req(3, Op::Read { offset: 9 * u64::from(ES), length: 512 });
+    h.serve_all(|message| write_there(message).then_some(Some(Errno::EIO)));
+    assert_eq!(h.result(2), Some(Err(Errno::EIO)));
+    assert_eq!(h.result(3), None, "read from our disk");
+    let wanted = |message: &Message| {
+        matches!(message, Message::Request(Request { command: Command::Read, offset, length: 512, .. })
+            if *offset == 9 * u64::from(ES))
+    };
+    assert!(h.sent.iter().any(|(_, message)| wanted(message)), "{:?}", h.sent);
+}
+
 /// While the secondary was away a flush failed, and its data is being written again here. Then it turns out to have
 /// the newer data: what was read here before is not written over that, and the worker's end waits for it.
 #[test]

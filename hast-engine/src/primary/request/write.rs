@@ -36,7 +36,13 @@ impl Primary {
             _ if !issued => {}
             Verdict::Wait => {}
             Verdict::TakeBack => return self.take_back(key, relies),
-            Verdict::Fail => self.end_write(key, Err(error)),
+            Verdict::Fail => {
+                if relies && !standing.is_confirmed() {
+                    // Before a read that waits for it: what our disk has of it will be copied over.
+                    self.give_up_here(request.extents());
+                }
+                self.end_write(key, Err(error));
+            }
             Verdict::Complete => self.end_write(key, Ok(None)),
             Verdict::FlushThere => return self.flush_there(key),
             Verdict::WriteDown if !standing.is_here() && !self.may_be_called_stale(&request.extents()) => {
@@ -204,6 +210,15 @@ impl Primary {
         }
         self.map.finish(extents, Outcome::Unconfirmed);
         self.park(key);
+    }
+
+    /// Our copy of `extents` makes no sense without the secondary's, except where that is the wrong one.
+    fn give_up_here(&mut self, extents: Range<u32>) {
+        for extent in extents {
+            if !self.is_behind(extent) {
+                self.note_stale(extent..extent + 1);
+            }
+        }
     }
 
     /// Tells the device, and lets others at the bytes.
