@@ -381,11 +381,18 @@ impl World {
     fn refuse(&mut self, node: usize, offset: u64, length: usize) {
         let localoff =
             self.nodes.get(node).and_then(|node| node.layout().ok()).map_or(0, |layout| layout.localoff());
-        if node != self.serving
-            && let Some(first) = offset.checked_sub(localoff)
+        let Some(first) = offset.checked_sub(localoff) else { return };
+        let first = usize::try_from(first).unwrap_or(0) / SECTOR;
+        let sectors = first..first + length / SECTOR;
+        if node != self.serving {
+            self.refused.extend(sectors);
+        } else if self.plan.mode == Replication::Memsync
+            && self.nodes.get(node).is_some_and(|node| matches!(node.worker, Worker::Secondary(_)))
         {
-            let first = usize::try_from(first).unwrap_or(0) / SECTOR;
-            self.refused.extend(first..first + length / SECTOR);
+            // It takes over, and stores what it has received before; there is nobody left who could hear of it.
+            for at in sectors {
+                self.memory.may_be_lost(at);
+            }
         }
     }
 
