@@ -387,6 +387,18 @@ fn the_device_that_hastd_makes() -> Outcome {
     Ok(())
 }
 
+/// What a node was told before it died may name a loop device that is somebody else's by now.
+#[test]
+fn a_strangers_loop_device_is_left_alone() -> Outcome {
+    let stage = Stage::files("Linux")?;
+    std::fs::write(stage.root().join("state/data.device"), "fuse /dev/loop0\n")?;
+    let run = stage.failover(&["secondary"])?;
+    assert_eq!((run.code, stage.state()), (0, down()), "{}", run.stderr);
+    assert_eq!(stage.calls("losetup"), Vec::<String>::new());
+    assert!(!stage.root().join("state/data.device").exists(), "still remembered");
+    Ok(())
+}
+
 #[test]
 fn a_full_check_only_where_it_is_wanted() -> Outcome {
     for (system, checker, preen) in [("FreeBSD", "fsck", "-t ufs -p*"), ("Linux", "e2fsck", "-p*")] {
