@@ -44,6 +44,34 @@ fn a_write_is_not_complete_whose_only_holder_went_away() {
     }
 }
 
+/// Our disk has a write that the device heard of before the secondary had stored it. Then nothing is complete without the
+/// secondary any more, and it goes away: it may have lost the write, and is not asked for it.
+#[test]
+fn what_the_secondary_never_stored_is_right_here_though_nothing_is_complete_without_it() {
+    for replication in [Replication::Async, Replication::Memsync] {
+        let mut h = written_down();
+        h.p.handle_reload(h.t, Settings { replication, ..H::settings() }, false);
+        h.policy = Box::new(|op| (!is_metadata(op)).then_some(Ok(())));
+        h.w(2, 9);
+        let sent = h.sent.iter().rev().find_map(|(_, message)| match message {
+            Message::Request(Request { command: Command::Write, seq, .. }) => Some(*seq),
+            _ => None,
+        });
+        let received = Reply { seq: sent.unwrap(), received: true, error: None, data: None };
+        h.frame(Side::In, Message::Reply(received));
+        assert_eq!(h.result(2), Some(Ok(None)), "{replication:?}");
+        h.policy = Box::new(|op| Some(if is_metadata(op) { Err(Errno::EIO) } else { Ok(()) }));
+        h.pump();
+        h.serve_all(|message| is_mark(message).then_some(None));
+        assert_eq!(h.result(1), Some(Ok(None)), "the secondary remembers it for us");
+        assert!(h.p.status().facts.detached);
+        h.p.handle_lost(h.t, "gone");
+        h.pump();
+        h.req(3, Op::Read { offset: 9 * u64::from(ES), length: 512 });
+        assert_eq!(h.result(3), Some(Ok(Some(Buffer::from(vec![2; 512])))), "{replication:?}");
+    }
+}
+
 /// Neither node can remember that our copy is out of date: nobody may rely on the other one.
 #[test]
 fn a_write_fails_that_neither_node_can_write_down() {

@@ -242,19 +242,20 @@ impl Primary {
         let stage = request.stage;
         let extents = request.extents();
         let is_write = standing.is_write;
-        let heard = stage == (Stage::Completed { well: true });
+        // Somebody relies on our copy, whatever has come to need the secondary since.
+        let ours = stage == (Stage::Completed { well: true }) && standing.remote != Half::Done;
         for extent in extents.clone() {
             let covered = self.requests.get(&key).is_some_and(|request| self.covers(&request.op, extent));
             if !both {
                 self.sync.spoil(extent);
             }
-            if relied && !confirmed && !self.is_behind(extent) {
+            if relied && !ours && !confirmed && !self.is_behind(extent) {
                 self.note_stale(extent..extent + 1);
             } else if here && covered && self.sync.stale.remove(extent) {
                 self.durable.forget(extent);
                 self.save_metadata();
             }
-            if heard && standing.remote != Half::Done {
+            if ours {
                 self.turning.remove(extent); // the secondary is not right either
             }
             if standing.remote == Half::Done && !standing.flushed && self.sync.stale.contains(extent) {
