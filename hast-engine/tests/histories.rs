@@ -117,6 +117,10 @@ impl H {
             peer: "s".into(),
         }
     }
+    /// hast.conf has another mode now; the connection stays.
+    fn set_mode(&mut self, replication: Replication) {
+        self.p.handle_reload(self.t, Settings { replication, ..H::settings() }, false);
+    }
     fn pump(&mut self) {
         let mut n = 0;
         loop {
@@ -272,6 +276,12 @@ impl H {
 const DATA: u64 = 4096 + 512;
 fn is_data(op: &DiskOp) -> bool {
     matches!(op, DiskOp::Write { offset, .. } if *offset >= DATA)
+}
+fn is_metadata(op: &DiskOp) -> bool {
+    matches!(op, DiskOp::Write { offset, .. } if *offset < 4096)
+}
+fn is_read(message: &Message) -> bool {
+    matches!(message, Message::Request(Request { command: Command::Read, .. }))
 }
 
 #[test]
@@ -675,27 +685,12 @@ fn an_unflushed_map_is_written_again_after_a_failed_flush() {
     assert!(seen.borrow().iter().any(map), "the bit may have been dropped with the data");
 }
 
-fn in_async(h: &mut H) {
-    let settings = Settings {
-        replication: Replication::Async,
-        timeout: Duration::from_secs(20),
-        peer_timeout: NEVER,
-        metaflush: true,
-        remote: true,
-        peer: "s".into(),
-    };
-    h.p.handle_reload(h.t, settings, false);
-}
-fn is_metadata(op: &DiskOp) -> bool {
-    matches!(op, DiskOp::Write { offset, .. } if *offset < 4096)
-}
-
 /// The metadata cannot be written when the link breaks; what was acknowledged without the secondary counts all
 /// the same.
 #[test]
 fn a_worker_does_not_end_before_a_write_that_only_it_has_is_counted() {
     let mut h = H::in_step();
-    in_async(&mut h);
+    h.set_mode(Replication::Async);
     h.w(1, 3);
     assert_eq!(h.result(1), Some(Ok(None)), "async");
     h.p.handle_stop(h.t);
@@ -747,7 +742,7 @@ fn async_waits(length: usize) {
     let run = hast_format::extension::Run { first: 2, count: 1 };
     let ext = Extension { generation: 1, stale: vec![run], ..Extension::default() };
     let mut h = H::new(24, 1, ext, &[2], 5, 1, 1);
-    in_async(&mut h);
+    h.set_mode(Replication::Async);
     h.handshake_first(Extensions::ALL);
     h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
     h.policy = Box::new(|op| Some(if is_metadata(op) { Err(Errno::EIO) } else { Ok(()) }));
@@ -1068,8 +1063,7 @@ fn what_a_secondary_has_not_answered_is_bounded() {
         h.handshake_first(Extensions::ALL);
         h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
         h.serve_all(|_| Some(None));
-        let settings = Settings { replication: Replication::Async, ..H::settings() };
-        h.p.handle_reload(h.t, settings, false);
+        h.set_mode(Replication::Async);
         let mut asked = 0;
         while h.p.wants_requests() && asked < 20_000 {
             asked += 1;
@@ -1092,8 +1086,7 @@ fn an_original_is_asked_for_no_more_than_it_takes_in() {
     let mut h = H::new(100, 1, Extension::default(), &[1, 2], 5, 1, 1);
     h.handshake_first(Extensions::NONE);
     h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
-    let settings = Settings { replication: Replication::Async, ..H::settings() };
-    h.p.handle_reload(h.t, settings, false);
+    h.set_mode(Replication::Async);
     let mut asked = 0;
     while h.p.wants_requests() && asked < 20_000 {
         asked += 1;

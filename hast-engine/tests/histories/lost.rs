@@ -3,16 +3,8 @@
 
 use super::*;
 
-fn is_metadata(op: &DiskOp) -> bool {
-    matches!(op, DiskOp::Write { offset, .. } if *offset < 4096)
-}
-
 fn is_mark(message: &Message) -> bool {
     matches!(message, Message::Mark(_))
-}
-
-fn is_read(message: &Message) -> bool {
-    matches!(message, Message::Request(Request { command: Command::Read, .. }))
 }
 
 /// A write that our disk failed and that the secondary has stored and flushed; that it is stale here is being written
@@ -50,7 +42,7 @@ fn a_write_is_not_complete_whose_only_holder_went_away() {
 fn what_the_secondary_never_stored_is_right_here_though_nothing_is_complete_without_it() {
     for replication in [Replication::Async, Replication::Memsync] {
         let mut h = written_down();
-        h.p.handle_reload(h.t, Settings { replication, ..H::settings() }, false);
+        h.set_mode(replication);
         h.policy = Box::new(|op| (!is_metadata(op)).then_some(Ok(())));
         h.w(2, 9);
         let sent = h.sent.iter().rev().find_map(|(_, message)| match message {

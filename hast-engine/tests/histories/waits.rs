@@ -3,10 +3,6 @@
 
 use super::*;
 
-fn read_there(message: &Message) -> bool {
-    matches!(message, Message::Request(Request { command: Command::Read, .. }))
-}
-
 fn flush(message: &Message) -> bool {
     matches!(message, Message::Request(Request { command: Command::Flush, .. }))
 }
@@ -19,17 +15,13 @@ fn says_done(message: &Message) -> bool {
     matches!(message, Message::Mark(Mark { kind: MarkKind::SyncDone { .. }, .. }))
 }
 
-fn is_metadata(op: &DiskOp) -> bool {
-    matches!(op, DiskOp::Write { offset, .. } if *offset < 4096)
-}
-
 /// A primary whose disk failed one write and has its extent from the secondary now, which is still to flush. The
 /// secondary lacks nothing, and so was not marked.
 fn copied() -> H {
     let mut h = H::in_step();
     h.policy = Box::new(|op| Some(if is_data(op) { Err(Errno::EIO) } else { Ok(()) }));
     h.w(9, 2);
-    h.serve_all(|message| (!read_there(message)).then_some(None));
+    h.serve_all(|message| (!is_read(message)).then_some(None));
     assert_eq!(h.result(9), Some(Ok(None)));
     h.policy = Box::new(|_| Some(Ok(())));
     h.serve_all(|message| (!flush(message)).then_some(None));
@@ -181,7 +173,7 @@ fn detached() -> H {
 
 /// The secondary answers all well, but what is to be copied from it.
 fn not_copied(message: &Message) -> Option<Option<Errno>> {
-    Some(read_there(message).then_some(Errno::EIO))
+    Some(is_read(message).then_some(Errno::EIO))
 }
 
 fn whole(h: &mut H, id: u64, extent: u64) {
