@@ -147,6 +147,10 @@ pub fn metadata(source: &mut Source<'_>) -> Metadata {
         peer_boot: [source.byte(); 16],
         parted: source.number(),
         given_up: source.number(),
+        connection: source.number(),
+        connection_before: source.number(),
+        possibly_behind: source.flag(),
+        unsure: source.flag(),
     };
     if extension.generation == 0 {
         extension = Extension::default();

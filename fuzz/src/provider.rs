@@ -292,6 +292,10 @@ fn metadata(source: &mut Source<'_>, layout: &Layout) -> Metadata {
             peer_boot: [source.byte() & 3; 16],
             parted: source.choose(&[0, 1, 2]),
             given_up: source.choose(&[0, 0, RESUID]),
+            connection: source.choose(&[0, 1 << 32, (1 << 32) + 1, 2 << 32]),
+            connection_before: source.choose(&[0, 1 << 32]),
+            possibly_behind: source.one_in(4),
+            unsure: source.one_in(4),
         };
     }
     Metadata {

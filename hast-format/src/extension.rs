@@ -44,6 +44,15 @@ pub struct Extension {
     /// The resource id that this node had when its administrator gave its changes up (`hastctl discard`), until
     /// it has met a primary; 0: they have not been given up.
     pub given_up: u64,
+    /// The generation of the latest connection of this node (G1); 0: unknown.
+    pub connection: u64,
+    /// A secondary that has not heard from its primary since it stored `connection`: the generation that the primary
+    /// had then, and may still have; 0: there is no doubt.
+    pub connection_before: u64,
+    /// The last primary was an original and did not say that this node has everything (A7).
+    pub possibly_behind: bool,
+    /// This node may have lost what it had told its primary that it has (B1).
+    pub unsure: bool,
 }
 
 /// Since when a node is inconsistent, and who is bringing it up to date.
@@ -138,6 +147,10 @@ pub(crate) fn encode(metadata: &Metadata) -> [u8; AREA] {
     area.peer_boot = extension.peer_boot;
     area.parted = extension.parted.into();
     area.given_up = extension.given_up.into();
+    area.connection = extension.connection.into();
+    area.connection_before = extension.connection_before.into();
+    area.doubts = if extension.possibly_behind { POSSIBLY_BEHIND } else { 0 }
+        | if extension.unsure { UNSURE } else { 0 };
     area.stale_count = u16::try_from(extension.stale.len()).unwrap_or(u16::MAX).into();
     for (to, from) in area.stale.iter_mut().zip(&extension.stale) {
         *to = StaleRun { first: from.first.into(), count: from.count.into() };
@@ -198,7 +211,10 @@ struct Area {
     // From here on fields that an area need not have.
     parted: U64,
     given_up: U64,
-    rest: [u8; 317],
+    connection: U64,
+    connection_before: U64,
+    doubts: u8,
+    rest: [u8; 300],
     /// CRC-32C of all bytes before it.
     crc: U32,
 }
@@ -222,6 +238,10 @@ const LEAST: u16 = offset_of!(Area, parted) as u16;
 const MARKED: u8 = 1;
 const TARGET: u8 = 2;
 const FULL_SYNC_OWED: u8 = 4;
+
+/// Bits of [`Area::doubts`]; others are a later version's.
+const POSSIBLY_BEHIND: u8 = 1;
+const UNSURE: u8 = 2;
 
 static CRC: Crc<u32, Table<1>> = Crc::<u32, Table<1>>::new(&CRC_32_ISCSI);
 
@@ -270,6 +290,10 @@ impl Area {
                 peer_boot: self.peer_boot,
                 parted: self.parted.get(),
                 given_up: self.given_up.get(),
+                connection: self.connection.get(),
+                connection_before: self.connection_before.get(),
+                possibly_behind: self.doubts & POSSIBLY_BEHIND != 0,
+                unsure: self.doubts & UNSURE != 0,
             },
         }))
     }
@@ -328,6 +352,10 @@ mod tests {
                 peer_boot: [0xb1; 16],
                 parted: 0x0192_9394_9596_9798,
                 given_up: 0x01a2_a3a4_a5a6_a7a8,
+                connection: 0x01b2_b3b4_b5b6_b7b8,
+                connection_before: 0x01c2_c3c4_c5c6_c7c8,
+                possibly_behind: true,
+                unsure: true,
             },
         }
     }
@@ -351,7 +379,7 @@ mod tests {
         let mut expected = vec![];
         expected.extend(b"hastEXT\n");
         expected.extend([1, 0]);
-        expected.extend(703_u16.to_le_bytes());
+        expected.extend(720_u16.to_le_bytes());
         expected.extend([2, 0]);
         expected.extend([7, 2]);
         expected.extend(0x7172_7374_7576_7778_u64.to_le_bytes());
@@ -373,6 +401,9 @@ mod tests {
         expected.resize(687, 0);
         expected.extend(0x0192_9394_9596_9798_u64.to_le_bytes());
         expected.extend(0x01a2_a3a4_a5a6_a7a8_u64.to_le_bytes());
+        expected.extend(0x01b2_b3b4_b5b6_b7b8_u64.to_le_bytes());
+        expected.extend(0x01c2_c3c4_c5c6_c7c8_u64.to_le_bytes());
+        expected.push(3);
         expected.resize(1020, 0);
         // Bit by bit, with the reflected polynomial.
         let crc = !expected.iter().fold(u32::MAX, |crc, byte| {
@@ -422,7 +453,8 @@ mod tests {
     #[test]
     fn later_fields_are_no_matter() {
         let later = changed(|area| {
-            area.length = 720.into();
+            area.length = 800.into();
+            area.doubts |= 0xf0;
             area.rest[0] = 0xff;
         });
         assert!(matches!(decode(&later), Ok(Found::Valid(metadata)) if metadata == sample()));
@@ -433,9 +465,12 @@ mod tests {
         let earlier = changed(|area| {
             area.length = LEAST.into();
             (area.parted, area.given_up) = (0.into(), 0.into());
+            (area.connection, area.connection_before, area.doubts) = (0.into(), 0.into(), 0);
         });
         let Ok(Found::Valid(read)) = decode(&earlier) else { panic!() };
         assert_eq!((read.extension.parted, read.extension.given_up), (0, 0));
+        assert_eq!((read.extension.connection, read.extension.connection_before), (0, 0));
+        assert!(!read.extension.possibly_behind && !read.extension.unsure);
         assert_eq!(LEAST, 687);
     }
 

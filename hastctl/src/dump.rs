@@ -79,6 +79,18 @@ pub(crate) fn extension(metadata: &Metadata) -> String {
     if extension.given_up != 0 {
         let _ = writeln!(out, "    given up: {}", extension.given_up);
     }
+    if extension.connection != 0 {
+        let _ = writeln!(out, "    connection: {:016x}", extension.connection);
+    }
+    if extension.connection_before != 0 {
+        let _ = writeln!(out, "    connection before: {:016x}", extension.connection_before);
+    }
+    if extension.possibly_behind {
+        out.push_str("    possibly behind: yes\n");
+    }
+    if extension.unsure {
+        out.push_str("    unsure: yes\n");
+    }
     out
 }
 
@@ -220,6 +232,10 @@ mod tests {
             peer_boot: [0xff; 16],
             parted: 0xabc,
             given_up: 12,
+            connection: 0xdef,
+            connection_before: 0xde,
+            possibly_behind: true,
+            unsure: true,
         };
         assert_eq!(
             extension(&metadata),
@@ -228,7 +244,9 @@ mod tests {
                  peer boot: ffffffff-ffff-ffff-ffff-ffffffffffff\n    \
                  inconsistent: since 2009-02-13 23:31:30 UTC, synchronised by node?b\n    target: yes\n    \
                  full sync owed: yes\n    stale extents: 3\n    stale bytes: {} (6.0MB)\n    stale ranges:\n        \
-                 3-4\n        31\n    parted: 0000000000000abc\n    given up: 12\n",
+                 3-4\n        31\n    parted: 0000000000000abc\n    given up: 12\n    \
+                 connection: 0000000000000def\n    connection before: 00000000000000de\n    \
+                 possibly behind: yes\n    unsure: yes\n",
                 (6 << 20) - 4608
             )
         );

@@ -78,6 +78,10 @@ pub(crate) fn any(source: &mut impl Source) -> Metadata {
         extension.stale = (0..runs as u32).map(|n| Run { first: n * 7, count: u32::MAX - n }).collect();
         extension.boot = [source.pick(&[0, 0xb0]); 16];
         extension.peer_boot = [source.pick(&[0, 0xff]); 16];
+        if source.bool() {
+            (extension.connection, extension.connection_before) = (u64::MAX, 1 << 32);
+            (extension.possibly_behind, extension.unsure) = (true, true);
+        }
     }
     Metadata {
         resource: "n".repeat(name as usize),
