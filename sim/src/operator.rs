@@ -158,6 +158,8 @@ impl World {
         self.stalled_until = [self.now; 2];
         for node in &mut self.nodes {
             node.disk.faults = Faults::default();
+            node.disk.bad.clear();
+            node.disk.next_flush_fails = false;
         }
     }
 }
