@@ -166,7 +166,8 @@ impl World {
         };
         let nodes = [node()?, node()?];
         let bytes = nodes.iter().filter_map(|node| node.data().ok()).map(<[u8]>::len).min();
-        let memory = Memory::new(bytes.unwrap_or(0) / SECTOR);
+        let mut memory = Memory::new(bytes.unwrap_or(0) / SECTOR);
+        memory.set_firm(plan.mode != Replication::Async);
         Ok(World {
             plan,
             random,
