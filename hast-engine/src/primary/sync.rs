@@ -628,6 +628,7 @@ impl Primary {
                 self.set_counts(self.counts().equal_to_secondary(self.link.peer_counts(), ours));
                 self.metadata.extension.target = false;
                 self.metadata.extension.mark = None;
+                self.metadata.extension.unsure = false;
                 self.metadata.extension.peer_boot = self.link.peer_boot();
                 // What was to be counted both nodes have, and what is saved now includes the count.
                 self.counted = None;
@@ -649,7 +650,8 @@ impl Primary {
             self.sync.step = Step::Telling;
             // Whatever is missed from now on has to be said anew.
             self.sync.marked = Marked::No;
-            self.mark(Awaited::SyncDone, MarkKind::SyncDone { localcnt: self.metadata.localcnt });
+            let (localcnt, failures) = (self.metadata.localcnt, Some(self.link.failures()));
+            self.mark(Awaited::SyncDone, MarkKind::SyncDone { localcnt, failures });
         } else {
             self.equalised();
         }

@@ -122,7 +122,7 @@ pub(super) fn open(mut start: Start) -> Result<Started, StartError> {
 /// The same, with this GEOM Gate.
 pub(super) fn open_with(start: Start, gate: Option<Arc<dyn Gate>>) -> Result<Started, StartError> {
     let role = start.role();
-    let Start { resource, debug, background, drop_privileges, boot, forced, provider, kind } = start;
+    let Start { resource, debug, background, drop_privileges, boot, forced, unsure, provider, kind } = start;
     // The socket to the system log must be open before the root directory changes.
     hast_log::init(if background { Sink::Syslog } else { Sink::Terminal }, debug);
     hast_log::set_process_prefix(Some(&resource.name), Some(role.as_str()));
@@ -149,7 +149,7 @@ pub(super) fn open_with(start: Start, gate: Option<Arc<dyn Gate>>) -> Result<Sta
             (Engine::Primary(Box::new(primary)), Device::Primary { nbd, gate, size, sector })
         }
         StartKind::Secondary { out, in_, version, ext, hello } => {
-            let start = SecondaryStart { metadata, layout, map, settings, version, ext, host, hello };
+            let start = SecondaryStart { metadata, layout, map, settings, version, ext, host, hello, unsure };
             let secondary = Secondary::new(start, Duration::ZERO);
             (Engine::Secondary(Box::new(secondary)), Device::Connections { out, in_ })
         }
