@@ -23,6 +23,9 @@ use crate::world::{Happening, World};
 
 use core::time::Duration;
 
+/// Something that happens in a storm.
+type Deed = fn(&mut World);
+
 /// What the administrator is about to do, and knows.
 #[derive(Default)]
 pub(crate) struct Administrator {
@@ -33,8 +36,8 @@ pub(crate) struct Administrator {
     cut_off: bool,
     /// This node is to lose what it has, after a split-brain.
     loser: Option<usize>,
-    /// A split-brain was settled, and the nodes have not been in step since.
-    settled: bool,
+    /// When a split-brain was settled, if the nodes have not been in step since.
+    settled: Option<Duration>,
     /// This node's disk was exchanged, and it has not been in step since: it is not promoted.
     exchanged: Option<usize>,
     /// The one that serves was in step when it was last looked at.
@@ -67,7 +70,7 @@ impl World {
         let after = Duration::from_millis(20 + self.random.below(8_000));
         self.schedule(after, Happening::Operator);
         let faults = self.plan.faults;
-        let mut deeds: Vec<fn(&mut World)> = vec![
+        let mut deeds: Vec<Deed> = vec![
             World::cut_some,
             World::cut_some,
             World::lose_network,
@@ -81,7 +84,7 @@ impl World {
             World::switch_as_planned,
             World::primary_dies,
         ];
-        let by_fault: &[(Fault, fn(&mut World))] = &[
+        let by_fault: &[(Fault, Deed)] = &[
             (Fault::BothPower, World::black_out),
             (Fault::BadMetadata, World::spoil_metadata),
             (Fault::BadMap, World::spoil_map),
@@ -137,7 +140,7 @@ impl World {
     /// A split-brain would be no surprise.
     pub(crate) fn may_be_split(&self) -> bool {
         let admin = &self.admin;
-        let apart = admin.fork.is_some() || admin.settled || admin.loser.is_some();
+        let apart = admin.fork.is_some() || admin.settled.is_some() || admin.loser.is_some();
         self.expect_split || apart || admin.exchanged.is_some()
     }
 
@@ -149,11 +152,7 @@ impl World {
         match event {
             Event::Disconnect if node == self.serving => self.admin.cut_off = true,
             Event::Connect if node == self.serving && self.plan.faults.has(Fault::EarlyFailover) => {
-                if self.random.one_in(3) {
-                    let most = if self.random.one_in(2) { 20_000 } else { 1_000_000 };
-                    let after = Duration::from_micros(self.random.below(most));
-                    self.schedule(after, Happening::Admin(Chore::PrimaryDies));
-                }
+                self.die_soon();
             }
             Event::SplitBrain if self.may_be_split() => {
                 self.settle_split();
@@ -162,6 +161,15 @@ impl World {
             _ => {}
         }
         false
+    }
+
+    /// The secondary is back, and the primary dies in a moment, perhaps.
+    fn die_soon(&mut self) {
+        if self.random.one_in(3) {
+            let most = if self.random.one_in(2) { 20_000 } else { 1_000_000 };
+            let after = Duration::from_micros(self.random.below(most));
+            self.schedule(after, Happening::Admin(Chore::PrimaryDies));
+        }
     }
 
     /// A worker of `node` has ended by itself, a primary's without a complaint.
@@ -194,7 +202,7 @@ impl World {
         self.trace(|| "in step".into());
         self.nodes.iter_mut().for_each(|node| node.lost_power = false);
         self.admin.exchanged = None;
-        self.admin.settled = false;
+        self.admin.settled = None;
         self.refused.clear();
         self.join();
     }

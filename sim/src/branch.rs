@@ -61,8 +61,18 @@ impl World {
 
     /// The administrator has decided, after a split-brain, that the history of `survivor` goes on.
     pub(crate) fn decide_for(&mut self, survivor: usize) {
-        if let Some(fork) = self.admin.fork.take() {
-            self.memory = if survivor == fork.new { fork.branch } else { fork.older };
+        let Some(fork) = self.admin.fork.take() else { return };
+        let (own, other) =
+            if survivor == fork.new { (fork.branch, fork.older) } else { (fork.older, fork.branch) };
+        self.memory = own;
+        // What is stale here the other node alone has, whatever has become of it there.
+        let Ok(metadata) = self.metadata_of(survivor) else { return };
+        let size = metadata.extentsize as usize / SECTOR;
+        for run in metadata.extension.stale {
+            let first = run.first as usize * size;
+            for at in first..first + run.count as usize * size {
+                self.memory.widen(at, &other);
+            }
         }
     }
 

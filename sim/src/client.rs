@@ -176,6 +176,13 @@ impl Memory {
         self.sectors.get(at).is_none_or(|sector| sector.iter().any(fine)) || self.is_torn(at, bytes)
     }
 
+    /// Sector `at` may also be what another memory says of it.
+    pub fn widen(&mut self, at: usize, other: &Memory) {
+        if let (Some(sector), Some(others)) = (self.sectors.get_mut(at), other.sectors.get(at)) {
+            sector.extend(others.iter().cloned());
+        }
+    }
+
     /// Sector `at` is what another memory says of it.
     pub fn adopt(&mut self, at: usize, other: &Memory) {
         if let (Some(sector), Some(others)) = (self.sectors.get_mut(at), other.sectors.get(at)) {

@@ -37,8 +37,26 @@ fn main() -> ExitCode {
     }
 }
 
+/// Prints what the engines log, for a history that is told.
+struct Told;
+
+impl log::Log for Told {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        println!("             {}: {}", record.level(), record.args());
+    }
+
+    fn flush(&self) {}
+}
+
 /// One history, with everything that happens.
 fn replay(plan: Plan) -> bool {
+    if log::set_logger(&Told).is_ok() {
+        log::set_max_level(log::LevelFilter::Info);
+    }
     match hast_sim::play(Plan { trace: true, ..plan }) {
         Ok(world) => {
             println!("{plan}: kept every promise; {} things happened", world.happenings());

@@ -482,6 +482,13 @@ impl Node {
         }
     }
 
+    /// A primary of ours that needs nothing of the other node.
+    pub(crate) fn has_everything(&self) -> bool {
+        let Worker::Primary(engine) = &self.worker else { return false };
+        let facts = engine.status().facts;
+        !facts.target && !facts.detached && facts.stale_bytes == 0
+    }
+
     /// Whether nothing is dirty: no write is in flight to either node.
     pub(crate) fn is_clean(&self) -> bool {
         match &self.worker {

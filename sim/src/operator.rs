@@ -74,6 +74,7 @@ impl World {
     pub(crate) fn kill_for_a_while(&mut self, node: usize, power: bool) {
         let Some(role) = self.nodes.get(node).map(|node| node.role) else { return };
         self.kill(node, power);
+        self.forget_restart(node);
         if let Some(node) = self.nodes.get_mut(node) {
             node.running = false;
         }

@@ -92,7 +92,9 @@ impl World {
             return self.chore(if tries < 100 { LOOK } else { LOOK_AGAIN }, later);
         }
         let resumed = self.nodes.get(old).is_some_and(Node::is_primary);
-        if (resumed && !beside) || !n.can_start() {
+        // Until a first contact is complete a failover may look like a split-brain (C2).
+        let met = self.events_of("syncdone") > 0;
+        if (resumed && !beside) || !n.can_start() || !met {
             return self.stay_with(old);
         }
         if self.is_suspect(node) {
@@ -244,10 +246,10 @@ impl World {
 
     /// `hastctl discard`, or `create`, on a secondary.
     pub(super) fn give_up(&mut self) {
-        if !self.is_orderly() {
+        let node = 1 - self.serving;
+        if !self.is_orderly() || !self.can_do_without(node) {
             return;
         }
-        let node = 1 - self.serving;
         let create = self.random.one_in(3);
         self.admin.busy = true;
         self.set_role(node, Role::Init);
@@ -259,10 +261,26 @@ impl World {
         if !n.running || !matches!(n.worker, Worker::None) || !n.can_start() {
             return self.chore(LOOK_AGAIN, Chore::GiveUp { node, create });
         }
-        self.wipe(node, create);
         self.admin.busy = false;
-        self.admin.exchanged = Some(node);
+        if self.can_do_without(node) {
+            self.wipe(node, create);
+            self.admin.exchanged = Some(node);
+        }
         self.set_role(node, Role::Secondary);
+    }
+
+    /// Whether the other node has everything: `status -v` says so. Before the first contact the nodes would not know
+    /// that this one does not hold what it held when it was created.
+    fn can_do_without(&self, node: usize) -> bool {
+        let whole = |metadata: hast_format::metadata::Metadata| {
+            let extension = metadata.extension;
+            metadata.resuid != 0
+                && !extension.target
+                && extension.mark.is_none()
+                && extension.stale.is_empty()
+        };
+        self.metadata_of(1 - node).is_ok_and(whole)
+            && self.nodes.get(1 - node).is_some_and(Node::has_everything)
     }
 
     fn wipe(&mut self, node: usize, create: bool) {
@@ -277,7 +295,8 @@ impl World {
 
     /// A split-brain that was to be expected: one of the nodes will give its changes up.
     pub(super) fn settle_split(&mut self) {
-        if self.admin.loser.is_some() || self.admin.settled {
+        let late = |at| self.now < at + Duration::from_secs(15);
+        if self.admin.loser.is_some() || self.admin.settled.is_some_and(late) {
             return;
         }
         let loser =
@@ -302,7 +321,7 @@ impl World {
         self.wipe(loser, create);
         self.decide_for(1 - loser);
         self.admin.loser = None;
-        self.admin.settled = true;
+        self.admin.settled = Some(self.now);
         self.admin.in_step = false;
         self.admin.exchanged = Some(loser);
         self.serving = 1 - loser;
@@ -328,7 +347,8 @@ impl World {
     pub(super) fn roll_back(&mut self) {
         let node = 1 - self.serving;
         let snapshot = self.admin.snapshots.get(node).cloned().flatten();
-        let Some(disk) = snapshot.filter(|_| self.is_orderly()) else { return };
+        let fine = self.is_orderly() && self.can_do_without(node);
+        let Some(disk) = snapshot.filter(|_| fine) else { return };
         let generation = |contents: &[u8]| {
             let reading = hast_format::metadata::Metadata::read(contents);
             reading.map_or(0, |reading| reading.metadata.extension.connection)
@@ -344,7 +364,8 @@ impl World {
     pub(super) fn clone_disk(&mut self) {
         let (node, of) = (1 - self.serving, self.serving);
         let loose = self.nodes.get(of).is_none_or(Node::is_map_loose);
-        let Some(n) = self.nodes.get(of).filter(|_| self.is_orderly() && !loose) else { return };
+        let fine = self.is_orderly() && !loose && self.can_do_without(node);
+        let Some(n) = self.nodes.get(of).filter(|_| fine) else { return };
         let mut disk = n.disk.clone();
         disk.lose_power(0, None, &mut self.random);
         self.exchange_disk(node, disk, "gets a copy of the other's disk");

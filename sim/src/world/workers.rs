@@ -145,6 +145,7 @@ impl World {
     pub(crate) fn set_role(&mut self, node: usize, role: Role) {
         let (now, mode) = (self.now, self.mode);
         let resuid = self.random.number() | 1;
+        self.forget_restart(node);
         let Some(n) = self.nodes.get_mut(node) else { return };
         n.role = role;
         n.pending = None;
@@ -197,6 +198,15 @@ impl World {
         self.trace(|| format!("node {node}: its changes are given up"));
         self.mixed_recreated();
         self.nodes.get_mut(node).ok_or("no such node")?.discard()
+    }
+
+    /// A node that runs and was to try again to start a worker has something else to do now.
+    pub(crate) fn forget_restart(&mut self, whom: usize) {
+        let running = self.nodes.get(whom).is_some_and(|node| node.running);
+        if running && self.plan.scene == Scene::AllFaults {
+            self.queue
+                .retain(|_, happening| !matches!(happening, Happening::Back { node, .. } if *node == whom));
+        }
     }
 
     /// A node that is to come back will have another role.
