@@ -109,6 +109,7 @@ pub(crate) const AREA: usize = size_of::<Area>();
 
 /// What the bytes of an area hold.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "two at a time, on the stack of whoever reads a block")]
 pub(crate) enum Found {
     /// Nothing but zeros.
     Absent,
