@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use hast_conf::Resource;
 use hast_engine::{Host, Primary, PrimaryStart, Secondary, SecondaryStart, Settings};
 use hast_format::layout::{Layout, LayoutError};
+use hast_format::metadata::Role;
 use hast_ggate::{Create, DeviceError, Gate};
 use hast_log::{Sink, error_text};
 use hast_net::payload::Stages;
@@ -136,7 +137,15 @@ pub(super) fn open_with(start: Start, gate: Option<Arc<dyn Gate>>) -> Result<Sta
     let metadata = provider.recover_metadata_of(&resource.name)?.metadata;
     let layout = Layout::open(&metadata, provider.mediasize(), provider.sectorsize())
         .map_err(|error| StartError::Layout { path: provider.path().display().to_string(), error })?;
-    let map = provider.read_map(&layout)?;
+    let (map, lost) = provider.recover_map(&layout)?;
+    if lost > 0 && metadata.resuid == 0 && metadata.prevrole == Role::Primary && role == Role::Secondary {
+        log::warn!(
+            "This node was primary and has not met another one: what its activemap has lost counts as written here, \
+             and a primary that it meets is told of a split-brain. If nothing was written here, make it a fresh \
+             one: hastctl role init {0}, hastctl create {0}.",
+            resource.name
+        );
+    }
     let settings = settings(&resource);
     let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let host = Host { boot, wall };
