@@ -256,6 +256,7 @@ impl Session {
             mapsize: if odd { source.number() } else { u32::try_from(length).unwrap() },
             boot: source.flag().then(|| [source.byte() & 3; 16]),
             peer_timeout: source.choose(&[None, Some(0), Some(1), Some(5), Some(u32::MAX)]),
+            zero_deletes: source.flag(),
         };
         to_bytes(&Message::SecondAnswer(answer, map), 2, stages)
     }

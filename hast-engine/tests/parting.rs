@@ -106,7 +106,7 @@ impl OurPrimary {
             metadata,
             layout: layout(),
             random: 7,
-            host: Host { boot: [1; 16], wall: 0 },
+            host: Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros },
             forced: false,
         };
         let engine = Primary::new(start, Duration::ZERO);
@@ -171,6 +171,7 @@ impl OurPrimary {
             mapsize: 512,
             boot: None,
             peer_timeout: None,
+            zero_deletes: false,
         };
         self.hear(Side::Out, &Message::SecondAnswer(answer, Some(Buffer::from(bytes))));
     }
@@ -202,7 +203,7 @@ impl OurSecondary {
             layout: layout(),
             version: 2,
             ext,
-            host: Host { boot: [3; 16], wall: 0 },
+            host: Host { boot: [3; 16], wall: 0, deletes: Deletes::LeaveZeros },
             hello,
         };
         let engine = Secondary::new(start, Duration::ZERO);

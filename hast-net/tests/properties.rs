@@ -173,9 +173,15 @@ fn extensions() -> impl Strategy<Value = Extensions> {
 
 fn second_answer() -> impl Strategy<Value = Message> {
     let numbers = (0..u64::MAX >> 1, 0..u32::MAX >> 1, any::<u64>(), any::<u64>());
-    let extended = (any::<Option<[u8; 16]>>(), any::<Option<u32>>());
+    let extended = (any::<Option<[u8; 16]>>(), any::<Option<u32>>(), any::<bool>());
     (numbers, any::<bool>(), any::<bool>(), prop::option::of(data()), extended).prop_map(
-        |((datasize, extentsize, localcnt, remotecnt), virgin, secondary, map, (boot, peer_timeout))| {
+        |(
+            (datasize, extentsize, localcnt, remotecnt),
+            virgin,
+            secondary,
+            map,
+            (boot, peer_timeout, zero_deletes),
+        )| {
             let syncsrc = if secondary { SyncSource::Secondary } else { SyncSource::Primary };
             let mapsize = map.as_ref().map_or(0, |map| map.len() as u32);
             Message::SecondAnswer(
@@ -189,6 +195,7 @@ fn second_answer() -> impl Strategy<Value = Message> {
                     mapsize,
                     boot,
                     peer_timeout,
+                    zero_deletes,
                 },
                 map,
             )
@@ -550,6 +557,7 @@ fn a_raised_payload_limit_holds_from_the_next_header_on() {
         mapsize: 3 << 20,
         boot: None,
         peer_timeout: None,
+        zero_deletes: false,
     };
     let none = Stages { compression: Compression::None, checksum: Checksum::None };
     let bytes = sent(&Message::SecondAnswer(answer, Some(map.clone())), 2, none);

@@ -11,7 +11,7 @@ use super::{EXIT_PROVIDER, EXIT_REFUSED, Phase, Purpose, Save, Secondary};
 use crate::counts::{Counts, Decision, Hello, MapToSend, decide, written_alone};
 use crate::parting::{is_given_up, map_after_giving_up, number_of};
 use crate::rule::{Rule, keeps};
-use crate::types::{Action, DiskOp, DiskResult, Event, Side};
+use crate::types::{Action, Deletes, DiskOp, DiskResult, Event, Side};
 
 /// The answer to a primary that is accepted.
 #[derive(Clone, Copy, Debug)]
@@ -218,6 +218,8 @@ impl Secondary {
                 .ext
                 .contains(Extensions::ALIVE)
                 .then(|| u32::try_from(self.patience.as_secs()).unwrap_or(u32::MAX)),
+            zero_deletes: self.ext.contains(Extensions::ZERO_DELETES)
+                && self.host.deletes == Deletes::LeaveZeros,
         };
         self.send(Side::Out, Message::SecondAnswer(answer, map.map(Buffer::from)));
         self.phase = Phase::Answered;

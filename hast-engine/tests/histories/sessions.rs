@@ -43,6 +43,7 @@ fn second(h: &mut H, change: impl FnOnce(&mut SecondAnswer), map: Option<usize>)
         mapsize: map.map_or(0, |bytes| bytes as u32),
         boot: Some([2; 16]),
         peer_timeout: None,
+        zero_deletes: false,
     };
     change(&mut answer);
     h.frame(Side::Out, Message::SecondAnswer(answer, map.map(|bytes| Buffer::from(vec![0; bytes]))));
@@ -104,6 +105,7 @@ fn what_is_no_answer_ends_the_handshake() {
         mapsize: 0,
         boot: None,
         peer_timeout: None,
+        zero_deletes: false,
     };
     h.frame(Side::In, Message::SecondAnswer(answer, None));
     assert!(closed(&h) && !h.p.is_in_step());
@@ -469,7 +471,7 @@ fn started(extension: Extension, forced: bool) -> H {
     let metadata = Metadata { extension, ..metadata };
     let layout = Layout::create(h.disk.len() as u64 - 4096, 512, ES).unwrap();
     let map = vec![0; layout.map_bytes() as usize];
-    let host = Host { boot: [1; 16], wall: 0 };
+    let host = Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros };
     let start = PrimaryStart { settings: H::settings(), metadata, layout, map, random: 7, host, forced };
     h.p = Primary::new(start, h.t);
     h.pump();
@@ -553,7 +555,7 @@ fn secondary_of(
         map,
         version: 2,
         ext,
-        host: Host { boot: [1; 16], wall: 0 },
+        host: Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros },
         hello,
     };
     Driven {

@@ -352,6 +352,7 @@ impl Primary {
             mapsize: 0,
             boot: None,
             peer_timeout: None,
+            zero_deletes: false,
         };
         out.write_all(&bytes(&Message::SecondAnswer(answer, None))).unwrap();
         (out, in_)
