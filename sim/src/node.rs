@@ -123,6 +123,8 @@ pub(crate) struct Node {
     /// Its last secondary ended because it could not rely on the disk: the supervisor tells the next one, and does not
     /// promote it unforced (B1).
     pub(crate) unsure: bool,
+    /// The worker of this primary has given its disk up: what the supervisor starts the next one with (A5).
+    pub(crate) detached: Option<Metadata>,
     /// The device may be read without asking the engine.
     pub(crate) direct_reads: bool,
 }
@@ -156,6 +158,7 @@ impl Node {
             timer: None,
             boot: 1,
             unsure: false,
+            detached: None,
             direct_reads: false,
         })
     }
@@ -302,14 +305,16 @@ impl Node {
         let now = self.clock.shows(now);
         self.ended_well = false;
         let layout = self.layout()?;
+        let detached = self.detached.is_some();
         let start = PrimaryStart {
             settings: self.settings(mode),
-            metadata: self.metadata()?,
-            map: self.map(&layout),
+            metadata: self.detached.clone().map_or_else(|| self.metadata(), Ok)?,
+            map: if detached { vec![0; self.map(&layout).len()] } else { self.map(&layout) },
             layout,
             random,
             host: self.host(),
             forced,
+            detached,
         };
         self.direct_reads = false;
         self.incarnation += 1;

@@ -84,6 +84,8 @@ pub enum Scene {
     Rollback,
     /// The secondary fails a client's flush; both nodes die, and it is made primary by force and written (C1 b).
     FlushFailsCounted,
+    /// The primary's disk fails everything for a long time (A5).
+    DeadDisk,
 }
 
 impl Scene {
@@ -130,6 +132,7 @@ impl Scene {
         Scene::UnrecordableCut,
         Scene::Rollback,
         Scene::FlushFailsCounted,
+        Scene::DeadDisk,
     ];
 
     /// The scenes with a model of the original; they are not among [`Scene::ALL`].
@@ -185,6 +188,7 @@ impl World {
             Scene::UnrecordableCut => self.unrecordable(true),
             Scene::Rollback => self.rollback(),
             Scene::FlushFailsCounted => self.flush_fails_counted(),
+            Scene::DeadDisk => self.dead_disk(),
         }
     }
 

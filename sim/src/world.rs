@@ -85,6 +85,8 @@ pub struct World {
     pub(crate) refused: BTreeSet<usize>,
     requests: BTreeMap<RequestId, Asked>,
     next_id: u64,
+    /// Requests of the client that were answered with an error.
+    failed_requests: u64,
     /// Events of the engines, counted by name.
     events: BTreeMap<&'static str, u64>,
     /// How often a worker has ended by itself with each exit status.
@@ -212,6 +214,7 @@ impl World {
             refused: BTreeSet::new(),
             requests: BTreeMap::new(),
             next_id: 0,
+            failed_requests: 0,
             events: BTreeMap::new(),
             exits: BTreeMap::new(),
             happenings: 0,
@@ -223,6 +226,11 @@ impl World {
     #[must_use]
     pub fn happenings(&self) -> u64 {
         self.happenings
+    }
+
+    /// How many of the client's requests were answered with an error.
+    pub(crate) fn failed_requests(&self) -> u64 {
+        self.failed_requests
     }
 
     /// How often hooks were told of each event.
@@ -462,6 +470,8 @@ impl World {
                 }
                 Action::Close => self.hang_up(node),
                 Action::DirectReads(allowed) => n.direct_reads = allowed,
+                Action::Attached => n.detached = None,
+                Action::Detached(metadata) => n.detached = Some(*metadata),
                 Action::Complete { id, result } => self.completed(node, id, result),
                 Action::Event(event) => {
                     self.trace(|| format!("node {node}: event {}", event.as_str()));

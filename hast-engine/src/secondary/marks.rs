@@ -13,6 +13,7 @@ use crate::types::{DiskOp, DiskResult, Side};
 impl Secondary {
     /// A mark has come; marks are written down one after the other.
     pub(super) fn take_mark(&mut self, mark: Mark) {
+        self.told_stale |= matches!(mark.kind, MarkKind::Stale { .. });
         self.marks.push_back(mark);
         self.next_mark();
     }

@@ -121,6 +121,8 @@ pub struct Secondary {
     doubtful: Option<Errno>,
     /// The map is being written for this mark.
     marking: Option<u64>,
+    /// On this connection the primary said that its own copy is out of date: its map cannot be relied on, and ours is kept.
+    told_stale: bool,
     /// Marks that wait for an earlier one to be written down.
     marks: VecDeque<Mark>,
     /// The primary is an original, and has not said that this node has everything.
@@ -260,6 +262,7 @@ impl Secondary {
             clearing: false,
             doubtful: None,
             marking: None,
+            told_stale: false,
             marks: VecDeque::new(),
             possibly_behind: false,
             now,

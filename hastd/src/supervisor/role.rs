@@ -194,6 +194,9 @@ impl Supervisor {
         }
         resource.role = role;
         resource.unsure &= role == Role::Secondary;
+        if promotion != Promotion::Resumed {
+            resource.detached = None; // the disk is tried again
+        }
         if let Some(pid) = stopped {
             let _scope = resource.scope();
             log::debug!("Worker process {pid} stopped.");
