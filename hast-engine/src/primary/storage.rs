@@ -414,8 +414,10 @@ impl Primary {
         Counts { local: self.metadata.localcnt, remote: self.metadata.remotecnt }
     }
 
-    /// In memory; a save makes them durable.
+    /// In memory; a save makes them durable. That this node was perhaps not up to date when it became the primary (A7)
+    /// is no matter once it has been written without the other one, or both hold the same.
     pub(super) fn set_counts(&mut self, counts: Counts) {
+        self.metadata.extension.possibly_behind = false;
         (self.metadata.localcnt, self.metadata.remotecnt) = (counts.local, counts.remote);
     }
 

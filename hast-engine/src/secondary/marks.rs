@@ -49,6 +49,7 @@ impl Secondary {
                 let counts = self.counts().equal_to_primary(localcnt);
                 self.metadata.remotecnt = counts.remote;
                 self.metadata.extension.target = false;
+                self.metadata.extension.possibly_behind = false;
                 self.metadata.extension.stale.clear();
                 if failures.is_none_or(|failures| failures == self.failures) || !keeps(Rule::B1) {
                     self.metadata.extension.mark = None;

@@ -49,6 +49,7 @@ impl Secondary {
             }
             Ok(FromPrimary::Request(request)) => {
                 self.first_request();
+                self.suspect_from(&request);
                 self.take_request(request);
             }
             Err(error) => self.lose(&error.to_string()),
