@@ -44,6 +44,9 @@ pub(crate) struct Administrator {
     in_step: bool,
     /// What a node's disk was once.
     snapshots: [Option<Disk>; 2],
+    /// The primary that died had counted, though the secondary that took over lacks nothing and was not marked: a
+    /// split-brain then loses nothing, and nobody should have to decide.
+    counted_for_nothing: bool,
     /// The mode has changed, and may have been looser than it is.
     pub(crate) loose: bool,
 }
@@ -154,6 +157,12 @@ impl World {
             Event::Connect if node == self.serving && self.plan.faults.has(Fault::EarlyFailover) => {
                 self.die_soon();
             }
+            Event::SplitBrain if self.admin.counted_for_nothing && self.admin.fork.is_none() => {
+                self.excused = true;
+                self.needless_splits += 1;
+                self.fail("a split-brain after a failover that has lost nothing".into());
+                return true;
+            }
             Event::SplitBrain if self.may_be_split() => {
                 self.settle_split();
                 return true;
@@ -202,6 +211,7 @@ impl World {
         self.trace(|| "in step".into());
         self.nodes.iter_mut().for_each(|node| node.lost_power = false);
         self.admin.exchanged = None;
+        self.admin.counted_for_nothing = false;
         self.admin.settled = None;
         self.refused.clear();
         self.join();

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use hast_engine::rule::Rule;
-use hast_sim::{Plan, Scene};
+use hast_sim::{Plan, Scene, World};
 
 const USAGE: &str = "\
 usage: hast-sim play PLAN           one history, told step by step
@@ -69,22 +69,33 @@ fn replay(plan: Plan) -> bool {
     }
 }
 
+/// Plays a history. The engine checks itself; a panic is a failure like any other.
+fn attempt(plan: Plan) -> Result<World, String> {
+    let played = std::panic::catch_unwind(|| hast_sim::play(plan));
+    played.unwrap_or_else(|_| Err(format!("{plan}: a panic, see above")))
+}
+
 /// Failing histories of one scene that are told of.
 const TOLD: u64 = 5;
 
 /// The first `count` histories of a scene, one mode after the other.
 fn in_scene(scene: Scene, count: u64, faults: Option<&String>) -> Result<bool, String> {
     let faults = faults.map(|faults| faults.parse()).transpose()?;
-    let mut failed = 0;
+    let (mut failed, mut needless) = (0, 0);
     for seed in 0..count {
         let plan = Plan::in_scene(scene, seed);
-        let Some(how) = hast_sim::notices(Plan { faults: faults.unwrap_or(plan.faults), ..plan }) else {
-            continue;
-        };
-        failed += 1;
-        if failed <= TOLD {
-            println!("{how}");
+        match attempt(Plan { faults: faults.unwrap_or(plan.faults), ..plan }) {
+            Ok(world) => needless += world.needless_splits(),
+            Err(how) => {
+                failed += 1;
+                if failed <= TOLD {
+                    println!("{how}");
+                }
+            }
         }
+    }
+    if needless > 0 {
+        println!("{needless} histories end in a split-brain after a failover that has lost nothing");
     }
     println!("{scene:?}: {failed} of {count} histories fail");
     Ok(failed == 0)
@@ -104,9 +115,7 @@ fn search(seconds: u64) -> bool {
         }
         // One in four with an original on one side.
         let plan = if seed % 4 == 0 { Plan::mixed(seed) } else { Plan::of(seed) };
-        // The engine checks itself; a panic is a failure like any other.
-        let played = std::panic::catch_unwind(|| hast_sim::play(plan));
-        match played.unwrap_or_else(|_| Err(format!("{plan}: a panic, see above"))) {
+        match attempt(plan) {
             Ok(world) => happenings += world.happenings(),
             Err(error) => {
                 println!("{error}\nto see it again: cargo xtask sim --plan '{plan}'");

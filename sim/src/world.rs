@@ -89,6 +89,8 @@ pub struct World {
     events: BTreeMap<&'static str, u64>,
     /// How often a worker has ended by itself with each exit status.
     exits: BTreeMap<i32, u64>,
+    /// How often a split-brain came of a failover that has lost nothing.
+    pub(crate) needless_splits: u64,
     /// Happenings so far.
     happenings: u64,
     failure: Option<String>,
@@ -214,6 +216,7 @@ impl World {
             next_id: 0,
             events: BTreeMap::new(),
             exits: BTreeMap::new(),
+            needless_splits: 0,
             happenings: 0,
             failure: None,
         })
@@ -223,6 +226,13 @@ impl World {
     #[must_use]
     pub fn happenings(&self) -> u64 {
         self.happenings
+    }
+
+    /// How often the nodes reported a split-brain, and so refused to go on, after a failover that has lost nothing; the
+    /// history ended there.
+    #[must_use]
+    pub fn needless_splits(&self) -> u64 {
+        self.needless_splits
     }
 
     /// How often hooks were told of each event.
