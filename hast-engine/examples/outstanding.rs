@@ -112,6 +112,7 @@ fn primary(outstanding: u64) -> f64 {
         mapsize: 0,
         boot: Some([2; 16]),
         peer_timeout: None,
+        met: None,
     };
     engine.handle_frame(Duration::ZERO, Side::Out, frame(&Message::SecondAnswer(answer, None)));
     carry_out(&mut engine, &mut sent);
@@ -146,6 +147,7 @@ fn secondary(outstanding: u64) -> f64 {
         remotecnt: 1,
         boot: Some([2; 16]),
         parting: None,
+        meeting: None,
     };
     let start = SecondaryStart {
         settings: settings(),
@@ -156,6 +158,7 @@ fn secondary(outstanding: u64) -> f64 {
         ext: Extensions::ALL,
         host: Host { boot: [1; 16], wall: 0 },
         hello,
+        unsure: false,
     };
     let mut engine = Secondary::new(start, Duration::ZERO);
     let mut ops: VecDeque<OpId> = VecDeque::new();

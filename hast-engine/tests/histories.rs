@@ -15,6 +15,8 @@ use std::time::Duration;
 
 #[path = "histories/decisions.rs"]
 mod decisions;
+#[path = "histories/doubts.rs"]
+mod doubts;
 #[path = "histories/durability.rs"]
 mod durability;
 #[path = "histories/large.rs"]
@@ -205,6 +207,7 @@ impl H {
             mapsize: map.as_ref().map_or(0, |m| m.len() as u32),
             boot: Some([2; 16]),
             peer_timeout,
+            met: None,
         };
         self.frame(Side::Out, Message::SecondAnswer(a, map.map(Buffer::from)));
     }
@@ -1198,6 +1201,19 @@ impl S {
         S::patient(known, NEVER, ext, bits)
     }
     fn patient(known: Extensions, peer_timeout: Duration, ext: Extension, bits: &[u32]) -> S {
+        S::started(known, peer_timeout, ext, bits, None)
+    }
+    /// Under a primary that says this of generations.
+    fn meeting(meeting: Option<Meeting>, ext: Extension) -> S {
+        S::started(Extensions::ALL, NEVER, ext, &[], meeting)
+    }
+    fn started(
+        known: Extensions,
+        peer_timeout: Duration,
+        ext: Extension,
+        bits: &[u32],
+        meeting: Option<Meeting>,
+    ) -> S {
         let size = 4096 + 512 + 24 * u64::from(ES);
         let layout = Layout::create(size, 512, ES).unwrap();
         let metadata = Metadata {
@@ -1236,6 +1252,7 @@ impl S {
             remotecnt: 1,
             boot: Some([3; 16]),
             parting: None,
+            meeting,
         };
         let s = Secondary::new(
             SecondaryStart {
@@ -1247,6 +1264,7 @@ impl S {
                 ext: known,
                 host: Host { boot: [1; 16], wall: 0 },
                 hello,
+                unsure: false,
             },
             Duration::ZERO,
         );

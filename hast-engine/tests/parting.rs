@@ -171,6 +171,7 @@ impl OurPrimary {
             mapsize: 512,
             boot: None,
             peer_timeout: None,
+            met: None,
         };
         self.hear(Side::Out, &Message::SecondAnswer(answer, Some(Buffer::from(bytes))));
     }
@@ -204,6 +205,7 @@ impl OurSecondary {
             ext,
             host: Host { boot: [3; 16], wall: 0 },
             hello,
+            unsure: false,
         };
         let engine = Secondary::new(start, Duration::ZERO);
         let mut secondary = OurSecondary { engine, disk, sent: Vec::new(), then: Vec::new(), exit: None };
@@ -245,6 +247,7 @@ fn hello(counts: (u64, u64), parting: Option<Parting>) -> SecondHello {
         remotecnt,
         boot: Some([1; 16]),
         parting,
+        meeting: None,
     }
 }
 

@@ -24,9 +24,15 @@ impl Extensions {
     /// `alive`: the secondary answers keepalives ([`crate::message::FromSecondary::Alive`]), and says after how
     /// long a silence it gives the primary up.
     pub const ALIVE: Extensions = Extensions(1 << 3);
+    /// `connection`: each connection has a generation, which both nodes store; nodes that did not store the same one have
+    /// not seen the same writes ([`crate::handshake::Met`]).
+    pub const CONNECTION: Extensions = Extensions(1 << 4);
     /// All that this program knows.
-    pub const ALL: Extensions =
-        Extensions::SYNC_MARKS.union(Extensions::BUSY).union(Extensions::PARTING).union(Extensions::ALIVE);
+    pub const ALL: Extensions = Extensions::SYNC_MARKS
+        .union(Extensions::BUSY)
+        .union(Extensions::PARTING)
+        .union(Extensions::ALIVE)
+        .union(Extensions::CONNECTION);
 
     /// Whether all of these are in the set.
     #[must_use]
@@ -75,11 +81,12 @@ impl fmt::Display for Extensions {
 }
 
 /// Each extension's word, in the order in which they are sent.
-const WORDS: [(Extensions, &str); 4] = [
+const WORDS: [(Extensions, &str); 5] = [
     (Extensions::SYNC_MARKS, "sync-marks"),
     (Extensions::BUSY, "busy"),
     (Extensions::PARTING, "parting"),
     (Extensions::ALIVE, "alive"),
+    (Extensions::CONNECTION, "connection"),
 ];
 
 #[cfg(test)]

@@ -120,6 +120,9 @@ pub(crate) struct Node {
     pub(crate) timer: Option<Duration>,
     /// Changes when the host starts.
     pub(crate) boot: u64,
+    /// Its last secondary ended because it could not rely on the disk: the supervisor tells the next one, and does not
+    /// promote it unforced (B1).
+    pub(crate) unsure: bool,
     /// The device may be read without asking the engine.
     pub(crate) direct_reads: bool,
 }
@@ -152,6 +155,7 @@ impl Node {
             next_role: None,
             timer: None,
             boot: 1,
+            unsure: false,
             direct_reads: false,
         })
     }
@@ -292,6 +296,7 @@ impl Node {
         random: u64,
         forced: bool,
     ) -> Result<(), String> {
+        self.unsure = false;
         self.recover()?;
         let now = self.clock.shows(now);
         self.ended_well = false;
@@ -336,6 +341,7 @@ impl Node {
             ext,
             host: self.host(),
             hello,
+            unsure: self.unsure,
         };
         self.direct_reads = false;
         self.incarnation += 1;

@@ -38,6 +38,8 @@ pub(super) struct Request {
     epoch: u64,
     /// A read that no node can answer alone.
     pieces: Option<Box<pieces::Pieces>>,
+    /// Until when it waits for a secondary that is not there, however often that comes and goes.
+    patience: Option<Duration>,
     /// Bytes of memory that it may hold.
     weight: u64,
     /// A local flush failed meanwhile: the system may have dropped what it took.
@@ -144,6 +146,7 @@ impl Primary {
             received: false,
             epoch: 0,
             pieces: None,
+            patience: None,
             weight,
             suspect: false,
             flushed: false,
@@ -180,7 +183,7 @@ impl Primary {
         }
     }
 
-    /// Keeps `key` until the secondary is here, for `timeout` at most.
+    /// Keeps `key` until the secondary is here, for `timeout` at most since it first was not.
     fn park(&mut self, key: Key) {
         if matches!(self.phase, Phase::Draining(_)) {
             self.set_stage(key, Stage::Queued);
@@ -189,10 +192,9 @@ impl Primary {
         if self.link.is_up() {
             return self.request_ready(key); // it is back already
         }
-        let until = match self.requests.get(&key).map(|request| request.stage) {
-            Some(Stage::Parked(until)) => until,
-            _ => self.now + self.settings.timeout,
-        };
+        let until = self.now + self.settings.timeout;
+        let Some(request) = self.requests.get_mut(&key) else { return };
+        let until = *request.patience.get_or_insert(until);
         self.set_stage(key, Stage::Parked(until));
     }
 

@@ -47,6 +47,7 @@ fn primary(extents: u64, extentsize: u32, bits: &[u32]) -> H {
         mapsize: layout.map_bytes() as u32,
         boot: Some([2; 16]),
         peer_timeout: None,
+        met: None,
     };
     let map = Buffer::from(vec![0; layout.map_bytes() as usize]);
     h.frame(Side::Out, Message::SecondAnswer(answer, Some(map)));

@@ -9,6 +9,9 @@ impl World {
         self.trace(|| format!("node {node}: worker exits {code}"));
         *self.exits.entry(code).or_insert(0) += 1;
         let was_primary = self.nodes.get(node).is_some_and(Node::is_primary);
+        if let Some(node) = self.nodes.get_mut(node) {
+            node.unsure = code == 66 && !was_primary;
+        }
         self.admin_sees_end(node, was_primary && code == 0);
         self.mixed_exit(node);
         self.forget_dropped(node, code == 66);

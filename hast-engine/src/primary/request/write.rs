@@ -130,6 +130,9 @@ impl Primary {
                 return Some(0);
             }
             let extents = request.extents();
+            if extents.clone().all(|extent| self.is_known_stale(extent)) {
+                return Some(0); // on disk long since
+            }
             let staled = extents.clone().filter(|extent| !self.sync.stale.contains(*extent)).collect();
             let save = self.record_stale(extents)?;
             if let Some(request) = self.requests.get_mut(&key) {
@@ -150,6 +153,11 @@ impl Primary {
         Some(self.save_metadata())
     }
 
+    /// Whether `extent` is stale, and the metadata on disk certainly says so.
+    fn is_known_stale(&self, extent: u32) -> bool {
+        self.sync.stale.contains(extent) && self.sync.known.contains(extent)
+    }
+
     /// L3: our copy of `extents` is out of date, the secondary's is not; gives the save that says so. `None`
     /// if the metadata has no room for it.
     pub(in crate::primary) fn record_stale(&mut self, extents: Range<u32>) -> Option<u64> {
@@ -164,10 +172,13 @@ impl Primary {
             return false;
         }
         let new: Vec<u32> = extents.filter(|extent| self.sync.stale.insert(*extent)).collect();
+        if new.is_empty() {
+            return true;
+        }
         for extent in &new {
             self.map.mark_dirty(*extent);
         }
-        if !new.is_empty() && self.link.is_up() {
+        if self.link.is_up() {
             self.begin_session();
         }
         if self.sync.target || self.sync.stale_runs().len() <= STALE_RUNS {
