@@ -9,6 +9,7 @@ mod fate;
 pub(crate) use chores::Chore;
 
 use hast_engine::Event;
+use hast_format::metadata::Reading;
 use hast_format::metadata::Role;
 use hast_net::Replication;
 
@@ -129,10 +130,12 @@ impl World {
 
     /// Whether `node` says that its data is out of date, or is known not to be what it was.
     fn is_suspect(&self, node: usize) -> bool {
-        let marked = |metadata: hast_format::metadata::Metadata| {
-            metadata.extension.mark.is_some() || metadata.resuid == 0
+        let suspect = |node: &Node| {
+            let marked =
+                |reading: Reading| reading.metadata.extension.mark.is_some() || reading.metadata.resuid == 0;
+            node.unsure || node.read_metadata().map_or(true, marked)
         };
-        self.admin.exchanged == Some(node) || self.metadata_of(node).map_or(true, marked)
+        self.admin.exchanged == Some(node) || self.nodes.get(node).is_none_or(suspect)
     }
 
     /// The mode is not one in which both nodes have stored what is complete, or was not.

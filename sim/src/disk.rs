@@ -47,19 +47,21 @@ pub struct Region {
     pub unreadable: bool,
     /// Writes and deletes that touch it fail.
     pub unwritable: bool,
+    /// It can be read again once all of it has been written.
+    pub heals: bool,
 }
 
 impl Region {
     /// `length` bytes that cannot be read, though a write to them succeeds.
     #[must_use]
     pub fn unreadable(from: u64, length: u64) -> Region {
-        Region { from, to: from.saturating_add(length), unreadable: true, unwritable: false }
+        Region { from, to: from.saturating_add(length), unreadable: true, unwritable: false, heals: false }
     }
 
     /// `length` bytes that cannot be written, though what they hold can be read.
     #[must_use]
     pub fn unwritable(from: u64, length: u64) -> Region {
-        Region { from, to: from.saturating_add(length), unreadable: false, unwritable: true }
+        Region { from, to: from.saturating_add(length), unreadable: false, unwritable: true, heals: false }
     }
 
     /// `length` bytes that can be neither read nor written.
@@ -210,7 +212,9 @@ impl Disk {
         !self.bad.iter().any(|region| region.unreadable && region.touches(offset, length))
     }
 
-    fn is_writable(&self, offset: u64, length: u64) -> bool {
+    /// Whether none of these bytes goes on failing to be written.
+    #[must_use]
+    pub fn is_writable(&self, offset: u64, length: u64) -> bool {
         !self.bad.iter().any(|region| region.unwritable && region.touches(offset, length))
     }
 
@@ -376,6 +380,8 @@ impl Disk {
 
     fn write(&mut self, offset: u64, data: &[u8], sectors: usize) {
         self.writes += 1;
+        let end = offset.saturating_add((data.len() as u64).min(sectors.saturating_mul(SECTOR) as u64));
+        self.bad.retain(|region| !(region.heals && offset <= region.from && region.to <= end));
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
         for (index, chunk) in data.chunks_exact(SECTOR).take(sectors).enumerate() {
             let at = start.saturating_add(index * SECTOR);
