@@ -257,6 +257,7 @@ impl Session {
             boot: source.flag().then(|| [source.byte() & 3; 16]),
             peer_timeout: source.choose(&[None, Some(0), Some(1), Some(5), Some(u32::MAX)]),
             met: source.flag().then(|| met(source)),
+            zero_deletes: source.flag(),
         };
         to_bytes(&Message::SecondAnswer(answer, map), 2, stages)
     }

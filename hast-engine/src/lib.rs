@@ -33,7 +33,9 @@ pub use durable::{Durable, Whom};
 pub use primary::{Primary, PrimaryStart};
 pub use ranges::{Key, RangeQueue};
 pub use secondary::{DISK_PATIENCE, Secondary, SecondaryStart};
-pub use types::{Action, DiskOp, DiskResult, Event, Host, MAX_REQUEST, Op, OpId, RequestId, Settings, Side};
+pub use types::{
+    Action, Deletes, DiskOp, DiskResult, Event, Host, MAX_REQUEST, Op, OpId, RequestId, Settings, Side,
+};
 pub use verdict::{FlushEnding, Flushed, Half, Standing, Verdict, flush_ending};
 
 /// The rules by name, and in mutants the switch that breaks one.

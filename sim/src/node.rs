@@ -5,8 +5,8 @@ use core::time::Duration;
 use std::collections::BTreeMap;
 
 use hast_engine::{
-    Action, DiskOp, DiskResult, Host, Op, OpId, Primary, PrimaryStart, RequestId, Secondary, SecondaryStart,
-    Settings, Side,
+    Action, Deletes, DiskOp, DiskResult, Host, Op, OpId, Primary, PrimaryStart, RequestId, Secondary,
+    SecondaryStart, Settings, Side,
 };
 use hast_format::bitmap::Bitmap;
 use hast_format::layout::Layout;
@@ -258,7 +258,8 @@ impl Node {
         if let Some(low) = boot.first_chunk_mut::<8>() {
             *low = self.boot.to_le_bytes();
         }
-        Host { boot, wall: 0 }
+        // As the simulated disk does.
+        Host { boot, wall: 0, deletes: Deletes::LeaveZeros }
     }
 
     pub(crate) fn layout(&self) -> Result<Layout, String> {

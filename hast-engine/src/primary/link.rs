@@ -23,7 +23,7 @@ use crate::counts::Counts;
 use crate::parting::{Apart, draw};
 use crate::ranges::Key;
 use crate::rule::{Rule, keeps};
-use crate::types::{Action, Event, Settings, Side};
+use crate::types::{Action, Deletes, Event, Settings, Side};
 
 /// Waits between attempts to connect grow from one second to this.
 const RECONNECT_MAX: Duration = Duration::from_secs(10);
@@ -76,6 +76,8 @@ pub(super) struct Link {
     peer: Counts,
     /// The secondary's boot id, zeros if it did not say.
     peer_boot: [u8; 16],
+    /// What the secondary's disk can do with deletes.
+    pub(super) peer_deletes: Deletes,
     /// The last attempt ended with a split-brain.
     split: bool,
     /// ... and with the secondary's map.
@@ -155,6 +157,7 @@ impl Link {
             ext: Extensions::NONE,
             peer: Counts::default(),
             peer_boot: [0; 16],
+            peer_deletes: Deletes::Refused,
             split: false,
             apart: None,
             number: 0,
@@ -495,6 +498,8 @@ impl Primary {
             answer;
         self.link.signs.begin(self.now, answer.peer_timeout);
         self.link.failures = 0;
+        let promises = answer.zero_deletes && self.link.has(Extensions::ZERO_DELETES);
+        self.link.peer_deletes = if promises { Deletes::LeaveZeros } else { Deletes::Refused };
         if (datasize, extentsize) != (self.layout.datasize(), self.layout.extentsize()) {
             let (data, extent) = (self.layout.datasize(), self.layout.extentsize());
             return Err(if datasize == data {

@@ -1,5 +1,6 @@
 //! A device request from its arrival to its completion.
 
+mod deletes;
 mod pieces;
 mod waiting;
 mod write;
@@ -131,6 +132,9 @@ impl Primary {
         if matches!(op, Op::Flush) {
             return self.flush.request(id);
         }
+        if matches!(op, Op::Delete { .. }) && !self.can_delete() {
+            return self.complete(id, Err(Errno::EOPNOTSUPP));
+        }
         let key = self.new_key();
         let (offset, length) = op.range();
         let shared = matches!(op, Op::Read { .. });
@@ -185,6 +189,9 @@ impl Primary {
 
     /// Keeps `key` until the secondary is here, for `timeout` at most since it first was not.
     fn park(&mut self, key: Key) {
+        if self.is_delete(key) {
+            return self.refuse_to_wait(key);
+        }
         if matches!(self.phase, Phase::Draining(_)) {
             self.set_stage(key, Stage::Queued);
             return self.not_issued(key, Errno::EIO);
@@ -309,6 +316,9 @@ impl Primary {
             self.map.finish(request.extents(), Outcome::NotIssued);
             return self.park(key);
         }
+        if self.is_delete(key) && !self.can_delete() {
+            return self.refuse_delete(key); // another secondary has come meanwhile
+        }
         let up = self.link.is_up() && !repairing;
         let memsync = self.settings.replication == Replication::Memsync && self.link.version() >= 2;
         let Some(request) = self.requests.get_mut(&key) else { return };
@@ -388,6 +398,7 @@ impl Primary {
                 log::error!("Local request failed ({error}): {op}.");
             }
         }
+        self.learn_of_delete(key);
         self.advance(key, data);
     }
 
@@ -413,6 +424,7 @@ impl Primary {
                 Half::Failed(error)
             }
         };
+        self.learn_of_delete(key);
         self.advance(key, data);
     }
 

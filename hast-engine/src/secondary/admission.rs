@@ -13,7 +13,7 @@ use crate::connection::{Histories, compare, judged, next};
 use crate::counts::{Counts, Decision, Hello, MapToSend, decide, written_alone};
 use crate::parting::{is_given_up, map_after_giving_up, number_of};
 use crate::rule::{Rule, keeps};
-use crate::types::{Action, DiskOp, DiskResult, Event, Side};
+use crate::types::{Action, Deletes, DiskOp, DiskResult, Event, Side};
 
 /// The answer to a primary that is accepted.
 #[derive(Clone, Copy, Debug)]
@@ -274,6 +274,8 @@ impl Secondary {
                 .contains(Extensions::ALIVE)
                 .then(|| u32::try_from(self.patience.as_secs()).unwrap_or(u32::MAX)),
             met: self.hello.meeting.map(|_| Met { last: self.connection, before: self.met.last }),
+            zero_deletes: self.ext.contains(Extensions::ZERO_DELETES)
+                && self.host.deletes == Deletes::LeaveZeros,
         };
         self.send(Side::Out, Message::SecondAnswer(answer, map.map(Buffer::from)));
         self.phase = Phase::Answered;

@@ -44,6 +44,7 @@ fn second(h: &mut H, change: impl FnOnce(&mut SecondAnswer), map: Option<usize>)
         boot: Some([2; 16]),
         peer_timeout: None,
         met: None,
+        zero_deletes: false,
     };
     change(&mut answer);
     h.frame(Side::Out, Message::SecondAnswer(answer, map.map(|bytes| Buffer::from(vec![0; bytes]))));
@@ -106,6 +107,7 @@ fn what_is_no_answer_ends_the_handshake() {
         boot: None,
         peer_timeout: None,
         met: None,
+        zero_deletes: false,
     };
     h.frame(Side::In, Message::SecondAnswer(answer, None));
     assert!(closed(&h) && !h.p.is_in_step());
@@ -471,7 +473,7 @@ fn started(extension: Extension, forced: bool) -> H {
     let metadata = Metadata { extension, ..metadata };
     let layout = Layout::create(h.disk.len() as u64 - 4096, 512, ES).unwrap();
     let map = vec![0; layout.map_bytes() as usize];
-    let host = Host { boot: [1; 16], wall: 0 };
+    let host = Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros };
     let start = PrimaryStart { settings: H::settings(), metadata, layout, map, random: 7, host, forced };
     h.p = Primary::new(start, h.t);
     h.pump();
@@ -556,7 +558,7 @@ fn secondary_of(
         map,
         version: 2,
         ext,
-        host: Host { boot: [1; 16], wall: 0 },
+        host: Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros },
         hello,
         unsure: false,
     };

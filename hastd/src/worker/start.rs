@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hast_conf::Resource;
-use hast_engine::{Host, Primary, PrimaryStart, Secondary, SecondaryStart, Settings};
+use hast_engine::{Deletes, Host, Primary, PrimaryStart, Secondary, SecondaryStart, Settings};
 use hast_format::layout::{Layout, LayoutError};
 use hast_format::metadata::Role;
 use hast_ggate::{Create, DeviceError, Gate};
@@ -18,6 +18,7 @@ use hast_net::payload::Stages;
 use hast_provider::{Provider, ProviderError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::deletes;
 use super::engine::Engine;
 use super::gate;
 use super::peer::LinkSettings;
@@ -85,7 +86,7 @@ pub(super) struct Started {
 
 /// What the role brings: the devices of a primary, the connections of a secondary.
 pub(super) enum Device {
-    Primary { nbd: Option<OwnedFd>, gate: Option<gate::Opened>, size: u64, sector: u32 },
+    Primary { nbd: Option<OwnedFd>, gate: Option<gate::Opened>, size: u64, sector: u32, deletes: Deletes },
     Connections { out: OwnedFd, in_: OwnedFd },
 }
 
@@ -148,14 +149,16 @@ pub(super) fn open_with(start: Start, gate: Option<Arc<dyn Gate>>) -> Result<Sta
     }
     let settings = settings(&resource);
     let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let host = Host { boot, wall };
+    let deletes = deletes::ability(&provider);
+    log::debug!("Deletes: {deletes:?}.");
+    let host = Host { boot, wall, deletes };
     let (size, sector) = (layout.datasize(), layout.sectorsize());
     let (engine, device) = match kind {
         StartKind::Primary { nbd, .. } => {
             let gate = gate.map(|gate| open_device(gate, &resource, &layout)).transpose()?;
             let start = PrimaryStart { settings, metadata, layout, map, random: random()?, host, forced };
             let primary = Primary::new(start, Duration::ZERO);
-            (Engine::Primary(Box::new(primary)), Device::Primary { nbd, gate, size, sector })
+            (Engine::Primary(Box::new(primary)), Device::Primary { nbd, gate, size, sector, deletes })
         }
         StartKind::Secondary { out, in_, version, ext, hello } => {
             let start = SecondaryStart { metadata, layout, map, settings, version, ext, host, hello, unsure };

@@ -118,15 +118,13 @@ impl Primary {
     /// there is no room for it.
     pub(super) fn write_down(&mut self, key: Key, here: bool) -> Option<u64> {
         let request = self.requests.get(&key)?;
-        let is_write = matches!(request.op, Op::Write { .. });
         let failed = matches!(request.remote, Half::Failed(_));
         let fresh: Vec<u32> = request
             .extents()
             .filter(|extent| self.sync.stale.contains(*extent) && self.covers(&request.op, *extent))
             .collect();
         if !here {
-            // A delete leaves nothing to prefer: our copy will be made the other node's.
-            if !is_write || !keeps(Rule::L3) {
+            if !keeps(Rule::L3) {
                 return Some(0);
             }
             let extents = request.extents();
@@ -249,10 +247,8 @@ impl Primary {
         let (here, confirmed) = (standing.is_here(), standing.is_confirmed());
         let outcome = standing.outcome();
         let both = outcome == Outcome::StoredOnBoth;
-        let nothing = outcome == Outcome::NotIssued;
         let stage = request.stage;
         let extents = request.extents();
-        let is_write = standing.is_write;
         // Somebody relies on our copy, whatever has come to need the secondary since.
         let ours = stage == (Stage::Completed { well: true }) && standing.remote != Half::Done;
         for extent in extents.clone() {
@@ -273,7 +269,7 @@ impl Primary {
                 self.lies_there_alone(extent..extent + 1); // whatever our disk has of it
             }
         }
-        if is_write && !here && there {
+        if !here && there {
             self.sync.direct_reads_off = true;
         }
         self.finish_in_map(extents, outcome);
@@ -283,7 +279,7 @@ impl Primary {
         }
         if both {
             self.flush.note_unflushed(self.now);
-        } else if self.link.is_up() && !nothing {
+        } else if self.link.is_up() {
             self.begin_session();
         }
     }
