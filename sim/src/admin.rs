@@ -15,7 +15,7 @@ use hast_net::Replication;
 
 use crate::branch::Fork;
 use crate::clock::Clock;
-use crate::disk::{Deleted, Disk};
+use crate::disk::Disk;
 use crate::faults::{Fault, FaultSet};
 use crate::node::Node;
 use crate::random::Random;
@@ -60,11 +60,7 @@ impl Node {
             self.clock = Clock::new(Duration::from_secs(random.below(1_000_000)), rate);
         }
         self.disk.drops_later = faults.has(Fault::DropsLater) && random.one_in(2);
-        if faults.has(Fault::NoDelete) && random.one_in(2) {
-            self.disk.deleted = Deleted::Refused;
-        } else if faults.has(Fault::DeleteGarbage) && random.one_in(2) {
-            self.disk.deleted = Deleted::Garbage(u8::try_from(random.below(256)).unwrap_or(0));
-        }
+        self.disk.deletes = !(faults.has(Fault::NoDelete) && random.one_in(2));
     }
 }
 

@@ -95,7 +95,15 @@ impl World {
         count: usize,
     ) {
         let now = self.now;
-        self.memories(node).for_each(|memory| memory.begin(now, write, delete, first, count));
+        // What an original leaves of a deleted range is anybody's guess; ours leaves zeros (D1).
+        let zeroes = delete && self.mixed.is_none();
+        self.memories(node).for_each(|memory| {
+            if zeroes {
+                memory.begin_zeroes(now, write, first, count);
+            } else {
+                memory.begin(now, write, delete, first, count);
+            }
+        });
     }
 
     pub(crate) fn write_ended(&mut self, node: usize, write: WriteId, acknowledged: bool) {

@@ -25,17 +25,6 @@ pub struct Chances {
     pub flush: u64,
 }
 
-/// What becomes of a range that was deleted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Deleted {
-    /// It reads as zeros.
-    Zeros,
-    /// It reads as this byte, over and over.
-    Garbage(u8),
-    /// Nothing: the disk cannot delete.
-    Refused,
-}
-
 /// Bytes of a disk, from its start, that go on failing until they are taken off [`Disk::bad`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Region {
@@ -97,8 +86,8 @@ pub struct Disk {
     pub bad: Vec<Region>,
     /// The next flush fails, and none after it.
     pub next_flush_fails: bool,
-    /// What deletes do.
-    pub deleted: Deleted,
+    /// What is deleted reads as zeros; otherwise nothing can be deleted, as where nobody knows what it would leave.
+    pub deletes: bool,
     /// A flush that fails also drops what was written after it began.
     pub drops_later: bool,
     /// What lies below this byte is not dropped when a flush fails.
@@ -126,7 +115,7 @@ impl Disk {
             chances: Chances::default(),
             bad: Vec::new(),
             next_flush_fails: false,
-            deleted: Deleted::Zeros,
+            deletes: true,
             drops_later: false,
             spares_below: 0,
             unit: SECTOR,
@@ -173,18 +162,16 @@ impl Disk {
                 Ok(None)
             }
             DiskOp::Delete { offset, length } => {
-                let left = match self.deleted {
-                    Deleted::Zeros => 0,
-                    Deleted::Garbage(byte) => byte,
-                    Deleted::Refused => return Err(Errno::EOPNOTSUPP),
-                };
+                if !self.deletes {
+                    return Err(Errno::EOPNOTSUPP);
+                }
                 if !self.is_writable(*offset, *length) {
                     return Err(Errno::EIO);
                 }
                 let fails = fails(self.chances.delete, random);
                 let sectors = length / SECTOR as u64;
                 let sectors = if fails { random.below(sectors + 1) } else { sectors };
-                let data = vec![left; usize::try_from(*length).unwrap_or(0)];
+                let data = vec![0; usize::try_from(*length).unwrap_or(0)];
                 self.write(*offset, &data, usize::try_from(sectors).unwrap_or(0));
                 if fails { Err(Errno::EIO) } else { Ok(None) }
             }

@@ -184,7 +184,7 @@ impl Node {
         self.disk.no_cache = former.no_cache;
         self.disk.keeps = former.keeps;
         self.disk.unit = former.unit;
-        self.disk.deleted = former.deleted;
+        self.disk.deletes = former.deletes;
         self.disk.drops_later = former.drops_later;
         self.disk.touch_all();
         Ok(())
@@ -258,8 +258,8 @@ impl Node {
         if let Some(low) = boot.first_chunk_mut::<8>() {
             *low = self.boot.to_le_bytes();
         }
-        // As the simulated disk does.
-        Host { boot, wall: 0, deletes: Deletes::LeaveZeros }
+        let deletes = if self.disk.deletes { Deletes::LeaveZeros } else { Deletes::Refused };
+        Host { boot, wall: 0, deletes }
     }
 
     pub(crate) fn layout(&self) -> Result<Layout, String> {

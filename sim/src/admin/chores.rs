@@ -395,9 +395,9 @@ impl World {
         self.admin.exchanged = Some(node);
         self.admin.in_step = false;
         let Some(n) = self.nodes.get_mut(node) else { return };
-        let (deleted, bad) = (n.disk.deleted, std::mem::take(&mut n.disk.bad));
+        let (deletes, bad) = (n.disk.deletes, std::mem::take(&mut n.disk.bad));
         n.disk = disk;
-        (n.disk.deleted, n.disk.bad) = (deleted, bad);
+        (n.disk.deletes, n.disk.bad) = (deletes, bad);
         n.disk.touch_all();
     }
 
