@@ -1,7 +1,7 @@
 //! A disk with a volatile cache: what was written is readable at once, but survives a loss of power only
 //! once a flush has covered it, or by luck.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hast_engine::{DiskOp, DiskResult};
 use hast_net::buffer::Buffer;
@@ -94,6 +94,8 @@ pub struct Disk {
     pub spares_below: u64,
     /// Bytes that a loss of power leaves written as one, or not: 512 or 4096.
     pub unit: usize,
+    /// How often each sector is in the cache, by byte offset.
+    cached: BTreeMap<usize, usize>,
     /// The byte offsets of sectors of which something has changed, on the medium or in the cache, since they
     /// were last [taken](Disk::take_touched).
     touched: BTreeSet<usize>,
@@ -119,6 +121,7 @@ impl Disk {
             drops_later: false,
             spares_below: 0,
             unit: SECTOR,
+            cached: BTreeMap::new(),
             touched: BTreeSet::new(),
             no_cache: false,
         }
@@ -188,6 +191,7 @@ impl Disk {
                     self.touched.insert(at);
                 }
                 self.cache = kept;
+                self.count_cached();
                 Ok(None)
             }
         }
@@ -221,6 +225,14 @@ impl Disk {
             }
             kept
         });
+        self.count_cached();
+    }
+
+    fn count_cached(&mut self) {
+        self.cached.clear();
+        for (_, at, _) in &self.cache {
+            *self.cached.entry(*at).or_default() += 1;
+        }
     }
 
     /// The system could not write back some of what is cached: that is dropped now, and the next flush to end says so.
@@ -283,6 +295,7 @@ impl Disk {
             self.touched.insert(at);
         }
         self.touched.append(&mut self.dropped);
+        self.cached.clear();
         self.next_flush_fails = false;
         self.current.clone_from(&self.durable);
         torn_at
@@ -311,6 +324,7 @@ impl Disk {
         for (_, at, bytes) in std::mem::take(&mut self.cache) {
             self.touched.insert(at);
             put(&mut self.durable, at, &bytes);
+            self.cached.remove(&at);
         }
     }
 
@@ -333,7 +347,8 @@ impl Disk {
     pub fn versions(&self, at: usize) -> impl Iterator<Item = &[u8]> {
         let whole = [&self.current, &self.durable];
         let whole = whole.into_iter().filter_map(move |all| all.get(at..at + SECTOR));
-        let cached = self.cache.iter().filter(move |(_, cached, _)| *cached == at);
+        let count = self.cached.get(&at).copied().unwrap_or(0);
+        let cached = self.cache.iter().rev().filter(move |(_, cached, _)| *cached == at).take(count);
         whole.chain(cached.map(|(_, _, bytes)| bytes.as_slice()))
     }
 
@@ -380,6 +395,7 @@ impl Disk {
                 put(&mut self.durable, at, &bytes);
             } else {
                 self.cache.push((self.writes, at, bytes));
+                *self.cached.entry(at).or_default() += 1;
             }
         }
     }

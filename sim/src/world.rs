@@ -23,6 +23,7 @@ use crate::faults::FaultSet;
 use crate::mixed::Mixed;
 use crate::network::{Conn, ConnId};
 use crate::node::{InFlight, Node, Shape, Worker};
+use crate::oracle::Oracle;
 use crate::random::Random;
 use crate::scenes::Scene;
 
@@ -81,6 +82,8 @@ pub struct World {
     /// What the administrator of a storm with all faults is about to do, and knows.
     pub(crate) admin: Administrator,
     pub(crate) memory: Memory,
+    /// What must be true at every step; of pairs with an original nothing is known.
+    pub(crate) oracle: Option<Oracle>,
     /// Sectors that the secondary's disk failed to store, of which the primary, in step, has not heard yet.
     pub(crate) refused: BTreeSet<usize>,
     requests: BTreeMap<RequestId, Asked>,
@@ -190,6 +193,7 @@ impl World {
             nodes.iter_mut().for_each(|node| node.beset(plan.faults, &mut random));
         }
         let bytes = nodes.iter().filter_map(|node| node.data().ok()).map(<[u8]>::len).min();
+        let oracle = nodes.first().filter(|_| !mixed).map(Oracle::new).transpose()?;
         let mut memory = Memory::new(bytes.unwrap_or(0) / SECTOR);
         memory.set_firm(Duration::ZERO, plan.mode != Replication::Async);
         Ok(World {
@@ -211,6 +215,7 @@ impl World {
             expect_split: false,
             admin: Administrator::default(),
             memory,
+            oracle,
             refused: BTreeSet::new(),
             requests: BTreeMap::new(),
             next_id: 0,
@@ -302,6 +307,7 @@ impl World {
             self.now = at;
             self.happenings += 1;
             self.happen(happening);
+            self.look();
         }
     }
 
@@ -452,6 +458,9 @@ impl World {
                 }
                 Action::Send { side, version, message } => {
                     self.mixed_sends(node, &message);
+                    if let Err(error) = self.check_sent(node, &message) {
+                        self.fail(error);
+                    }
                     let Some(n) = self.nodes.get_mut(node) else { return };
                     self.asked_to_count |=
                         matches!(&message, Message::Mark(Mark { kind: MarkKind::Stale { .. }, .. }));
@@ -477,6 +486,7 @@ impl World {
                     self.trace(|| format!("node {node}: event {}", event.as_str()));
                     *self.events.entry(event.as_str()).or_insert(0) += 1;
                     self.mixed_event(node, event);
+                    self.look_again();
                     if event == Event::Disconnect && node == self.serving {
                         self.memory.doubt_nothing();
                     }
@@ -514,6 +524,9 @@ impl World {
 
     /// The node's engine wants something of its disk.
     fn ask_disk(&mut self, node: usize, id: OpId, op: DiskOp) {
+        if let Err(error) = self.check_issued(node, &op) {
+            self.fail(error);
+        }
         let all_faults = self.plan.scene == Scene::AllFaults;
         let mut after = self.latency(2_000);
         let Some(n) = self.nodes.get_mut(node) else { return };
