@@ -348,6 +348,7 @@ impl OurPrimary {
             random: 7,
             host: Host { boot: BOOT, wall: 0, deletes: Deletes::LeaveZeros },
             forced,
+            detached: false,
         };
         let engine = Primary::new(start, Duration::ZERO);
         let mut primary = OurPrimary { engine, disk, time: Duration::ZERO, completed: 0 };

@@ -328,6 +328,20 @@ impl Node {
         Ok(())
     }
 
+    /// Metadata, layout and map; nothing of a disk that is given up is read.
+    fn read_for_primary(&mut self) -> Result<(Metadata, Layout, Vec<u8>), String> {
+        if let Some(metadata) = self.detached.clone() {
+            let size = self.disk.contents().len() as u64;
+            let layout = Layout::open(&metadata, size, self.shape.sectorsize)
+                .map_err(|error| format!("layout: {error}"))?;
+            let map = vec![0; usize::try_from(layout.map_bytes()).unwrap_or(0)];
+            return Ok((metadata, layout, map));
+        }
+        self.recover()?;
+        let layout = self.layout()?;
+        Ok((self.metadata()?, layout, self.map(&layout)))
+    }
+
     pub(crate) fn start_primary(
         &mut self,
         now: Duration,
@@ -336,15 +350,14 @@ impl Node {
         forced: bool,
     ) -> Result<(), String> {
         self.unsure = false;
-        self.recover()?;
         let now = self.clock.shows(now);
         self.ended_well = false;
-        let layout = self.layout()?;
         let detached = self.detached.is_some();
+        let (metadata, layout, map) = self.read_for_primary()?;
         let start = PrimaryStart {
             settings: self.settings(mode),
-            metadata: self.detached.clone().map_or_else(|| self.metadata(), Ok)?,
-            map: if detached { vec![0; self.map(&layout).len()] } else { self.map(&layout) },
+            metadata,
+            map,
             layout,
             random,
             host: self.host(),

@@ -295,6 +295,12 @@ impl World {
         if missing.is_empty() {
             return Ok(());
         }
+        // Without our disk the secondary's map stands for it (A5).
+        if n.detached.is_some()
+            && let Some(other) = self.nodes.get(1 - node)
+        {
+            missing.retain(|extent| !has_bit(other, &layout, *extent as usize));
+        }
         if let Some(told) = Told::of(n) {
             missing.retain(|extent| !told.is_stale(*extent as usize));
         }

@@ -229,10 +229,14 @@ impl Secondary {
                 );
             }
         }
-        if !self.ext.contains(Extensions::SYNC_MARKS) {
+        if self.ext.contains(Extensions::SYNC_MARKS) {
+            // L6, L19: what the primary has written before this node was there it lacks until it is told otherwise.
+            self.mark_as_behind();
+        } else {
             // Given up, and the primary will not say when it is up to date again: as after a create.
-            extension.mark = None;
+            self.metadata.extension.mark = None;
         }
+        let extension = &mut self.metadata.extension;
         extension.parted = number_of(self.hello.parting);
         self.meet();
         self.note_suspicion();

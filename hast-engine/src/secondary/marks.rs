@@ -33,12 +33,9 @@ impl Secondary {
             return;
         }
         let Some(Mark { seq, kind }) = self.marks.pop_front() else { return };
-        let now = self.host.wall.saturating_add(self.now.as_secs());
         match kind {
             MarkKind::SyncStart => {
-                let by = self.peer.clone();
-                let mark = hast_format::extension::Mark { since: now, by };
-                self.metadata.extension.mark.get_or_insert(mark);
+                self.mark_as_behind();
                 self.save(Save::Mark(seq));
             }
             MarkKind::SyncDone { localcnt, failures } => {
