@@ -139,6 +139,11 @@ impl World {
         self.admin.loose || self.mode != Replication::Fullsync
     }
 
+    /// The disk of `node` is another one from now on, until the nodes are in step.
+    pub(crate) fn note_exchange(&mut self, node: usize) {
+        self.admin.exchanged = Some(node);
+    }
+
     /// A split-brain would be no surprise.
     pub(crate) fn may_be_split(&self) -> bool {
         let admin = &self.admin;

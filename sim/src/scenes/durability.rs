@@ -237,7 +237,9 @@ impl World {
         self.stop_role(1)?;
         if let Some(node) = self.nodes.get_mut(1) {
             node.disk = former;
+            node.disk.touch_all();
         }
+        self.note_exchange(1);
         self.set_role(1, Role::Secondary);
         self.quiet()
     }
