@@ -13,7 +13,7 @@ use hast_sim::client::{Memory, WriteId};
 use hast_sim::random::Random;
 use hast_tests::{Failure, LONG, wait_until};
 
-use super::record::{End, Open, Record, SECTOR, What};
+use super::record::{End, Keeper, Open, SECTOR, What};
 
 /// Threads, each with a connection of its own.
 const THREADS: u64 = 4;
@@ -65,8 +65,8 @@ pub(super) struct Clients {
 
 impl Clients {
     /// Starts them. They look for the export `name` on `sockets`.
-    pub(super) fn start(
-        record: &Arc<Record>,
+    pub(super) fn start<K: Keeper>(
+        record: &Arc<K>,
         sockets: &[PathBuf],
         name: &str,
         sectors: usize,
@@ -109,9 +109,9 @@ impl Clients {
 }
 
 /// One thread.
-struct One {
+struct One<K> {
     stop: Arc<AtomicBool>,
-    record: Arc<Record>,
+    record: Arc<K>,
     sockets: Vec<PathBuf>,
     name: String,
     sectors: u64,
@@ -120,7 +120,7 @@ struct One {
     random: Random,
 }
 
-impl One {
+impl<K: Keeper> One<K> {
     fn run(mut self) {
         while !self.stopped() {
             let found = self.sockets.iter().find_map(|socket| Client::connect(socket, &self.name).ok());
@@ -167,15 +167,7 @@ impl One {
             }
         }
         for (open, ticket) in under_way {
-            let end = match client.wait(ticket) {
-                Ok(data) => End::Good(data),
-                // The role changes, or the node is told to stop.
-                Err(ClientError::Command { error: NbdError::Shutdown, .. }) => End::Lost,
-                Err(error @ (ClientError::Command { .. } | ClientError::Protocol(_))) => {
-                    End::Refused(error.to_string())
-                }
-                Err(_) => End::Lost,
-            };
+            let end = answer(client, ticket);
             alive &= !matches!(end, End::Lost);
             self.record.end(&open, end);
         }
@@ -203,6 +195,27 @@ impl One {
         let first = first.min(self.sectors.saturating_sub(count));
         let number = |n: u64| usize::try_from(n).unwrap_or(0);
         number(first)..number(first + count)
+    }
+}
+
+/// Asks for one thing and waits for the answer. False: there was none, or the device refused.
+pub(super) fn ask(record: &impl Keeper, client: &Client, what: What) -> bool {
+    let open = record.begin(what);
+    let end = submit(client, &open).map_or(End::Lost, |ticket| answer(client, ticket));
+    let good = matches!(end, End::Good(_));
+    record.end(&open, end);
+    good
+}
+
+fn answer(client: &Client, ticket: Ticket) -> End {
+    match client.wait(ticket) {
+        Ok(data) => End::Good(data),
+        // The role changes, or the node is told to stop.
+        Err(ClientError::Command { error: NbdError::Shutdown, .. }) => End::Lost,
+        Err(error @ (ClientError::Command { .. } | ClientError::Protocol(_))) => {
+            End::Refused(error.to_string())
+        }
+        Err(_) => End::Lost,
     }
 }
 
