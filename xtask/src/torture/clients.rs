@@ -29,7 +29,7 @@ const PAUSES: [u64; 4] = [2_000, 10_000, 60_000, 400_000];
 
 /// How busy the clients are; whoever has a clone may change it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Pace(Arc<AtomicU64>);
+pub(super) struct Pace(Arc<AtomicU64>, Arc<AtomicU64>);
 
 impl Pace {
     /// Silence: what is under way ends, and nothing is begun.
@@ -38,22 +38,47 @@ impl Pace {
     /// Changes it at random, often to silence.
     pub(super) fn change(&self, random: &mut Random) {
         let pause = random.pick(&PAUSES).filter(|_| !random.one_in(4)).unwrap_or(Pace::SILENCE);
-        self.0.store(pause, Ordering::Relaxed);
+        self.0.store(pause, Ordering::SeqCst);
     }
 
     /// Ends a silence.
     pub(super) fn resume(&self) {
-        self.0.store(PAUSES.iter().copied().max().unwrap_or(0), Ordering::Relaxed);
+        self.0.store(PAUSES.iter().copied().max().unwrap_or(0), Ordering::SeqCst);
     }
 
     /// Begins one.
     pub(super) fn silence(&self) {
-        self.0.store(Pace::SILENCE, Ordering::Relaxed);
+        self.0.store(Pace::SILENCE, Ordering::SeqCst);
+    }
+
+    /// Begins one, and waits until no client has a request under way.
+    pub(super) fn silence_all(&self) -> Result<(), Failure> {
+        self.silence();
+        let Pace(_, busy) = self;
+        wait_until("the clients to be silent", LONG, || Ok(busy.load(Ordering::SeqCst) == 0))
+    }
+
+    /// A client is about to begin requests. False: it must not, there is silence.
+    fn enter(&self) -> bool {
+        let Pace(pace, busy) = self;
+        busy.fetch_add(1, Ordering::SeqCst);
+        // Whoever begins a silence looks at `busy` afterwards.
+        let may = pace.load(Ordering::SeqCst) != Pace::SILENCE;
+        if !may {
+            self.leave();
+        }
+        may
+    }
+
+    /// It has the answers.
+    fn leave(&self) {
+        let Pace(_, busy) = self;
+        busy.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// The longest pause now, none in a silence.
     fn pause(&self) -> Option<u64> {
-        Some(self.0.load(Ordering::Relaxed)).filter(|pause| *pause != Pace::SILENCE)
+        Some(self.0.load(Ordering::SeqCst)).filter(|pause| *pause != Pace::SILENCE)
     }
 }
 
@@ -125,7 +150,7 @@ impl<K: Keeper> One<K> {
         while !self.stopped() {
             let found = self.sockets.iter().find_map(|socket| Client::connect(socket, &self.name).ok());
             match found {
-                Some(client) => while !self.stopped() && self.pause() && self.batch(&client) {},
+                Some(client) => while !self.stopped() && self.pause() && self.unless_silent(&client) {},
                 // Nobody has the device at the moment.
                 None => std::thread::sleep(Duration::from_millis(10)),
             }
@@ -148,6 +173,16 @@ impl<K: Keeper> One<K> {
 
     fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Some requests at once, or none if there is silence by now; false when the connection has ended.
+    fn unless_silent(&mut self, client: &Client) -> bool {
+        if !self.pace.enter() {
+            return true;
+        }
+        let alive = self.batch(client);
+        self.pace.leave();
+        alive
     }
 
     /// Some requests at once; false when the connection has ended.

@@ -14,6 +14,7 @@ mod operator;
 mod power;
 mod record;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -23,6 +24,7 @@ use crate::release;
 use clients::Clients;
 use field::{Deeds, Field, Side};
 use hast_sim::random::Random;
+use hast_tests::programs::Programs;
 use hast_tests::{Context, Failure, Pair, Setup, disk};
 use record::{Record, SECTOR};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -69,18 +71,32 @@ struct Wish {
     mode: Option<Mode>,
     /// Disks fail and are slow.
     faults: bool,
+    /// With `power`: the only scene that is played.
+    scene: Option<String>,
+    /// Where hastd and hastctl are; ours, built now, unless somebody says so.
+    programs: Option<PathBuf>,
 }
 
 pub(crate) fn main(mut parser: lexopt::Parser) -> Result<ExitCode, lexopt::Error> {
     use lexopt::ValueExt;
-    let mut wish =
-        Wish { power: false, minutes: None, cycles: None, seed: fresh_seed(), mode: None, faults: true };
+    let mut wish = Wish {
+        power: false,
+        minutes: None,
+        cycles: None,
+        seed: fresh_seed(),
+        mode: None,
+        faults: true,
+        scene: None,
+        programs: None,
+    };
     while let Some(argument) = parser.next()? {
         match argument {
             lexopt::Arg::Long("power") => wish.power = true,
             lexopt::Arg::Long("minutes") => wish.minutes = Some(parser.value()?.parse()?),
             lexopt::Arg::Long("cycles") => wish.cycles = Some(parser.value()?.parse()?),
             lexopt::Arg::Long("no-faults") => wish.faults = false,
+            lexopt::Arg::Long("scene") => wish.scene = Some(parser.value()?.parse()?),
+            lexopt::Arg::Long("programs") => wish.programs = Some(parser.value()?.into()),
             lexopt::Arg::Long("seed") => wish.seed = parser.value()?.parse()?,
             lexopt::Arg::Long("mode") => {
                 let word = parser.value()?;
@@ -95,8 +111,8 @@ pub(crate) fn main(mut parser: lexopt::Parser) -> Result<ExitCode, lexopt::Error
             other => return Err(other.unexpected()),
         }
     }
-    if !wish.power && (wish.cycles.is_some() || !wish.faults) {
-        return Err("--cycles and --no-faults go with --power".into());
+    if !wish.power && (wish.cycles.is_some() || wish.scene.is_some() || !wish.faults) {
+        return Err("--cycles, --scene and --no-faults go with --power".into());
     }
     release::insist()?;
     let begin = Instant::now();
@@ -113,7 +129,10 @@ pub(crate) fn main(mut parser: lexopt::Parser) -> Result<ExitCode, lexopt::Error
 }
 
 fn start(wish: &Wish) -> Result<String, Failure> {
-    release::build_programs()?;
+    match &wish.programs {
+        Some(directory) => Programs::take_from(directory)?,
+        None => release::build_programs()?,
+    }
     if !wish.power {
         return run(wish);
     }

@@ -146,7 +146,7 @@ impl Field {
     /// # Errors
     /// One of them waits in vain.
     pub(super) fn silence(&self) -> Result<(), Failure> {
-        self.pace.silence();
+        self.pace.silence_all()?;
         self.record.wait_nothing_open()
     }
 
@@ -175,7 +175,9 @@ impl Field {
         let what = if how == Death::Power { "without power" } else { "killed" };
         self.say(format!("{} {what}{}", names.join(" and "), if stalled { ", in silence" } else { "" }));
         for side in &sides {
-            self.disk(*side).let_go();
+            if how == Death::Power {
+                self.disk(*side).let_go();
+            }
             self.node_mut(*side).kill()?;
             if how == Death::Power {
                 self.disk(*side).switch_on();

@@ -137,7 +137,7 @@ fn cycles(field: &mut Field, wish: &Wish) -> Result<u64, Failure> {
     while most.is_none_or(|most| cycle < most) && end.is_none_or(|end| Instant::now() < end || cycle == 0) {
         cycle += 1;
         if deck.is_empty() {
-            deck = Scene::shuffle(&mut field.random);
+            deck = Scene::shuffle(&mut field.random, wish.scene.as_deref())?;
         }
         let Some(scene) = deck.pop() else { continue };
         let (before, begin) = (field.deeds.clone(), Instant::now());

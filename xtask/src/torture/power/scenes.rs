@@ -61,14 +61,21 @@ impl Scene {
         Scene::JustBack,
     ];
 
-    /// So many of them in a random order in which each comes as often as the deck says.
-    pub(super) fn shuffle(random: &mut Random) -> Vec<Scene> {
+    /// The deck in a random order; of all scenes, or of the one with this name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(super) fn shuffle(random: &mut Random, only: Option<&str>) -> Result<Vec<Scene>, Failure> {
         let mut deck = Scene::DECK.to_vec();
+        deck.retain(|scene| only.is_none_or(|only| format!("{scene:?}") == only));
+        if deck.is_empty() {
+            return Failure::because(format!("no scene {only:?} among {:?}", Scene::DECK));
+        }
         for at in (1..deck.len()).rev() {
             let with = usize::try_from(random.below(at as u64 + 1)).unwrap_or(0);
             deck.swap(at, with);
         }
-        deck
+        Ok(deck)
     }
 }
 
