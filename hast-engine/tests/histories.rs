@@ -15,6 +15,8 @@ use std::time::Duration;
 
 #[path = "histories/decisions.rs"]
 mod decisions;
+#[path = "histories/durability.rs"]
+mod durability;
 #[path = "histories/large.rs"]
 mod large;
 #[path = "histories/lost.rs"]
@@ -260,6 +262,14 @@ impl H {
     }
     fn w(&mut self, id: u64, extent: u64) {
         self.req(id, Op::Write { offset: extent * u64::from(ES), data: Buffer::from(vec![id as u8; 512]) });
+    }
+    /// What the metadata on disk says.
+    fn metadata(&self) -> Metadata {
+        Metadata::read(&self.disk).unwrap().metadata
+    }
+    /// How the worker has ended, if it has.
+    fn exit(&self) -> Option<i32> {
+        self.other.iter().find_map(|action| if let Action::Exit(code) = action { Some(*code) } else { None })
     }
     fn result(&self, id: u64) -> Option<DiskResult> {
         self.done.iter().find(|(i, _)| i.0 == id).map(|(_, r)| r.clone())

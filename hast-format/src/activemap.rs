@@ -192,6 +192,12 @@ impl Activemap {
         all.iter().collect()
     }
 
+    /// Whether some extent is stored on both nodes and not known to be durable on both.
+    #[must_use]
+    pub fn has_not_durable(&self) -> bool {
+        !self.unflushed.is_empty() || !self.covered.is_empty()
+    }
+
     /// Whether `extent` was stored on both nodes after the last flush began.
     #[must_use]
     pub fn is_unflushed(&self, extent: u32) -> bool {

@@ -43,11 +43,21 @@ pub enum Rule {
     Power,
     /// A map is not relied on after a discard unless both nodes know that it is of their parting.
     P1,
+    /// A client's flush that the secondary has no part in is counted (durability.md C1 (d)).
+    C1d,
+    /// A flush that the secondary failed is complete once the secondary has marked itself (durability.md, Flush).
+    L9Marked,
+    /// An extent is called stale once all that the secondary has acknowledged of it is durable there (durability.md S1).
+    S1,
+    /// An answer of the secondary to a read counts if its copy was right all the while (durability.md R1).
+    R1,
+    /// A planned end marks a secondary that lacks something (durability.md C4).
+    C4Marked,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 33] = [
+    pub const ALL: [Rule; 38] = [
         Rule::L1,
         Rule::L2,
         Rule::L3,
@@ -81,6 +91,11 @@ impl Rule {
         Rule::C5,
         Rule::Power,
         Rule::P1,
+        Rule::C1d,
+        Rule::L9Marked,
+        Rule::S1,
+        Rule::R1,
+        Rule::C4Marked,
     ];
 }
 

@@ -25,6 +25,24 @@ struct Candidate {
     /// Another write, begun after this one had ended, was acknowledged: only a loss of power can bring this
     /// one back.
     superseded: Option<Duration>,
+    /// ... and both nodes had that one before it was: a failover alone does not bring this one back.
+    firmly: bool,
+}
+
+impl Candidate {
+    /// A write that began at `invoked` was acknowledged at `now`, on both nodes if `firmly`.
+    fn supersede(&mut self, invoked: Duration, now: Duration, firmly: bool) {
+        if self.ended.is_some_and(|ended| ended < invoked) {
+            self.superseded.get_or_insert(now);
+            self.firmly |= firmly;
+        }
+    }
+
+    /// Nothing that came later is certain any more.
+    fn may_come_back(&mut self) {
+        self.superseded = None;
+        self.firmly = false;
+    }
 }
 
 /// What the client may read, sector by sector.
@@ -34,6 +52,8 @@ pub struct Memory {
     open: BTreeMap<WriteId, (usize, usize)>,
     /// Open writes whose only holder may be gone, though its answer is still on its way.
     doubtful: BTreeSet<WriteId>,
+    /// A write is acknowledged once both nodes have it: any mode but async.
+    firm: bool,
 }
 
 impl Memory {
@@ -48,8 +68,19 @@ impl Memory {
             ended: Some(Duration::ZERO),
             acknowledged: true,
             superseded: None,
+            firmly: false,
         };
-        Memory { sectors: vec![vec![first]; sectors], open: BTreeMap::new(), doubtful: BTreeSet::new() }
+        Memory {
+            sectors: vec![vec![first]; sectors],
+            open: BTreeMap::new(),
+            doubtful: BTreeSet::new(),
+            firm: true,
+        }
+    }
+
+    /// From now on a write is acknowledged once both nodes have it, or (mode async) before the other one has.
+    pub fn set_firm(&mut self, firm: bool) {
+        self.firm = firm;
     }
 
     /// The bytes of a sector written by `write`.
@@ -89,6 +120,7 @@ impl Memory {
                 ended: None,
                 acknowledged: false,
                 superseded: None,
+                firmly: false,
             });
         }
     }
@@ -106,12 +138,7 @@ impl Memory {
                 invoked = candidate.invoked;
             }
             if acknowledged && !doubtful {
-                for candidate in sector.iter_mut() {
-                    let before = candidate.ended.is_some_and(|ended| ended < invoked);
-                    if before && candidate.superseded.is_none() {
-                        candidate.superseded = Some(now);
-                    }
-                }
+                sector.iter_mut().for_each(|candidate| candidate.supersede(invoked, now, self.firm));
             }
         }
     }
@@ -134,16 +161,19 @@ impl Memory {
     /// The node that serves lost power, or writes that no flush has covered were lost with it: they may come
     /// back as they were before.
     pub fn unflushed_may_be_lost(&mut self) {
-        for candidate in self.sectors.iter_mut().flatten() {
-            candidate.superseded = None;
-        }
+        self.sectors.iter_mut().flatten().for_each(Candidate::may_come_back);
+    }
+
+    /// The other node takes over: what was acknowledged before it had it, as async permits, and was not flushed since
+    /// may be as it was before.
+    pub fn unconfirmed_may_be_lost(&mut self) {
+        let candidates = self.sectors.iter_mut().flatten();
+        candidates.filter(|candidate| !candidate.firmly).for_each(Candidate::may_come_back);
     }
 
     /// The same of this sector alone.
     pub fn may_be_lost(&mut self, at: usize) {
-        for candidate in self.sectors.get_mut(at).into_iter().flatten() {
-            candidate.superseded = None;
-        }
+        self.sectors.get_mut(at).into_iter().flatten().for_each(Candidate::may_come_back);
     }
 
     /// The only node that holds what is being written now is gone, and those who could tell do not know yet: its
@@ -157,22 +187,6 @@ impl Memory {
         self.doubtful.clear();
     }
 
-    /// Acknowledged writes may be lost, as async permits: any history goes, until the next one.
-    pub fn anything_goes(&mut self, now: Duration) {
-        let lost = Candidate {
-            write: 0,
-            holds: 0,
-            anything: true,
-            invoked: now,
-            ended: Some(now),
-            acknowledged: true,
-            superseded: None,
-        };
-        for sector in &mut self.sectors {
-            sector.push(lost.clone());
-        }
-    }
-
     /// From now on each sector holds one of these writes, and nothing is known of how it came to that.
     pub fn rebase(&mut self, now: Duration, sectors: impl Iterator<Item = Vec<WriteId>>) {
         self.open.clear();
@@ -184,6 +198,7 @@ impl Memory {
             ended: Some(now),
             acknowledged: true,
             superseded: None,
+            firmly: false,
         };
         self.sectors = sectors.map(|writes| writes.into_iter().map(known).collect()).collect();
     }
@@ -214,9 +229,8 @@ impl Memory {
         let of = |candidate: &&Candidate| candidate.holds == id && candidate.superseded.is_none();
         let Some(invoked) = sector.iter().find(of).map(|candidate| candidate.invoked) else { return };
         for candidate in sector.iter_mut().filter(|candidate| candidate.superseded.is_none()) {
-            if candidate.ended.is_some_and(|ended| ended < invoked) {
-                candidate.superseded = Some(now);
-            }
+            // It may have been read where it was not durable.
+            candidate.supersede(invoked, now, false);
         }
     }
 
@@ -231,7 +245,7 @@ impl Memory {
                 candidate.holds = id;
                 candidate.write = id;
                 candidate.anything = false;
-                candidate.superseded = None;
+                candidate.may_come_back();
             }
         }
     }
@@ -293,6 +307,29 @@ mod tests {
             memory.check(0, &Memory::contents(8), at(7)).unwrap();
             memory.check(0, &Memory::contents(7), at(5)).unwrap();
             assert_eq!(memory.check(0, &Memory::contents(7), at(7)).is_ok(), !read);
+        }
+    }
+
+    #[test]
+    fn a_failover_takes_nothing_that_was_flushed_or_that_both_nodes_had() {
+        let mut memory = Memory::new(1);
+        memory.set_firm(false);
+        for write in 1..4 {
+            memory.begin(at(10 * write), write, false, 0, 1);
+            memory.end(at(10 * write + 1), write, true);
+        }
+        memory.flushed(at(25));
+        memory.unconfirmed_may_be_lost();
+        // Of the last write nobody knows; the one before it is flushed.
+        for (write, fine) in [(0, false), (1, false), (2, true), (3, true)] {
+            assert_eq!(memory.check(0, &Memory::contents(write), at(50)).is_ok(), fine, "{write}");
+        }
+        memory.set_firm(true);
+        memory.begin(at(60), 4, false, 0, 1);
+        memory.end(at(61), 4, true);
+        memory.unconfirmed_may_be_lost();
+        for (write, fine) in [(2, false), (3, false), (4, true)] {
+            assert_eq!(memory.check(0, &Memory::contents(write), at(70)).is_ok(), fine, "{write}");
         }
     }
 

@@ -23,6 +23,45 @@ pub struct Faults {
     pub flush: u64,
 }
 
+/// Bytes of a disk, from its start, that go on failing until they are taken off [`Disk::bad`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// The first byte.
+    pub from: u64,
+    /// The first byte after it.
+    pub to: u64,
+    /// Reads that touch it fail.
+    pub unreadable: bool,
+    /// Writes and deletes that touch it fail.
+    pub unwritable: bool,
+}
+
+impl Region {
+    /// `length` bytes that cannot be read, though a write to them succeeds.
+    #[must_use]
+    pub fn unreadable(from: u64, length: u64) -> Region {
+        Region { from, to: from.saturating_add(length), unreadable: true, unwritable: false }
+    }
+
+    /// `length` bytes that cannot be written, though what they hold can be read.
+    #[must_use]
+    pub fn unwritable(from: u64, length: u64) -> Region {
+        Region { from, to: from.saturating_add(length), unreadable: false, unwritable: true }
+    }
+
+    /// `length` bytes that can be neither read nor written.
+    #[must_use]
+    pub fn dead(from: u64, length: u64) -> Region {
+        Region { unreadable: true, ..Region::unwritable(from, length) }
+    }
+
+    /// Whether one of `length` bytes at `offset` is among them.
+    #[must_use]
+    pub fn touches(&self, offset: u64, length: u64) -> bool {
+        self.from < offset.saturating_add(length) && offset < self.to
+    }
+}
+
 /// One node's disk.
 #[derive(Clone, Debug)]
 pub struct Disk {
@@ -39,6 +78,10 @@ pub struct Disk {
     pub keeps: bool,
     /// What goes wrong now.
     pub faults: Faults,
+    /// Where it goes wrong each time.
+    pub bad: Vec<Region>,
+    /// The next flush fails, and none after it.
+    pub next_flush_fails: bool,
     /// Every write is durable at once, and a flush not supported.
     pub no_cache: bool,
 }
@@ -55,6 +98,8 @@ impl Disk {
             dropped: BTreeSet::new(),
             keeps: false,
             faults: Faults::default(),
+            bad: Vec::new(),
+            next_flush_fails: false,
             no_cache: false,
         }
     }
@@ -76,7 +121,7 @@ impl Disk {
         let fails = |chance: u64, random: &mut Random| chance > 0 && random.one_in(chance);
         match op {
             DiskOp::Read { offset, length } => {
-                if fails(self.faults.read, random) {
+                if !self.is_readable(*offset, u64::from(*length)) || fails(self.faults.read, random) {
                     return Err(Errno::EIO);
                 }
                 let start = usize::try_from(*offset).unwrap_or(usize::MAX);
@@ -84,6 +129,9 @@ impl Disk {
                 data.map(|data| Some(Buffer::from(data.to_vec()))).ok_or(Errno::EIO)
             }
             DiskOp::Write { offset, data } => {
+                if !self.is_writable(*offset, data.len() as u64) {
+                    return Err(Errno::EIO);
+                }
                 if fails(self.faults.write, random) {
                     // A failed write may have got anywhere.
                     let sectors = random.below((data.len() / SECTOR) as u64 + 1);
@@ -94,12 +142,15 @@ impl Disk {
                 Ok(None)
             }
             DiskOp::Delete { offset, length } => {
+                if !self.is_writable(*offset, *length) {
+                    return Err(Errno::EIO);
+                }
                 self.write(*offset, &vec![0; usize::try_from(*length).unwrap_or(0)], usize::MAX);
                 Ok(None)
             }
             DiskOp::Flush if self.no_cache => Err(Errno::EOPNOTSUPP),
             DiskOp::Flush => {
-                if fails(self.faults.flush, random) {
+                if std::mem::take(&mut self.next_flush_fails) || fails(self.faults.flush, random) {
                     self.drop_some(covers, random);
                     return Err(Errno::EIO);
                 }
@@ -112,6 +163,16 @@ impl Disk {
                 Ok(None)
             }
         }
+    }
+
+    /// Whether none of these bytes goes on failing to be read.
+    #[must_use]
+    pub fn is_readable(&self, offset: u64, length: u64) -> bool {
+        !self.bad.iter().any(|region| region.unreadable && region.touches(offset, length))
+    }
+
+    fn is_writable(&self, offset: u64, length: u64) -> bool {
+        !self.bad.iter().any(|region| region.unwritable && region.touches(offset, length))
     }
 
     /// Linux' fsync(2): what could not be written is clean from then on, and nobody hears of it again.

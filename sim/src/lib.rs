@@ -39,6 +39,12 @@ impl Plan {
 }
 
 impl Plan {
+    /// The plan of this scene that belongs to a seed.
+    #[must_use]
+    pub fn in_scene(scene: Scene, seed: u64) -> Plan {
+        Plan { scene, originals: scene.originals(), ..Plan::of(seed) }
+    }
+
     /// The plan of a mixed pair that belongs to a seed.
     #[must_use]
     pub fn mixed(seed: u64) -> Plan {
@@ -47,7 +53,16 @@ impl Plan {
             9 => Scene::MixedDiscard,
             _ => Scene::MixedOurSecondary,
         };
-        Plan { scene, originals: scene.originals(), ..Plan::of(seed) }
+        Plan::in_scene(scene, seed)
+    }
+}
+
+impl FromStr for Scene {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Scene, String> {
+        let found = Scene::every().find(|known| format!("{known:?}") == name);
+        found.ok_or_else(|| format!("no scene is called {name}"))
     }
 }
 
@@ -68,11 +83,8 @@ impl FromStr for Plan {
         match words.as_slice() {
             [number] => Ok(Plan::of(seed(number)?)),
             [scene, mode, number] => {
-                let found =
-                    Scene::ALL.into_iter().chain(Scene::MIXED).find(|known| format!("{known:?}") == *scene);
-                let scene = found.ok_or_else(|| format!("no scene is called {scene}"))?;
                 let mode = Replication::parse(mode).ok_or_else(|| format!("no mode is called {mode}"))?;
-                Ok(Plan { scene, mode, originals: scene.originals(), ..Plan::of(seed(number)?) })
+                Ok(Plan { mode, ..Plan::in_scene(scene.parse()?, seed(number)?) })
             }
             _ => Err(format!("neither a seed nor a scene, a mode and a seed: {text}")),
         }

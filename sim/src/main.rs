@@ -4,10 +4,11 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use hast_engine::rule::Rule;
-use hast_sim::Plan;
+use hast_sim::{Plan, Scene};
 
 const USAGE: &str = "\
 usage: hast-sim play PLAN           one history, told step by step
+       hast-sim scene NAME COUNT    COUNT histories of one scene: how many fail
        hast-sim search SECONDS      fresh histories until one fails
        hast-sim mutant RULE SECONDS histories that notice when RULE is broken
 A plan is a seed, or a scene, a mode and a seed: Storm async 14";
@@ -16,6 +17,9 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match words.split_first().map(|(verb, rest)| (verb.as_str(), rest)) {
         Some(("play", plan)) => plan.join(" ").parse().map(replay),
+        Some(("scene", [scene, count])) => {
+            scene.parse().and_then(|scene| number(count).map(|count| in_scene(scene, count)))
+        }
         Some(("search", [seconds])) => number(seconds).map(search),
         Some(("mutant", [rule, seconds])) => {
             parse(rule).and_then(|rule| number(seconds).map(|seconds| hunt(rule, seconds)))
@@ -44,6 +48,23 @@ fn replay(plan: Plan) -> bool {
             false
         }
     }
+}
+
+/// Failing histories of one scene that are told of.
+const TOLD: u64 = 5;
+
+/// The first `count` histories of a scene, one mode after the other.
+fn in_scene(scene: Scene, count: u64) -> bool {
+    let mut failed = 0;
+    for seed in 0..count {
+        let Some(how) = hast_sim::notices(Plan::in_scene(scene, seed)) else { continue };
+        failed += 1;
+        if failed <= TOLD {
+            println!("{how}");
+        }
+    }
+    println!("{scene:?}: {failed} of {count} histories fail");
+    failed == 0
 }
 
 /// Fresh histories until one fails or the time is over.

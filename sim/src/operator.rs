@@ -125,7 +125,7 @@ impl World {
         let power = self.random.one_in(2);
         self.trace(|| format!("node {old} dies and node {new} takes over"));
         if self.plan.mode == Replication::Async {
-            self.memory.anything_goes(self.now);
+            self.memory.unconfirmed_may_be_lost();
         }
         if self.plan.mode == Replication::Memsync {
             // Complete once it was received: the new primary's disk failed it, and the old one died before it heard.
@@ -158,6 +158,8 @@ impl World {
         self.stalled_until = [self.now; 2];
         for node in &mut self.nodes {
             node.disk.faults = Faults::default();
+            node.disk.bad.clear();
+            node.disk.next_flush_fails = false;
         }
     }
 }

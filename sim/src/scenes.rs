@@ -1,6 +1,8 @@
 //! Scenes: histories that chance alone would seldom bring about, each after a way to lose data that
 //! spec/defects.md describes.
 
+mod durability;
+
 use core::time::Duration;
 
 use hast_format::metadata::Role;
@@ -57,6 +59,29 @@ pub enum Scene {
     MixedOurSecondary,
     /// Our node in such a pair gives its changes up, after both were written apart, or after a spare.
     MixedDiscard,
+    /// What the secondary has sent for a bad sector cannot be written back, and then it loses power (S1).
+    RepairFails,
+    /// The primary answers a flush alone and dies; the secondary, which has lost power, takes over (C1 d).
+    FlushedAlone,
+    /// The secondary fails a client's flush; both nodes die, and it loses power (L9).
+    FlushNotMarked,
+    /// A read of a bad sector goes to the secondary, which owes an acknowledged write beside it (R1).
+    RepairOwed,
+    /// A read of an extent that is about to be stale goes to the secondary, which owes a write to it (R1).
+    TurningOwed,
+    /// The secondary fails acknowledged writes while the primary ends as planned (C4).
+    DrainFails,
+    /// The first flush of a secondary's worker fails, and the next worker's does not (B1).
+    StartFlushFails,
+    /// A primary that cannot write its metadata finds a stale extent; the secondary fails a write, and loses
+    /// power (S1).
+    Unrecordable,
+    /// The same, but the secondary loses power while it is being asked to remember the extent (S1).
+    UnrecordableCut,
+    /// The secondary's disk is rolled back to an earlier state (G1).
+    Rollback,
+    /// The secondary fails a client's flush; both nodes die, and it is made primary by force and written (C1 b).
+    FlushFailsCounted,
 }
 
 impl Scene {
@@ -89,8 +114,28 @@ impl Scene {
         Scene::Discard,
     ];
 
+    /// Scenes that show a fault which the engine still has: each moves to [`Scene::ALL`] with its mend.
+    pub const UNMENDED: &[Scene] = &[
+        Scene::RepairFails,
+        Scene::FlushedAlone,
+        Scene::FlushNotMarked,
+        Scene::RepairOwed,
+        Scene::TurningOwed,
+        Scene::DrainFails,
+        Scene::StartFlushFails,
+        Scene::Unrecordable,
+        Scene::UnrecordableCut,
+        Scene::Rollback,
+        Scene::FlushFailsCounted,
+    ];
+
     /// The scenes with a model of the original; they are not among [`Scene::ALL`].
     pub const MIXED: [Scene; 3] = [Scene::MixedOurPrimary, Scene::MixedOurSecondary, Scene::MixedDiscard];
+
+    /// Every scene there is, some more than once.
+    pub fn every() -> impl Iterator<Item = Scene> {
+        Scene::ALL.into_iter().chain(Scene::UNMENDED.iter().copied()).chain(Scene::MIXED)
+    }
 
     /// Which nodes run the original.
     #[must_use]
@@ -126,6 +171,17 @@ impl World {
             Scene::Spare => self.spare(),
             Scene::MixedOurPrimary | Scene::MixedOurSecondary => self.mixed_storms(),
             Scene::MixedDiscard => self.mixed_discard(),
+            Scene::RepairFails => self.repair_fails(),
+            Scene::FlushedAlone => self.flushed_alone(),
+            Scene::FlushNotMarked => self.flush_not_marked(),
+            Scene::RepairOwed => self.repair_owed(),
+            Scene::TurningOwed => self.turning_owed(),
+            Scene::DrainFails => self.drain_fails(),
+            Scene::StartFlushFails => self.start_flush_fails(),
+            Scene::Unrecordable => self.unrecordable(false),
+            Scene::UnrecordableCut => self.unrecordable(true),
+            Scene::Rollback => self.rollback(),
+            Scene::FlushFailsCounted => self.flush_fails_counted(),
         }
     }
 

@@ -78,6 +78,8 @@ pub struct World {
     next_id: u64,
     /// Events of the engines, counted by name.
     events: BTreeMap<&'static str, u64>,
+    /// How often a worker has ended by itself with each exit status.
+    exits: BTreeMap<i32, u64>,
     /// Happenings so far.
     happenings: u64,
     failure: Option<String>,
@@ -164,7 +166,8 @@ impl World {
         };
         let nodes = [node()?, node()?];
         let bytes = nodes.iter().filter_map(|node| node.data().ok()).map(<[u8]>::len).min();
-        let memory = Memory::new(bytes.unwrap_or(0) / SECTOR);
+        let mut memory = Memory::new(bytes.unwrap_or(0) / SECTOR);
+        memory.set_firm(plan.mode != Replication::Async);
         Ok(World {
             plan,
             random,
@@ -186,6 +189,7 @@ impl World {
             requests: BTreeMap::new(),
             next_id: 0,
             events: BTreeMap::new(),
+            exits: BTreeMap::new(),
             happenings: 0,
             failure: None,
         })
@@ -473,6 +477,7 @@ impl World {
     /// The worker of `node` has ended by itself.
     fn exited(&mut self, node: usize, code: i32) {
         self.trace(|| format!("node {node}: worker exits {code}"));
+        *self.exits.entry(code).or_insert(0) += 1;
         let was_primary = self.nodes.get(node).is_some_and(Node::is_primary);
         self.mixed_exit(node);
         self.forget_dropped(node, code == 66);
@@ -610,6 +615,18 @@ impl World {
         self.pump(node);
     }
 
+    /// `hastctl role -f primary` on a node without a worker.
+    pub(crate) fn promote_by_force(&mut self, node: usize) -> Result<(), String> {
+        self.trace(|| format!("node {node}: primary, by force"));
+        let (now, mode) = (self.now, self.plan.mode);
+        let resuid = self.random.number() | 1;
+        let n = self.nodes.get_mut(node).ok_or("no such node")?;
+        (n.role, n.running, n.pending) = (Role::Primary, true, None);
+        n.start_primary(now, mode, resuid, true)?;
+        self.pump(node);
+        Ok(())
+    }
+
     pub(crate) fn set_running(&mut self, node: usize, running: bool) {
         if let Some(node) = self.nodes.get_mut(node) {
             node.running = running;
@@ -618,6 +635,11 @@ impl World {
 
     pub(crate) fn events_of(&self, name: &str) -> u64 {
         self.events.get(name).copied().unwrap_or(0)
+    }
+
+    /// How often a worker has ended by itself with `code`.
+    pub(crate) fn exits_with(&self, code: i32) -> u64 {
+        self.exits.get(&code).copied().unwrap_or(0)
     }
 
     pub(crate) fn metadata_of(&self, node: usize) -> Result<Metadata, String> {

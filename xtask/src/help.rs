@@ -39,6 +39,10 @@ cargo xtask sim [--seed N | --plan 'SCENE MODE N'] [--minutes M]
     plan as a failure names it, one history is told step by step; otherwise
     fresh histories are played until one fails or M minutes (one) are over.
 
+cargo xtask sim --scene NAME [--count N]
+    N histories of one scene (sim/src/scenes.rs), 150 unless told otherwise, and
+    how many of them fail.
+
 cargo xtask sim --mutant RULE [--minutes M]
     Breaks one rule of the engine and looks for a history that notices.
 

@@ -50,8 +50,20 @@ pub(super) struct Flush {
     no_local_cache: bool,
     /// The peer's disk has none.
     no_peer_cache: bool,
-    /// Clients whose flush is done but for a durable rise of localcnt, by this save (L9).
-    counting: Vec<(RequestId, u64, DiskResult)>,
+    /// Clients whose flush is done but for a durable rise of localcnt, by this save (C1 (b), (d)).
+    counting: Vec<Counting>,
+    /// Clients whose flush is done but for the secondary, which failed it, to mark itself (L9).
+    marking: Vec<(RequestId, DiskResult)>,
+}
+
+/// A client's flush that waits for a save of the metadata.
+#[derive(Debug)]
+struct Counting {
+    id: RequestId,
+    save: u64,
+    result: DiskResult,
+    /// The secondary, if it is there, has to know that it may lack what the flush covers.
+    mark: bool,
 }
 
 #[derive(Debug)]
@@ -126,6 +138,12 @@ impl Flush {
             || !self.again.is_empty()
             || self.asked > self.begun
             || !self.counting.is_empty()
+            || !self.marking.is_empty()
+    }
+
+    /// Whether a client waits for the secondary to mark itself.
+    pub(super) fn awaits_mark(&self) -> bool {
+        !self.marking.is_empty()
     }
 
     /// The disk has failed a flush that no client waited for.
@@ -260,63 +278,18 @@ impl Primary {
     }
 
     fn end_flush(&mut self) {
-        let Some(run) = self.flush.running.take_if(|run| run.local.is_over() && run.remote.is_over()) else {
+        let Some(mut run) = self.flush.running.take_if(|run| run.local.is_over() && run.remote.is_over())
+        else {
             return;
         };
-        let Run { mut clients, mut again, ticket, local, remote, lone } = run;
-        let good = local.is_durable() && remote.is_durable();
-        self.flush.not_before = (!good).then(|| self.now + LATEST);
-        if !remote.is_durable() {
-            self.sync.lone.union(&lone);
-        }
-        let mut excused = false;
-        match flush_ending(local.into(), remote.into()) {
-            FlushEnding::PeerMayLose => {
-                self.turning.clear();
-                self.map.peer_lost();
-                self.spoil_copies(SyncSource::Primary);
-                self.begin_session();
-                self.sync_failed();
-                self.sync.unconfirmed = true;
-                self.owe_count();
-            }
-            FlushEnding::StaleHere => {
-                let became = self.dropped_becomes_stale();
-                excused = became != Became::Impossible;
-                match became {
-                    Became::Stale | Became::Impossible => {}
-                    // Those who have waited in vain before are not concerned by what was dropped since.
-                    Became::Later => {
-                        self.flush.again.append(&mut clients);
-                        clients = std::mem::take(&mut again);
-                    }
-                    Became::NotYet => {
-                        self.flush.again.append(&mut clients);
-                        self.flush.again.append(&mut again);
-                    }
-                }
-                self.map.flush_failed();
-                self.flush.note_unflushed(self.now);
-                self.begin_session();
-            }
-            FlushEnding::Durable => {
-                self.map.flush_succeeded();
-                self.copies_are_durable(ticket);
-            }
-            FlushEnding::NotDurable => {
-                self.map.flush_failed();
-                if self.link.is_up() {
-                    self.flush.note_unflushed(self.now);
-                    self.sync_failed();
-                }
+        if !run.remote.is_durable() {
+            for extent in run.lone.iter().filter(|extent| self.sync.stale.contains(*extent)) {
+                self.sync.lone.insert(extent);
             }
         }
-        // C1 (b), L3: what a client may rely on from now on is in the metadata first.
-        let mut counting = self.count_owed();
-        if self.sync.stale.iter().any(|extent| !self.sync.known.contains(extent)) {
-            counting = Some(self.save_metadata());
-        }
-        let counting = counting.filter(|save| !self.meta.is_durable(*save));
+        let excused = self.apply_flush(&mut run);
+        let Run { clients, again, ticket, local, remote, .. } = run;
+        let clients: Clients = clients.into_iter().chain(again).collect();
         let mut result = match (local, remote) {
             (Part::Failed(error), _) if !excused && keeps(Rule::L9) => Err(error),
             (Part::Failed(_), Part::Done | Part::Unsupported) => Ok(None),
@@ -331,31 +304,132 @@ impl Primary {
         {
             self.flush.owe(error);
         }
-        if !(clients.is_empty() && again.is_empty())
+        if !clients.is_empty()
             && let Some(error) = self.flush.owed.take()
         {
             result = Err(error);
         }
-        for id in clients.into_iter().chain(again) {
-            match counting {
-                Some(save) if !matches!(result, Err(error) if error != Errno::EOPNOTSUPP) => {
-                    self.flush.counting.push((id, save, result.clone()));
+        self.end_clients(clients, result, remote.is_durable());
+        self.end_flushing(ticket, remote.is_durable(), remote.failure());
+        self.end_turning();
+        self.turn_dropped();
+    }
+
+    /// What the map, the stale extents and the counts learn from a flush that has ended (L9). Clients that have to
+    /// wait for the next one are taken out of `run`. True if our disk failed, and the secondary has made up for it.
+    fn apply_flush(&mut self, run: &mut Run) -> bool {
+        let good = run.local.is_durable() && run.remote.is_durable();
+        // It began before this connection, or while an earlier one was lost: it says nothing about the secondary.
+        let met = matches!(run.remote, Part::Absent | Part::Lost) && self.link.is_up();
+        self.flush.not_before = (!good && !met).then(|| self.now + LATEST);
+        if run.remote.is_durable() {
+            self.given_up_becomes_stale();
+        }
+        match flush_ending(run.local.into(), run.remote.into()) {
+            FlushEnding::PeerMayLose => {
+                self.turning.clear();
+                self.map.peer_lost();
+                self.spoil_copies(SyncSource::Primary);
+                self.begin_session();
+                self.sync_failed();
+                self.sync.unconfirmed = true;
+                self.owe_count();
+            }
+            FlushEnding::StaleHere => return self.stale_after_flush(run),
+            FlushEnding::Durable => {
+                self.map.flush_succeeded();
+                self.copies_are_durable(run.ticket);
+            }
+            FlushEnding::NotDurable => {
+                self.map.flush_failed();
+                if met {
+                    self.flush.waiting.append(&mut run.clients);
+                    self.flush.note_unflushed(self.now);
+                    self.flush_again_for_copies();
+                } else if self.link.is_up() {
+                    self.flush.note_unflushed(self.now);
+                    self.sync_failed();
                 }
-                _ => self.complete(id, result.clone()),
             }
         }
-        self.end_flushing(ticket, remote.is_durable(), remote.failure());
-        self.turning.flush_ended();
-        self.turn_dropped();
+        false
+    }
+
+    /// Our disk has failed a flush, and the secondary has not.
+    fn stale_after_flush(&mut self, run: &mut Run) -> bool {
+        let became = self.dropped_becomes_stale();
+        match became {
+            Became::Stale | Became::Impossible => {}
+            // Those who have waited in vain before are not concerned by what was dropped since.
+            Became::Later => {
+                self.flush.again.append(&mut run.clients);
+                run.clients = std::mem::take(&mut run.again);
+            }
+            Became::NotYet => {
+                self.flush.again.append(&mut run.clients);
+                self.flush.again.append(&mut run.again);
+            }
+        }
+        self.map.flush_failed();
+        self.flush.note_unflushed(self.now);
+        self.begin_session();
+        became != Became::Impossible
+    }
+
+    /// Clients hear of their flush, once the metadata says what they may rely on from then on (C1 (b), (d), L3), and
+    /// a secondary that failed has marked itself (L9).
+    fn end_clients(&mut self, clients: Clients, result: DiskResult, flushed_there: bool) {
+        let good = !matches!(result, Err(error) if error != Errno::EOPNOTSUPP);
+        if good && !flushed_there && !clients.is_empty() && self.secondary_may_lack() && keeps(Rule::C1d) {
+            self.owe_count();
+        }
+        let mut counting = self.count_owed();
+        if self.sync.stale.iter().any(|extent| !self.sync.known.contains(extent)) {
+            counting = Some(self.save_metadata());
+        }
+        let counting = counting.filter(|save| good && !self.meta.is_durable(*save));
+        let mark = good && !flushed_there && keeps(Rule::L9Marked);
+        for id in clients {
+            let result = result.clone();
+            match counting {
+                Some(save) => self.flush.counting.push(Counting { id, save, result, mark }),
+                None => self.end_client(id, result, mark),
+            }
+        }
+    }
+
+    /// Whether some extent is not known to be durable on the secondary, other than those that are stale here.
+    fn secondary_may_lack(&self) -> bool {
+        self.map.has_not_durable()
+            || self.is_owed(&(0..u32::MAX))
+            || self.map.to_synchronise().iter().any(|extent| !self.sync.stale.contains(extent))
+    }
+
+    /// A client hears of its flush; with `mark` a connected secondary marks itself first, if it may lack something.
+    fn end_client(&mut self, id: RequestId, result: DiskResult, mark: bool) {
+        if mark && self.link.is_up() && self.secondary_lacks_something() {
+            self.flush.marking.push((id, result));
+        } else {
+            self.complete(id, result);
+        }
     }
 
     /// What waited for localcnt to rise by `save` is complete, or has failed.
     pub(super) fn end_counting_flushes(&mut self, save: u64, result: DiskResult) {
         let (due, rest): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.flush.counting).into_iter().partition(|(_, wanted, _)| *wanted <= save);
+            std::mem::take(&mut self.flush.counting).into_iter().partition(|waiting| waiting.save <= save);
         self.flush.counting = rest;
-        for (id, _, outcome) in due {
-            self.complete(id, result.clone().and(outcome));
+        for Counting { id, result: outcome, mark, .. } in due {
+            let outcome = result.clone().and(outcome);
+            let mark = mark && result.is_ok();
+            self.end_client(id, outcome, mark);
+        }
+    }
+
+    /// The secondary has marked itself, or is gone.
+    pub(super) fn end_marking_flushes(&mut self) {
+        for (id, result) in std::mem::take(&mut self.flush.marking) {
+            self.complete(id, result);
         }
     }
 

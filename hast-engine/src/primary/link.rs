@@ -715,6 +715,7 @@ impl Primary {
             }
         }
         if was_up {
+            self.end_relying(false);
             self.remote_flush_lost();
             self.end_marking();
         }

@@ -11,10 +11,12 @@
 //! | `link` | connecting, the handshake, loss |
 //! | `silence` | keepalives, and a secondary that says nothing |
 //! | `sync` | copying what differs, and equalising the counts when nothing does |
+//! | `invariants` | what holds after every event |
 //! | `window` | how much of that is under way at a time |
 
 mod dropped;
 mod flush;
+mod invariants;
 mod link;
 mod request;
 mod silence;
@@ -508,6 +510,9 @@ impl Primary {
             self.kick_flush();
             return self.check_drained();
         }
+        if self.ends_unmarked() {
+            return;
+        }
         match drain.after {
             AfterDrain::Exit => self.exit(0),
             AfterDrain::Reconnect => {
@@ -562,8 +567,8 @@ impl Primary {
     /// What must hold after every event.
     fn check_invariants(&self) {
         // With a great many the look through all of them would be all that a test does.
-        if cfg!(debug_assertions) && self.requests.len() <= SLOTS {
-            self.check_requests();
+        if cfg!(debug_assertions) && self.requests.len() <= SLOTS && self.layout.nextents() <= 4096 {
+            debug_assert_eq!(self.check(), Ok(()));
         }
     }
 }

@@ -16,6 +16,7 @@ use hast_net::message::Command;
 pub(super) use waiting::Waiting;
 
 use super::link::Awaited;
+use super::sync::Relying;
 use super::{AfterDrain, Drain, Phase, Primary, Purpose, exactly};
 use crate::ranges::Key;
 use crate::rule::{Rule, keeps};
@@ -52,12 +53,18 @@ impl Request {
         self.extents.clone()
     }
 
-    /// Whether the device has its answer, and the secondary has yet to store some of `extents`.
-    fn is_owed(&self, extents: &Range<u32>) -> bool {
-        self.stage == (Stage::Completed { well: true })
-            && self.remote == Half::Awaited
-            && self.extents.start < extents.end
-            && extents.start < self.extents.end
+    pub(super) fn op(&self) -> &Op {
+        &self.op
+    }
+
+    /// Whether our disk has it, and has not answered.
+    pub(super) fn is_with_the_disk(&self) -> bool {
+        self.local == Half::Awaited
+    }
+
+    /// Whether some of `extents` belong to it.
+    fn touches(&self, extents: &Range<u32>) -> bool {
+        self.extents.start < extents.end && extents.start < self.extents.end
     }
 }
 
@@ -77,10 +84,14 @@ enum Stage {
     Saving(u64),
     /// Stored here alone, and counted; the secondary, which failed, has to mark itself first (L6).
     Marking,
-    /// Stored there alone, and the metadata cannot be written: the secondary has to remember it (L3).
+    /// Stored there alone, and the metadata cannot be written: the secondary flushes all that is complete (S1) ...
+    Relying,
+    /// ... and has to remember it (L3).
     Telling,
     /// The device has its answer, a good one or not; a half may still be awaited.
     Completed { well: bool },
+    /// A read for the secondary, which has yet to store what is complete already (R1).
+    Owed,
     /// A read that only the secondary could answer is written back.
     Repairing,
 }
@@ -202,11 +213,17 @@ impl Primary {
     fn relies(&self, key: Key) -> bool {
         let Some(request) = self.requests.get(&key) else { return false };
         let is_write = !matches!(request.op, Op::Read { .. });
-        if is_write && (self.sync.target || self.sync.unable_to_record) {
+        if is_write && self.rests_on_secondary() {
             return true;
         }
         let stale = |extent| self.sync.stale.contains(extent);
         request.extents().any(|extent| stale(extent) && !(is_write && self.covers(&request.op, extent)))
+    }
+
+    /// Whether no write is complete without the secondary: this node is its target, or cannot write down what it misses,
+    /// or is about to say so.
+    fn rests_on_secondary(&self) -> bool {
+        self.sync.target || self.sync.unable_to_record || self.sync.relying != Relying::No
     }
 
     /// Whether `key` is a write to what the metadata on disk may still call stale: stored here alone it would be
@@ -247,16 +264,37 @@ impl Primary {
             self.read_a_piece(key);
             remote = self.needs_secondary(key);
         }
+        if remote {
+            return self.read_remotely(key);
+        }
         self.set_stage(key, Stage::Issued);
         let Some(request) = self.requests.get_mut(&key) else { return };
         let Op::Read { offset, length } = request.op else { return };
-        if remote {
-            request.remote = Half::Awaited;
-            self.ask(Awaited::Request(key), Command::Read, offset, u64::from(length), false, None);
-        } else {
-            request.local = Half::Awaited;
-            let offset = self.layout.localoff() + offset;
-            self.disk(Purpose::Request(key), DiskOp::Read { offset, length });
+        request.local = Half::Awaited;
+        let offset = self.layout.localoff() + offset;
+        self.disk(Purpose::Request(key), DiskOp::Read { offset, length });
+    }
+
+    /// R1: the secondary is asked for what `key` reads, once it has stored all that is complete of it.
+    fn read_remotely(&mut self, key: Key) {
+        let Some(request) = self.requests.get(&key) else { return };
+        if self.is_owed(&request.extents()) && keeps(Rule::R1) {
+            return self.set_stage(key, Stage::Owed);
+        }
+        self.set_stage(key, Stage::Issued);
+        let Some(request) = self.requests.get_mut(&key) else { return };
+        let Op::Read { offset, length } = request.op else { return };
+        request.remote = Half::Awaited;
+        self.ask(Awaited::Request(key), Command::Read, offset, u64::from(length), false, None);
+    }
+
+    /// The secondary has answered something that was complete already: reads that waited for that go on.
+    pub(super) fn end_owed(&mut self) {
+        for key in std::mem::take(&mut self.waiting.reads) {
+            let Some(request) = self.requests.get(&key) else { continue };
+            let failed_here = matches!(request.local, Half::Failed(_));
+            self.set_stage(key, Stage::Issued);
+            if failed_here { self.advance_read(key, None) } else { self.request_ready(key) }
         }
     }
 
@@ -395,7 +433,18 @@ impl Primary {
 
     fn advance_read(&mut self, key: Key, data: Option<Buffer>) {
         let Some(request) = self.requests.get_mut(&key) else { return };
-        let Op::Read { offset, length } = request.op else { return };
+        let Op::Read { length, .. } = request.op else { return };
+        let behind = request.extents().any(|extent| self.is_behind(extent));
+        let Some(request) = self.requests.get_mut(&key) else { return };
+        if request.remote == Half::Done && behind && keeps(Rule::R1) {
+            // The secondary has failed a write meanwhile, or a flush: what it says is not to be relied on.
+            log::warn!("The secondary's answer to {} is not used: it lacks something by now.", request.op);
+            request.remote = Half::NotAsked;
+            return match request.local {
+                Half::Failed(error) => self.end_read(key, Err(error)),
+                _ => self.request_ready(key),
+            };
+        }
         if let Some(data) = exactly(data, u64::from(length)) {
             // What is read in pieces is being synchronised: it is repaired when it is read the next time.
             if matches!(request.local, Half::Failed(_)) && request.pieces.is_none() {
@@ -410,18 +459,11 @@ impl Primary {
         if request.local == Half::Awaited || request.remote == Half::Awaited {
             return;
         }
-        let extents = request.extents();
-        let behind = extents.clone().any(|extent| self.is_behind(extent));
         let mixed = behind && self.is_mixed(key);
         let Some(request) = self.requests.get_mut(&key) else { return };
         match (&request.local, &request.remote) {
             // The local disk could not tell: the secondary may.
-            (Half::Failed(_), Half::NotAsked) if self.link.is_up() && !behind => {
-                if let Some(request) = self.requests.get_mut(&key) {
-                    request.remote = Half::Awaited;
-                }
-                self.ask(Awaited::Request(key), Command::Read, offset, u64::from(length), false, None);
-            }
+            (Half::Failed(_), Half::NotAsked) if self.link.is_up() && !behind => self.read_remotely(key),
             // ... though not all of it.
             (Half::Failed(_), Half::NotAsked) if self.link.is_up() && mixed => {
                 request.local = Half::NotAsked;
@@ -458,28 +500,29 @@ impl Primary {
         }
     }
 
-    /// The bytes were written back, or could not be.
+    /// The bytes were written back, or could not be. What a write that failed has left is as before: it cannot be read,
+    /// or holds what the secondary has.
     fn repaired(&mut self, key: Key) {
         let Some(request) = self.take_out(key) else { return };
         let extents = request.extents();
-        let stored = request.local == Half::Done && !request.suspect;
-        let well = stored && request.epoch == self.link.epoch();
-        if stored {
-            log::info!("Repaired what could not be read: {}.", request.op);
-        } else {
-            // What lies there now is anybody's guess, but it is right on the secondary.
+        let same = request.epoch == self.link.epoch();
+        let outcome = if request.local != Half::Done {
             for extent in extents.clone() {
                 self.sync.spoil(extent);
-                if !self.is_behind(extent) {
-                    self.lies_there_alone(extent..extent + 1);
-                    self.note_stale(extent..extent + 1);
-                }
             }
-            self.save_metadata();
+            self.give_up(extents.clone());
+            Outcome::NotIssued
+        } else if same {
+            Outcome::StoredOnBoth // what a failed flush may have dropped the next one decides
+        } else {
+            Outcome::Unconfirmed
+        };
+        if outcome != Outcome::NotIssued && !request.suspect {
+            log::info!("Repaired what could not be read: {}.", request.op);
         }
-        self.map.finish(extents, if well { Outcome::StoredOnBoth } else { Outcome::Unconfirmed });
+        self.map.finish(extents, outcome);
         self.flush.note_unflushed(self.now);
-        if !well && self.link.is_up() {
+        if outcome == Outcome::Unconfirmed && self.link.is_up() {
             self.begin_session();
         }
         self.release(key);
@@ -551,23 +594,5 @@ impl Primary {
         self.waiting.leave(key, request.stage);
         self.bytes = self.bytes.saturating_sub(request.weight);
         Some(request)
-    }
-
-    /// What is looked for by stage is found there. M1: whatever was given to disk or peer has its bits on disk. (After a failed map write it still has,
-    /// being in what was there before and in what was written, but the map does not count on it.)
-    pub(super) fn check_requests(&self) {
-        for (key, request) in &self.requests {
-            debug_assert!(self.waiting.agrees(*key, request), "{request:?}");
-        }
-        if self.map_io.doubtful {
-            return;
-        }
-        for request in self.requests.values() {
-            let writing = !matches!(request.op, Op::Read { .. });
-            let guarded = keeps(Rule::M1) && keeps(Rule::L4);
-            if writing && request.local == Half::Awaited && guarded {
-                debug_assert!(self.map.is_durable(request.extents()), "M1: {request:?}");
-            }
-        }
     }
 }

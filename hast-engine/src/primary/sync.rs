@@ -45,8 +45,11 @@ pub(super) struct Sync {
     pub(super) recorded: Bitmap,
     /// What it certainly does.
     pub(super) known: Bitmap,
-    /// Neither map nor metadata can be written: nothing is complete without the secondary.
+    /// Neither map nor metadata can be written: nothing is complete without the secondary, which has written down that
+    /// it alone is right.
     pub(super) unable_to_record: bool,
+    /// How far the way to that has come.
+    pub(super) relying: Relying,
     /// Something in the sync set was not confirmed by both nodes, or nobody knows; what is there only for want
     /// of a flush does not count.
     pub(super) unconfirmed: bool,
@@ -88,6 +91,17 @@ enum Step {
     Saving(u64),
     /// The secondary is being told, and writes them down.
     Telling,
+}
+
+/// The way from writes that rest on both nodes to writes that rest on the secondary alone (S1): before the secondary
+/// writes down that it is right, all that was complete until then is durable there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Relying {
+    No,
+    /// From now on a write is complete once the secondary has flushed it; what was complete before, this flush covers.
+    Flushing(u64),
+    /// The secondary has flushed.
+    Durable,
 }
 
 /// Whether the secondary knows that it is the target (L6).
@@ -152,6 +166,7 @@ impl Sync {
             known: stale.clone(),
             stale,
             unable_to_record: false,
+            relying: Relying::No,
             unconfirmed: !dirty.is_empty(),
             marked: Marked::No,
             direct_reads: false,
@@ -179,6 +194,12 @@ impl Sync {
 
     pub(super) fn is_copying(&self) -> bool {
         !self.blocks.is_empty()
+    }
+
+    /// `extent` is right here again; true if it was stale.
+    pub(super) fn no_longer_stale(&mut self, extent: u32) -> bool {
+        self.lone.remove(extent);
+        self.stale.remove(extent)
     }
 
     /// The stale extents as runs.
@@ -306,6 +327,11 @@ impl Primary {
                 self.block_ready(key);
             }
         }
+    }
+
+    /// C4: whether a planned end has to wait for the secondary to mark itself, which lacks something; asks it to.
+    pub(super) fn ends_unmarked(&mut self) -> bool {
+        self.link.is_up() && keeps(Rule::C4Marked) && !self.secondary_is_marked()
     }
 
     /// L6: whether the secondary has to know that it is out of date; all that it may lack but a flush it does
@@ -529,11 +555,10 @@ impl Primary {
         if copy.failed && keeps(Rule::L15) {
             self.copy_later(extent);
         } else if !copy.spoiled {
-            self.sync.lone.remove(extent);
             if copy.from == SyncSource::Secondary {
                 self.durable.forget(extent); // no flush has failed since the copy began
             }
-            if self.sync.stale.remove(extent) {
+            if self.sync.no_longer_stale(extent) {
                 self.save_metadata();
             }
             self.sync.copied = true;
@@ -554,6 +579,13 @@ impl Primary {
     pub(super) fn sync_failed(&mut self) {
         self.sync.step = Step::Copying;
         self.sync.retry_at.get_or_insert(self.now + RETRY);
+    }
+
+    /// The flush that was to cover every copy said nothing about the secondary, which has just connected: another one.
+    pub(super) fn flush_again_for_copies(&mut self) {
+        if matches!(self.sync.step, Step::Flushing(_)) {
+            self.sync.step = Step::Copying;
+        }
     }
 
     /// Every copy has been made, and the counts are not equal yet.
@@ -644,6 +676,7 @@ impl Primary {
 
     fn equalised(&mut self) {
         self.sync.unable_to_record = false;
+        self.sync.relying = Relying::No;
         self.sync.unconfirmed = false;
         self.forget_count();
         self.sync.marked = Marked::No;

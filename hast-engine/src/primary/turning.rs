@@ -1,10 +1,13 @@
-//! Extents that are about to be right on the secondary alone: our disk failed a write to them, or a failed flush may
-//! have dropped what it had taken.
+//! Extents that are about to be right on the secondary alone: our disk failed a write to them, could not be repaired
+//! there, or a failed flush may have dropped what it had taken.
 //!
 //! Should the secondary lose power, everything that anybody relies on has to be there afterwards, or still be found
-//! here (durability.md, What power loss may take). So an extent is called stale only once the secondary has flushed
+//! here (durability.md S1, What power loss may take). So an extent is called stale only once the secondary has flushed
 //! all that was complete when it began to turn; and from that moment on, turning or stale, a write to it is complete
 //! only when the secondary has flushed it. The flush that counts is one that began after the extent turned.
+//!
+//! A turning extent is not in the sync set: until it is stale nothing is copied to it or from it. If the secondary
+//! goes away or fails first, our copy is the right one, as it was.
 
 use core::ops::Range;
 
@@ -13,6 +16,7 @@ use hast_format::extension::STALE_RUNS;
 
 use super::Primary;
 use super::sync::runs_of;
+use crate::rule::{Rule, keeps};
 
 /// The extents that are turning.
 #[derive(Debug)]
@@ -21,12 +25,23 @@ pub(super) struct Turning {
     since: Bitmap,
     /// Before it began.
     before: Bitmap,
+    /// Of both: those that are called stale as soon as the secondary has flushed. (The others are when a request that
+    /// waits for that flush is judged, or when it is known what a failed flush has dropped.)
+    given_up: Bitmap,
+    /// Of both: those in which the copies differ in what nobody relies on. They are in the map as not durable on both
+    /// nodes, and in the sync set once it is known which copy is the right one.
+    differ: Bitmap,
 }
 
 impl Turning {
     /// None of so many extents.
     pub(super) fn new(extents: u32) -> Turning {
-        Turning { since: Bitmap::new(extents), before: Bitmap::new(extents) }
+        Turning {
+            since: Bitmap::new(extents),
+            before: Bitmap::new(extents),
+            given_up: Bitmap::new(extents),
+            differ: Bitmap::new(extents),
+        }
     }
 
     pub(super) fn contains(&self, extent: u32) -> bool {
@@ -46,8 +61,8 @@ impl Turning {
         }
     }
 
-    /// It has ended, and whoever waited for it has had what it wanted.
-    pub(super) fn flush_ended(&mut self) {
+    /// It has ended, and those who waited for it have been judged.
+    fn flush_ended(&mut self) {
         if !self.before.is_empty() {
             self.before.clear();
         }
@@ -57,12 +72,31 @@ impl Turning {
     pub(super) fn clear(&mut self) {
         self.since.clear();
         self.before.clear();
+        self.given_up.clear();
+        self.differ.clear();
     }
 
-    /// The secondary lacks what somebody relies on in `extent`.
+    /// The copies of `extent`, which is turning, differ from now on.
+    pub(super) fn differs(&mut self, extent: u32) {
+        self.differ.insert(extent);
+    }
+
+    /// The secondary lacks what somebody relies on in `extent`, or `extent` is stale now.
     pub(super) fn remove(&mut self, extent: u32) {
         self.since.remove(extent);
         self.before.remove(extent);
+        self.given_up.remove(extent);
+        self.differ.remove(extent);
+    }
+
+    /// Those to be called stale that the flush which has just ended well on the secondary covers.
+    fn covered_and_given_up(&self) -> Vec<u32> {
+        self.given_up.iter().filter(|extent| self.before.contains(*extent)).collect()
+    }
+
+    /// The extents that are turning.
+    pub(super) fn iter(&self) -> impl Iterator<Item = u32> + '_ {
+        self.since.iter().chain(self.before.iter())
     }
 }
 
@@ -77,6 +111,72 @@ impl Primary {
             if !self.sync.stale.contains(extent) && !self.map.to_synchronise().contains(extent) {
                 self.turning.since.insert(extent);
                 self.sync.direct_reads_off = true;
+            }
+        }
+    }
+
+    /// Our copy of `extents` is no good any more, or not wanted: it is called stale once all that the secondary has
+    /// acknowledged of it is durable there (S1), except where the secondary's copy is the wrong one. False for extents
+    /// of which that cannot be said because the secondary is not there.
+    pub(super) fn give_up(&mut self, extents: Range<u32>) -> bool {
+        if self.secondary_has_all() || !keeps(Rule::S1) {
+            for extent in extents {
+                if !self.is_behind(extent) && self.note_stale(extent..extent + 1) && !self.secondary_has_all()
+                {
+                    self.lies_there_alone(extent..extent + 1);
+                }
+            }
+            self.save_metadata();
+            return true;
+        }
+        if !self.link.is_up() {
+            return false;
+        }
+        self.turn(extents.clone());
+        for extent in extents {
+            if self.turning.contains(extent) {
+                self.turning.given_up.insert(extent);
+            }
+        }
+        self.flush.ask();
+        true
+    }
+
+    /// Whether the secondary is known to hold all that was ever complete, durably: this node is its target, or nothing
+    /// is complete before the secondary has flushed it.
+    fn secondary_has_all(&self) -> bool {
+        self.sync.target || self.sync.unable_to_record
+    }
+
+    /// The secondary has flushed: what was given up before that is stale now.
+    pub(super) fn given_up_becomes_stale(&mut self) {
+        for extent in self.turning.covered_and_given_up() {
+            let extents = extent..extent + 1;
+            if !self.may_be_called_stale(&extents) {
+                self.flush.ask(); // the whole disk has to turn first, and this extent with it
+            } else {
+                self.record_stale(extents);
+                self.turning.given_up.remove(extent);
+            }
+        }
+    }
+
+    /// A flush has ended, and those that waited for it have been judged: where the copies differ and ours is still
+    /// the right one, it goes to the secondary.
+    pub(super) fn end_turning(&mut self) {
+        let differ: Vec<u32> =
+            self.turning.differ.iter().filter(|extent| self.turning.before.contains(*extent)).collect();
+        self.turning.flush_ended();
+        for extent in differ {
+            if self.turning.contains(extent) {
+                continue; // the next flush decides
+            }
+            self.turning.differ.remove(extent);
+            if !self.sync.stale.contains(extent) {
+                self.map.mark_dirty(extent);
+                if self.link.is_up() {
+                    self.begin_session();
+                }
             }
         }
     }

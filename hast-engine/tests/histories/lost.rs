@@ -36,10 +36,11 @@ fn a_write_is_not_complete_whose_only_holder_went_away() {
     }
 }
 
-/// Our disk has a write that the device heard of before the secondary had stored it. Then nothing is complete without the
-/// secondary any more, and it goes away: it may have lost the write, and is not asked for it.
+/// Our disk has a write that the device heard of before the secondary had stored it. Then our disk cannot write down what
+/// it misses: the secondary does not become the right copy of everything while it owes that write (S1). It goes away, and
+/// the write is read here.
 #[test]
-fn what_the_secondary_never_stored_is_right_here_though_nothing_is_complete_without_it() {
+fn the_secondary_is_not_relied_on_before_it_has_stored_what_is_complete() {
     for replication in [Replication::Async, Replication::Memsync] {
         let mut h = written_down();
         h.set_mode(replication);
@@ -54,11 +55,11 @@ fn what_the_secondary_never_stored_is_right_here_though_nothing_is_complete_with
         assert_eq!(h.result(2), Some(Ok(None)), "{replication:?}");
         h.policy = Box::new(|op| Some(if is_metadata(op) { Err(Errno::EIO) } else { Ok(()) }));
         h.pump();
-        h.serve_all(|message| is_mark(message).then_some(None));
-        assert_eq!(h.result(1), Some(Ok(None)), "the secondary remembers it for us");
-        assert!(h.p.status().facts.detached);
+        let asked = |(_, message): &(Side, Message)| is(Command::Flush)(message) || is_mark(message);
+        assert!(!h.sent.iter().any(asked), "{replication:?}: {:?}", h.sent);
         h.p.handle_lost(h.t, "gone");
         h.pump();
+        assert_eq!(h.result(1), Some(Err(Errno::EIO)), "{replication:?}");
         h.req(3, Op::Read { offset: 9 * u64::from(ES), length: 512 });
         assert_eq!(h.result(3), Some(Ok(Some(Buffer::from(vec![2; 512])))), "{replication:?}");
     }
@@ -72,6 +73,8 @@ fn a_write_fails_that_neither_node_can_write_down() {
         h.policy = Box::new(|op| Some(if is_metadata(op) { Err(Errno::EIO) } else { Ok(()) }));
         h.pump();
         assert_eq!(h.result(1), None);
+        assert!(!h.sent.iter().any(|(_, message)| is_mark(message)), "S1: it flushes first");
+        h.serve_all(|message| is(Command::Flush)(message).then_some(None));
         h.serve_all(|message| is_mark(message).then_some(refused));
         assert_eq!(h.result(1), Some(refused.map_or(Ok(None), Err)));
         assert_eq!(h.p.status().facts.detached, refused.is_none());

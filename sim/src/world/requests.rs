@@ -11,6 +11,15 @@ impl World {
     pub(crate) fn write_one(&mut self, node: usize, tracked: bool) {
         let first = usize::try_from(self.random.below(self.sectors() as u64)).unwrap_or(0);
         let count = usize::try_from(self.random.below(4)).unwrap_or(0).min(self.sectors() - first - 1) + 1;
+        self.write_there(node, first, count, tracked);
+    }
+
+    /// One write of `count` sectors of the data area, from sector `first`, which the client remembers.
+    pub(crate) fn write_at(&mut self, node: usize, first: usize, count: usize) {
+        self.write_there(node, first, count, true);
+    }
+
+    fn write_there(&mut self, node: usize, first: usize, count: usize, tracked: bool) {
         self.next_id += 1;
         let id = RequestId(self.next_id);
         if tracked {
@@ -20,16 +29,19 @@ impl World {
         self.ask(node, id, What::Write, Op::Write { offset: (first * SECTOR) as u64, data });
     }
 
+    /// One read of `count` sectors of the data area, from sector `first`.
+    pub(crate) fn read_at(&mut self, node: usize, first: usize, count: usize) {
+        self.next_id += 1;
+        let op =
+            Op::Read { offset: (first * SECTOR) as u64, length: u32::try_from(count * SECTOR).unwrap_or(0) };
+        self.ask(node, RequestId(self.next_id), What::Read { first, count }, op);
+    }
+
     /// Reads every sector, through the engine.
     pub(crate) fn read_all(&mut self, node: usize) {
         for first in (0..self.sectors()).step_by(8) {
             let count = (self.sectors() - first).min(8);
-            self.next_id += 1;
-            let op = Op::Read {
-                offset: (first * SECTOR) as u64,
-                length: u32::try_from(count * SECTOR).unwrap_or(0),
-            };
-            self.ask(node, RequestId(self.next_id), What::Read { first, count }, op);
+            self.read_at(node, first, count);
         }
     }
 

@@ -19,10 +19,16 @@ pub(in crate::primary) struct Waiting {
     pub(super) saving: BTreeSet<(u64, Key)>,
     /// For the secondary to mark itself.
     pub(super) marking: BTreeSet<Key>,
+    /// For the flush after which the secondary can write down what our disk cannot.
+    pub(super) relying: BTreeSet<Key>,
     /// For the secondary to write down what our disk cannot.
     telling: BTreeSet<Key>,
     /// Writes and deletes that only this node was given.
     alone: BTreeSet<Key>,
+    /// Complete, but the secondary has yet to store them.
+    pub(super) owed: BTreeSet<Key>,
+    /// Reads that go to the secondary once it has.
+    pub(super) reads: BTreeSet<Key>,
 }
 
 impl Waiting {
@@ -33,8 +39,11 @@ impl Waiting {
             Stage::Flushing(ticket) => _ = self.flushing.insert((ticket, key)),
             Stage::Saving(save) => _ = self.saving.insert((save, key)),
             Stage::Marking => _ = self.marking.insert(key),
+            Stage::Relying => _ = self.relying.insert(key),
             Stage::Telling => _ = self.telling.insert(key),
             Stage::Issued if is_alone(request) => _ = self.alone.insert(key),
+            Stage::Completed { well: true } if request.remote == Half::Awaited => _ = self.owed.insert(key),
+            Stage::Owed => _ = self.reads.insert(key),
             Stage::Queued | Stage::Map | Stage::Issued | Stage::Completed { .. } | Stage::Repairing => {}
         }
     }
@@ -46,9 +55,12 @@ impl Waiting {
             Stage::Flushing(ticket) => _ = self.flushing.remove(&(ticket, key)),
             Stage::Saving(save) => _ = self.saving.remove(&(save, key)),
             Stage::Marking => _ = self.marking.remove(&key),
+            Stage::Relying => _ = self.relying.remove(&key),
             Stage::Telling => _ = self.telling.remove(&key),
             Stage::Issued => _ = self.alone.remove(&key),
-            Stage::Queued | Stage::Map | Stage::Completed { .. } | Stage::Repairing => {}
+            Stage::Completed { .. } => _ = self.owed.remove(&key),
+            Stage::Owed => _ = self.reads.remove(&key),
+            Stage::Queued | Stage::Map | Stage::Repairing => {}
         }
     }
 
@@ -57,12 +69,13 @@ impl Waiting {
         !(self.flushing.is_empty()
             && self.saving.is_empty()
             && self.marking.is_empty()
+            && self.relying.is_empty()
             && self.telling.is_empty()
             && self.alone.is_empty())
     }
 
     /// Whether it says of `key` what the request does.
-    pub(super) fn agrees(&self, key: Key, request: &Request) -> bool {
+    pub(in crate::primary) fn agrees(&self, key: Key, request: &Request) -> bool {
         let mut expected = Waiting::default();
         expected.enter(key, request);
         let until = |waiting: &Waiting| waiting.parked.iter().find(|(_, parked)| *parked == key).copied();
@@ -70,7 +83,9 @@ impl Waiting {
             |waiting: &Waiting| waiting.flushing.iter().find(|(_, flushing)| *flushing == key).copied();
         let save = |waiting: &Waiting| waiting.saving.iter().find(|(_, saving)| *saving == key).copied();
         let says = |waiting: &Waiting| {
-            let member = [&waiting.marking, &waiting.telling, &waiting.alone].map(|keys| keys.contains(&key));
+            let Waiting { marking, relying, telling, alone, owed, reads, .. } = waiting;
+            let sets = [marking, relying, telling, alone, owed, reads];
+            let member = sets.map(|keys| keys.contains(&key));
             (until(waiting), ticket(waiting), save(waiting), member)
         };
         says(self) == says(&expected)

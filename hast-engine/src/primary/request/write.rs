@@ -13,6 +13,7 @@ use hast_net::message::MarkKind;
 use super::{Request, Stage};
 use crate::primary::Primary;
 use crate::primary::link::Awaited;
+use crate::primary::sync::Relying;
 use crate::ranges::Key;
 use crate::rule::{Rule, keeps};
 use crate::types::{DiskResult, Op};
@@ -39,7 +40,7 @@ impl Primary {
             Verdict::Fail => {
                 if relies && !standing.is_confirmed() {
                     // Before a read that waits for it: what our disk has of it will be copied over.
-                    self.give_up_here(request.extents());
+                    self.give_up(request.extents());
                 }
                 self.end_write(key, Err(error));
             }
@@ -58,6 +59,9 @@ impl Primary {
             self.finish_write(key, standing.is_there() && !standing.behind, relies);
             if heard && standing.owes_count() {
                 self.owe_count(); // somebody has heard of it already
+            }
+            if heard {
+                self.end_owed();
             }
         }
     }
@@ -93,6 +97,11 @@ impl Primary {
     /// The flushes asked for up to `ticket` have ended, on the secondary `well`, or like this: whoever waited is
     /// judged anew.
     pub(in crate::primary) fn end_flushing(&mut self, ticket: u64, well: bool, failed: Option<Errno>) {
+        if let Relying::Flushing(wanted) = self.sync.relying
+            && wanted <= ticket
+        {
+            self.end_relying(well);
+        }
         while let Some(&(wanted, key)) = self.waiting.flushing.first()
             && wanted <= ticket
         {
@@ -135,7 +144,7 @@ impl Primary {
             return Some(save);
         }
         for extent in fresh {
-            self.sync.stale.remove(extent);
+            self.sync.no_longer_stale(extent);
             self.durable.forget(extent); // written as a whole, and no flush has failed since
         }
         Some(self.save_metadata())
@@ -150,7 +159,7 @@ impl Primary {
     /// Adds `extents` to those that are right on the secondary alone. There is room for so many runs; one more,
     /// and the whole disk counts as stale, which is true as long as the secondary lacks nothing itself. False if
     /// it does, or has yet to store what somebody relies on already (async, memsync): then nothing was added.
-    pub(super) fn note_stale(&mut self, extents: Range<u32>) -> bool {
+    pub(in crate::primary) fn note_stale(&mut self, extents: Range<u32>) -> bool {
         if self.is_owed(&extents) {
             return false;
         }
@@ -168,7 +177,7 @@ impl Primary {
             || self.map.to_synchronise().iter().any(|extent| self.is_behind(extent))
         {
             for extent in new {
-                self.sync.stale.remove(extent);
+                self.sync.no_longer_stale(extent);
             }
             return false;
         }
@@ -183,7 +192,8 @@ impl Primary {
 
     /// Whether the secondary has yet to store some of `extents` that the device relies on already.
     pub(in crate::primary) fn is_owed(&self, extents: &Range<u32>) -> bool {
-        self.requests.values().any(|request| request.is_owed(extents))
+        let owed = |key| self.requests.get(key).is_some_and(|request| request.touches(extents));
+        self.waiting.owed.iter().any(owed)
     }
 
     /// What a flush has to reach on the secondary, because reads of `extents` go there.
@@ -203,22 +213,12 @@ impl Primary {
         let extents = request.extents();
         for extent in extents.clone() {
             self.sync.spoil(extent);
-            if relied && !self.is_behind(extent) {
-                self.lies_there_alone(extent..extent + 1);
-                self.note_stale(extent..extent + 1);
-            }
+        }
+        if relied {
+            self.give_up(extents.clone());
         }
         self.map.finish(extents, Outcome::Unconfirmed);
         self.park(key);
-    }
-
-    /// Our copy of `extents` makes no sense without the secondary's, except where that is the wrong one.
-    fn give_up_here(&mut self, extents: Range<u32>) {
-        for extent in extents {
-            if !self.is_behind(extent) {
-                self.note_stale(extent..extent + 1);
-            }
-        }
     }
 
     /// Tells the device, and lets others at the bytes.
@@ -250,8 +250,8 @@ impl Primary {
                 self.sync.spoil(extent);
             }
             if relied && !ours && !confirmed && !self.is_behind(extent) {
-                self.note_stale(extent..extent + 1);
-            } else if here && covered && self.sync.stale.remove(extent) {
+                self.give_up(extent..extent + 1);
+            } else if here && covered && self.sync.no_longer_stale(extent) {
                 self.durable.forget(extent);
                 self.save_metadata();
             }
@@ -265,7 +265,7 @@ impl Primary {
         if is_write && !here && there {
             self.sync.direct_reads_off = true;
         }
-        self.map.finish(extents, outcome);
+        self.finish_in_map(extents, outcome);
         self.sync.unconfirmed |= outcome == Outcome::Unconfirmed && !confirmed;
         if !matches!(stage, Stage::Saving(_) | Stage::Marking | Stage::Telling) {
             self.take_out(key);
@@ -274,6 +274,19 @@ impl Primary {
             self.flush.note_unflushed(self.now);
         } else if self.link.is_up() && !nothing {
             self.begin_session();
+        }
+    }
+
+    /// The map learns how a write or delete to `extents` ended; where it is not known yet which copy is the right one, it
+    /// learns later that they differ.
+    fn finish_in_map(&mut self, extents: Range<u32>, outcome: Outcome) {
+        for extent in extents {
+            if outcome == Outcome::Unconfirmed && self.turning.contains(extent) {
+                self.turning.differs(extent);
+                self.map.finish(extent..extent + 1, Outcome::StoredOnBoth);
+            } else {
+                self.map.finish(extent..extent + 1, outcome);
+            }
         }
     }
 
@@ -325,8 +338,7 @@ impl Primary {
             return;
         }
         for extent in staled {
-            self.sync.stale.remove(extent);
-            self.sync.lone.remove(extent);
+            self.sync.no_longer_stale(extent);
             self.map.mark_dirty(extent);
             // Nobody has looked after it meanwhile.
             self.durable.may_have_dropped(extent..extent + 1);
@@ -336,7 +348,8 @@ impl Primary {
 
     /// Asks the secondary to mark itself if a write waits for that.
     pub(in crate::primary) fn kick_marking(&mut self) {
-        if !self.waiting.marking.is_empty() && self.secondary_is_marked() {
+        let waits = !self.waiting.marking.is_empty() || self.flush.awaits_mark();
+        if waits && self.secondary_is_marked() {
             self.end_marking();
         }
     }
@@ -347,21 +360,43 @@ impl Primary {
             self.end_write(key, Ok(None));
             self.take_out(key);
         }
+        self.end_marking_flushes();
     }
 
-    /// Our disk cannot record that the secondary alone has `key`: let the secondary do it.
+    /// Our disk cannot record that the secondary alone has `key`: let the secondary do it, which then counts as the
+    /// right copy of everything. So it may lack nothing, and flushes all that is complete first (S1).
     pub(super) fn tell(&mut self, key: Key) -> bool {
         let Some(request) = self.requests.get(&key) else { return false };
         let (offset, length) = request.op.range();
         let possible = request.local != Half::Done
             && request.remote == Half::Done
             && self.link.is_up()
-            && self.link.has(Extensions::SYNC_MARKS);
-        if possible {
+            && self.link.has(Extensions::SYNC_MARKS)
+            && !self.map.to_synchronise().iter().any(|extent| self.is_behind(extent));
+        if !possible {
+            return false;
+        }
+        if self.sync.relying == Relying::Durable || self.sync.unable_to_record || !keeps(Rule::S1) {
             self.mark(Awaited::Told(key), MarkKind::Stale { offset, length });
             self.set_stage(key, Stage::Telling);
+        } else {
+            if self.sync.relying == Relying::No {
+                self.sync.relying = Relying::Flushing(self.flush.ask());
+            }
+            self.set_stage(key, Stage::Relying);
         }
-        possible
+        true
+    }
+
+    /// The flush that was to cover all that was complete has ended on the secondary, `well` or not, or the secondary is
+    /// gone.
+    pub(in crate::primary) fn end_relying(&mut self, well: bool) {
+        self.sync.relying = if well { Relying::Durable } else { Relying::No };
+        for key in std::mem::take(&mut self.waiting.relying) {
+            if !(well && self.tell(key)) {
+                self.told(key, Err(Errno::EIO));
+            }
+        }
     }
 
     /// The secondary remembers what our disk could not, or cannot.
@@ -375,6 +410,7 @@ impl Primary {
                 self.metadata.remotecnt = counted;
             }
         } else {
+            self.sync.relying = Relying::No;
             self.restore(key);
         }
         self.end_write(key, result.map(|()| None));

@@ -1,0 +1,61 @@
+//! What holds after every event, whatever happened: checked by debug builds, the simulator and the fuzz targets.
+
+use super::Primary;
+use crate::rule::{Rule, keeps};
+use crate::types::Op;
+
+impl Primary {
+    /// Whether the state is one that can be: what each set of extents says agrees with the others (durability.md).
+    ///
+    /// # Errors
+    /// Which rule is broken, and by which extent or request.
+    pub fn check(&self) -> Result<(), String> {
+        self.check_extents()?;
+        self.check_requests()
+    }
+
+    fn check_extents(&self) -> Result<(), String> {
+        let (stale, open) = (&self.sync.stale, self.map.to_synchronise());
+        let missing = |what: &str, mut extents: Box<dyn Iterator<Item = u32> + '_>| match extents.next() {
+            Some(extent) => Err(format!("{what}: extent {extent}")),
+            None => Ok(()),
+        };
+        missing("stale, but not to synchronise", Box::new(stale.iter().filter(|at| !open.contains(*at))))?;
+        let turning = self.turning.iter();
+        missing(
+            "turning and to synchronise, but not stale",
+            Box::new(turning.filter(|at| open.contains(*at) && !stale.contains(*at))),
+        )?;
+        let lone = self.sync.lone.iter();
+        missing("on the secondary alone, but not stale", Box::new(lone.filter(|at| !stale.contains(*at))))?;
+        let (known, recorded) = (&self.sync.known, &self.sync.recorded);
+        missing(
+            "known to be recorded, but not recorded",
+            Box::new(known.iter().filter(|at| !recorded.contains(*at))),
+        )?;
+        if !self.link.is_up() {
+            missing("turning without a secondary", Box::new(self.turning.iter()))?;
+        }
+        if self.is_in_step() {
+            missing("in step, but to synchronise", Box::new(open.iter()))?;
+        }
+        Ok(())
+    }
+
+    /// Requests are found by what they wait for. M1: the bits of what was given to disk or peer are on disk. (After a
+    /// map write that failed they still are, being in what was there before and in what was written, but the map does
+    /// not count on it.)
+    fn check_requests(&self) -> Result<(), String> {
+        let guarded = keeps(Rule::M1) && keeps(Rule::L4) && !self.map_io.doubtful;
+        for (key, request) in &self.requests {
+            if !self.waiting.agrees(*key, request) {
+                return Err(format!("not found by what it waits for: {request:?}"));
+            }
+            let bare = request.is_with_the_disk() && !self.map.is_durable(request.extents());
+            if guarded && bare && !matches!(request.op(), Op::Read { .. }) {
+                return Err(format!("M1: {request:?}"));
+            }
+        }
+        Ok(())
+    }
+}

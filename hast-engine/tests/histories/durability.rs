@@ -1,0 +1,201 @@
+//! Holes in the durability of a write that were found from outside: each of these failed before its mend. The simulator
+//! plays the same at random (the scenes of the same names).
+
+use super::*;
+
+/// Both nodes have stored a write that neither has flushed, and the client has its answer.
+fn stored_on_both(replication: Replication) -> H {
+    let mut h = H::in_step();
+    h.set_mode(replication);
+    h.w(1, 7);
+    h.serve_all(|message| (!is(Command::Flush)(message)).then_some(None));
+    assert_eq!(h.result(1), Some(Ok(None)));
+    h
+}
+
+fn localcnt(h: &H) -> u64 {
+    h.metadata().localcnt
+}
+
+fn is_sync_start(message: &Message) -> bool {
+    matches!(message, Message::Mark(Mark { kind: MarkKind::SyncStart, .. }))
+}
+
+/// H2, C1 (d): the secondary is gone, and may have lost what no flush there has covered. A client that is told that its
+/// flush succeeded relies on this node alone: localcnt rises first.
+#[test]
+fn a_flush_without_the_secondary_is_counted() {
+    for replication in [Replication::Fullsync, Replication::Memsync] {
+        let mut h = stored_on_both(replication);
+        let before = localcnt(&h);
+        h.p.handle_lost(h.t, "gone");
+        h.pump();
+        assert_eq!(localcnt(&h), before, "nobody was told that it is flushed");
+        h.policy = Box::new(|op| (!is_metadata(op)).then_some(Ok(())));
+        h.req(2, Op::Flush);
+        assert_eq!(h.result(2), None, "not before the count is durable");
+        h.policy = Box::new(|_| Some(Ok(())));
+        h.pump();
+        assert_eq!(h.result(2), Some(Ok(None)));
+        assert_eq!(localcnt(&h), before + 1, "{replication:?}");
+        h.req(3, Op::Flush);
+        assert_eq!(localcnt(&h), before + 1, "once in a disconnected period");
+    }
+}
+
+/// The same after both nodes have flushed: nothing is missing there, and nothing is counted.
+#[test]
+fn a_flush_alone_of_what_both_nodes_have_flushed_is_not_counted() {
+    let mut h = stored_on_both(Replication::Fullsync);
+    h.req(2, Op::Flush);
+    h.serve_all(|_| Some(None));
+    let before = localcnt(&h);
+    h.p.handle_lost(h.t, "gone");
+    h.req(3, Op::Flush);
+    assert_eq!(h.result(3), Some(Ok(None)));
+    assert_eq!(localcnt(&h), before);
+}
+
+/// H3, L9: the secondary fails a flush. The client hears of its flush once that is counted and the secondary has written
+/// down that it is out of date.
+#[test]
+fn a_flush_that_the_secondary_failed_waits_until_it_is_marked() {
+    let mut h = stored_on_both(Replication::Fullsync);
+    h.req(2, Op::Flush);
+    h.serve_all(|message| is(Command::Flush)(message).then_some(Some(Errno::EIO)));
+    assert_eq!(h.result(2), None);
+    assert!(h.sent.iter().any(|(_, message)| is_sync_start(message)), "{:?}", h.sent);
+    h.serve_all(|message| is_sync_start(message).then_some(None));
+    assert_eq!(h.result(2), Some(Ok(None)));
+}
+
+/// The same, and the secondary goes away instead: then it is not promoted without the count being seen.
+#[test]
+fn a_flush_that_the_secondary_failed_does_not_wait_for_a_node_that_is_gone() {
+    let mut h = stored_on_both(Replication::Fullsync);
+    h.req(2, Op::Flush);
+    h.serve_all(|message| is(Command::Flush)(message).then_some(Some(Errno::EIO)));
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    assert_eq!(h.result(2), Some(Ok(None)));
+}
+
+/// A1: a flush that began without the secondary ends after it has come back: it says nothing about the secondary. The
+/// client's flush is carried out there too, and the nodes are in step without a pause.
+#[test]
+fn a_flush_that_began_before_the_connection_is_no_failure_of_it() {
+    let mut h = stored_on_both(Replication::Fullsync);
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    h.tick(2);
+    h.handshake_first(Extensions::ALL);
+    // The last thing before the connection is up is the second flush of a save of the metadata; the client's begins
+    // behind that.
+    let mut flushes = 0;
+    h.policy = Box::new(move |op| {
+        flushes += usize::from(*op == DiskOp::Flush);
+        (flushes < 2).then_some(Ok(()))
+    });
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    assert!(!h.p.status().complete && h.ops.len() == 1, "{:?}", h.ops);
+    h.req(2, Op::Flush);
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.pump();
+    h.serve_all(|_| Some(None));
+    assert_eq!(h.result(2), Some(Ok(None)));
+    assert!(h.p.is_in_step(), "{:?}", h.p.status());
+}
+
+/// Our disk cannot read the first sector of extent 7, and fails what `fails` says.
+fn bad_sector(h: &mut H, fails: fn(&DiskOp) -> bool) {
+    let bad = DATA + 7 * u64::from(ES);
+    h.policy = Box::new(move |op| match op {
+        DiskOp::Read { offset, .. } if *offset == bad => Some(Err(Errno::EIO)),
+        op if fails(op) => Some(Err(Errno::EIO)),
+        _ => Some(Ok(())),
+    });
+}
+
+/// H1, S1: a bad sector is read from the secondary and cannot be written back. Its extent, to which a write is complete
+/// that the secondary has not flushed, is not called stale before it has; if it goes away first, our copy is the right
+/// one.
+#[test]
+fn a_repair_that_fails_leaves_nothing_stale_before_the_secondary_has_flushed() {
+    for flushed in [false, true] {
+        let mut h = H::in_step();
+        h.req(1, Op::Write { offset: 7 * u64::from(ES) + 512, data: Buffer::from(vec![1; 512]) });
+        h.serve_all(|message| (!is(Command::Flush)(message)).then_some(None));
+        bad_sector(&mut h, is_data);
+        h.req(2, Op::Read { offset: 7 * u64::from(ES), length: 512 });
+        h.serve_all(|message| is_read(message).then_some(None));
+        assert_eq!(h.result(2), Some(Ok(Some(Buffer::from(vec![0x55; 512])))));
+        assert_eq!(h.p.status().facts.stale_bytes, 0, "S1");
+        h.tick(2);
+        if flushed {
+            h.serve_all(|message| is(Command::Flush)(message).then_some(None));
+            assert_eq!(h.p.status().facts.stale_bytes, u64::from(ES));
+        }
+        h.p.handle_lost(h.t, "gone");
+        h.req(3, Op::Read { offset: 7 * u64::from(ES) + 512, length: 512 });
+        let here = Some(Ok(Some(Buffer::from(vec![1; 512]))));
+        assert_eq!(h.result(3), if flushed { None } else { here }, "flushed {flushed}");
+    }
+}
+
+/// H4, R1: the secondary has received a write, which is complete, and not stored it. A read that our disk fails is not
+/// sent there before it has; and not at all once it has refused the write.
+#[test]
+fn a_read_waits_for_what_the_secondary_owes() {
+    for error in [None, Some(Errno::EIO)] {
+        let mut h = H::in_step();
+        h.set_mode(Replication::Memsync);
+        h.req(1, Op::Write { offset: 7 * u64::from(ES) + 512, data: Buffer::from(vec![1; 512]) });
+        let seq = h.sent.iter().find_map(|(_, message)| match message {
+            Message::Request(Request { command: Command::Write, seq, .. }) => Some(*seq),
+            _ => None,
+        });
+        let received = Reply { seq: seq.unwrap(), received: true, error: None, data: None };
+        h.frame(Side::In, Message::Reply(received));
+        assert_eq!(h.result(1), Some(Ok(None)));
+        bad_sector(&mut h, |_| false);
+        h.req(2, Op::Read { offset: 7 * u64::from(ES), length: 512 });
+        assert!(!h.sent.iter().any(|(_, message)| is_read(message)), "R1: {:?}", h.sent);
+        h.serve_all(|message| is(Command::Write)(message).then_some(error));
+        h.serve_all(|message| is_read(message).then_some(None));
+        let read = Ok(Some(Buffer::from(vec![0x55; 512])));
+        assert_eq!(h.result(2), Some(error.map_or(read, Err)));
+    }
+}
+
+/// R1: a read is with the secondary when that fails a write to the same extent which was complete: its answer does not
+/// count.
+#[test]
+fn an_answer_of_a_secondary_that_failed_meanwhile_does_not_count() {
+    let mut h = H::in_step();
+    h.set_mode(Replication::Async);
+    bad_sector(&mut h, |_| false);
+    h.req(1, Op::Read { offset: 7 * u64::from(ES), length: 512 });
+    assert!(h.sent.iter().any(|(_, message)| is_read(message)));
+    h.req(2, Op::Write { offset: 7 * u64::from(ES) + 512, data: Buffer::from(vec![1; 512]) });
+    assert_eq!(h.result(2), Some(Ok(None)));
+    h.serve_all(|message| is(Command::Write)(message).then_some(Some(Errno::EIO)));
+    h.serve_all(|message| is_read(message).then_some(None));
+    assert_eq!(h.result(1), Some(Err(Errno::EIO)));
+}
+
+/// H6, C4: the secondary refuses a write that is complete while this node is being stopped for a change of roles: it
+/// writes down that it is out of date before the connection closes.
+#[test]
+fn a_planned_end_marks_a_secondary_that_lacks_something() {
+    let mut h = H::in_step();
+    h.set_mode(Replication::Async);
+    h.w(1, 7);
+    assert_eq!(h.result(1), Some(Ok(None)));
+    h.p.handle_stop(h.t);
+    h.pump();
+    h.serve_all(|message| is(Command::Write)(message).then_some(Some(Errno::EIO)));
+    h.serve_all(|message| is(Command::Flush)(message).then_some(None));
+    assert_eq!(h.exit(), None, "C4: not before the secondary knows");
+    h.serve_all(|message| is_sync_start(message).then_some(None));
+    assert_eq!(h.exit(), Some(0));
+}
