@@ -73,13 +73,18 @@ impl Boots {
         std::fs::write(&self.file, text).context(self.file.display())
     }
 
-    /// What stands before a command that is to run with the boot id of that moment.
+    /// What stands before a command that is to run with the boot id of that moment, and with this rule broken.
     ///
     /// # Errors
     /// This program does not know where it is.
-    pub(super) fn launcher(&self) -> Result<Vec<OsString>, Failure> {
+    pub(super) fn launcher(&self, mutant: Option<&str>) -> Result<Vec<OsString>, Failure> {
         let ourselves = std::env::current_exe()?;
-        Ok(vec![ourselves.into(), "torture".into(), WORD.into(), self.file.clone().into()])
+        let mut words: Vec<OsString> =
+            vec![ourselves.into(), "torture".into(), WORD.into(), self.file.clone().into()];
+        if let Some(rule) = mutant {
+            words.extend(["env".into(), format!("HASTD_BREAK_RULE={rule}").into()]);
+        }
+        Ok(words)
     }
 }
 

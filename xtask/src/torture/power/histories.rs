@@ -155,7 +155,9 @@ impl Field {
             Ok(field.is_in_step()? && primary.number("dirty")? <= kept)
         })?;
         let client = self.node(self.serving).client(RESOURCE)?;
-        if !ask(&*self.record, &client, What::Flush) {
+        // The first flush after a disk was bad tells of one that failed when nobody waited for it.
+        let again = self.faulty;
+        if !ask(&*self.record, &client, What::Flush) && !(again && ask(&*self.record, &client, What::Flush)) {
             return Failure::because("nothing is wrong any more, and a flush fails");
         }
         let data = self.read_with(&client)?;
