@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use hast_engine::{
-    Action, Counts, Decision, Event, Hello, MapToSend, Primary, PrimaryStart, Secondary, SecondaryStart,
-    Side, decide,
+    Action, Counts, Decision, Event, Hello, Histories, MapToSend, Primary, PrimaryStart, Secondary,
+    SecondaryStart, Side, compare, decide, judged,
 };
 use hast_format::bitmap::Bitmap;
 use hast_format::metadata::{Metadata, Role};
@@ -15,12 +15,14 @@ use hast_net::buffer::{Buffer, Pool};
 use hast_net::errno::Errno;
 use hast_net::extensions::Extensions;
 use hast_net::frame::{Frame, Limits, Receiver};
-use hast_net::handshake::{self, FirstReply, Parting, SecondAnswer, SecondHello, SecondReply, SyncSource};
+use hast_net::handshake::{
+    self, FirstReply, Meeting, Met, Parting, SecondAnswer, SecondHello, SecondReply, SyncSource,
+};
 use hast_net::message::Message;
 use hast_net::payload::Stages;
 
 use crate::messages::{self, feed, to_bytes, unpack};
-use crate::provider::{Provider, RESUID, host, settings};
+use crate::provider::{self, Provider, RESUID, host, settings};
 use crate::source::Source;
 
 /// The first byte says what the rest is: a stream, a secondary's past and a primary's greeting, or two pasts.
@@ -108,6 +110,7 @@ fn admission(source: &mut Source<'_>) {
             next: source.count(),
             divergence: None,
         }),
+        meeting: source.flag().then(|| Meeting { met: provider::met(source), draw: source.number() }),
     };
     let expected = expected(&provider, &metadata, &hello);
     let adopts_with_its_map = matches!(expected, Decision::Accept { adopt: true, map: MapToSend::Own, .. });
@@ -167,6 +170,7 @@ fn secondary(
         ext,
         host: host(source),
         hello,
+        unsure: false,
     }
 }
 
@@ -179,11 +183,15 @@ fn expected(provider: &Provider, metadata: &Metadata, hello: &SecondHello) -> De
             if same && exact && metadata.extension.parted != 0 { MapToSend::Own } else { MapToSend::Full };
         return Decision::Accept { adopt: true, map, source: SyncSource::Primary };
     }
+    let meeting = hello.meeting;
     let said = Counts { local: hello.localcnt, remote: hello.remotecnt };
     let hello = Hello { resuid: hello.resuid, counts: said, virgin: hello.virgin };
     let counts = Counts { local: metadata.localcnt, remote: metadata.remotecnt };
     let written = metadata.prevrole == Role::Primary && !map(provider).is_empty();
-    decide(hello, metadata.resuid, counts, written)
+    let decision = decide(hello, metadata.resuid, counts, written);
+    let own = Met { last: metadata.extension.connection, before: metadata.extension.connection_before };
+    let histories = meeting.map_or(Histories::Unknown, |meeting| compare(meeting.met, own));
+    judged(decision, said, counts, histories)
 }
 
 fn map(provider: &Provider) -> Bitmap {

@@ -128,7 +128,9 @@ pub fn from_primary(source: &mut Source<'_>, area: Area, seq: u64) -> Message {
         7 => request(Command::Flush, (0, 0), false, None),
         8 => Message::Keepalive,
         9 => Message::Mark(Mark { seq, kind: MarkKind::SyncStart }),
-        10 => Message::Mark(Mark { seq, kind: MarkKind::SyncDone { localcnt: source.count() } }),
+        10 => {
+            Message::Mark(Mark { seq, kind: MarkKind::SyncDone { localcnt: source.count(), failures: None } })
+        }
         _ => {
             let (offset, length) = area.range(source);
             Message::Mark(Mark { seq, kind: MarkKind::Stale { offset, length } })

@@ -17,7 +17,7 @@ use hast_net::payload::Stages;
 
 use crate::messages::{self, Area, data, feed, frame_bytes, to_bytes, unpack};
 use crate::node::{self, Node, Session as _};
-use crate::provider::{Provider, host, settings};
+use crate::provider::{Provider, host, met, settings};
 use crate::source::Source;
 
 /// Requests that a device has under way at most.
@@ -256,6 +256,8 @@ impl Session {
             mapsize: if odd { source.number() } else { u32::try_from(length).unwrap() },
             boot: source.flag().then(|| [source.byte() & 3; 16]),
             peer_timeout: source.choose(&[None, Some(0), Some(1), Some(5), Some(u32::MAX)]),
+            met: source.flag().then(|| met(source)),
+            zero_deletes: source.flag(),
         };
         to_bytes(&Message::SecondAnswer(answer, map), 2, stages)
     }

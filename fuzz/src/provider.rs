@@ -1,12 +1,13 @@
 //! A small simulated provider under an engine: it holds what was written, and checks where.
 
-use hast_engine::{DiskOp, DiskResult, Host, OpId, Settings};
+use hast_engine::{Deletes, DiskOp, DiskResult, Host, OpId, Settings};
 use hast_format::extension::{Extension, Mark, Run};
 use hast_format::layout::Layout;
 use hast_format::metadata::{Metadata, Role};
 use hast_net::Replication;
 use hast_net::buffer::Buffer;
 use hast_net::errno::Errno;
+use hast_net::handshake::Met;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -292,8 +293,8 @@ fn metadata(source: &mut Source<'_>, layout: &Layout) -> Metadata {
             peer_boot: [source.byte() & 3; 16],
             parted: source.choose(&[0, 1, 2]),
             given_up: source.choose(&[0, 0, RESUID]),
-            connection: source.choose(&[0, 1 << 32, (1 << 32) + 1, 2 << 32]),
-            connection_before: source.choose(&[0, 1 << 32]),
+            connection: met(source).last,
+            connection_before: met(source).before,
             possibly_behind: source.one_in(4),
             unsure: source.one_in(4),
         };
@@ -327,5 +328,15 @@ pub fn settings(source: &mut Source<'_>) -> Settings {
 
 /// What a node knows of itself.
 pub fn host(source: &mut Source<'_>) -> Host {
-    Host { boot: [source.byte() & 3; 16], wall: 1_800_000_000 }
+    let byte = source.byte();
+    let deletes = if byte & 4 == 0 { Deletes::LeaveZeros } else { Deletes::Refused };
+    Host { boot: [byte & 3; 16], wall: 1_800_000_000, deletes }
+}
+
+/// Generations that a node may have stored: few, so that two nodes often have one in common.
+pub fn met(source: &mut Source<'_>) -> Met {
+    Met {
+        last: source.choose(&[0, 1 << 32, (1 << 32) + 1, 2 << 32, u64::MAX]),
+        before: source.choose(&[0, 1 << 32, u64::MAX]),
+    }
 }

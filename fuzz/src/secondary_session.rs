@@ -134,6 +134,7 @@ impl Session {
             remotecnt: source.count(),
             boot: source.flag().then(|| [source.byte() & 3; 16]),
             parting: None,
+            meeting: None,
         };
         let start = SecondaryStart {
             settings: settings(source),
@@ -144,6 +145,7 @@ impl Session {
             ext,
             host: host(source),
             hello,
+            unsure: false,
         };
         Session {
             node: Node::new(Secondary::new(start, Duration::ZERO), provider),

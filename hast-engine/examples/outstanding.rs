@@ -9,8 +9,8 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use hast_engine::{
-    Action, DiskOp, Host, Op, OpId, Primary, PrimaryStart, RequestId, Secondary, SecondaryStart, Settings,
-    Side,
+    Action, Deletes, DiskOp, Host, Op, OpId, Primary, PrimaryStart, RequestId, Secondary, SecondaryStart,
+    Settings, Side,
 };
 use hast_format::extension::Extension;
 use hast_format::layout::Layout;
@@ -90,7 +90,7 @@ fn carry_out(engine: &mut Primary, sent: &mut VecDeque<u64>) {
 }
 
 fn primary(outstanding: u64) -> f64 {
-    let host = Host { boot: [1; 16], wall: 0 };
+    let host = Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros };
     let (metadata, layout, map) = (metadata(Role::Primary), layout(), map());
     let start = PrimaryStart { settings: settings(), metadata, layout, map, random: 7, host, forced: false };
     let (mut engine, mut sent) = (Primary::new(start, Duration::ZERO), VecDeque::new());
@@ -112,6 +112,8 @@ fn primary(outstanding: u64) -> f64 {
         mapsize: 0,
         boot: Some([2; 16]),
         peer_timeout: None,
+        met: None,
+        zero_deletes: false,
     };
     engine.handle_frame(Duration::ZERO, Side::Out, frame(&Message::SecondAnswer(answer, None)));
     carry_out(&mut engine, &mut sent);
@@ -146,6 +148,7 @@ fn secondary(outstanding: u64) -> f64 {
         remotecnt: 1,
         boot: Some([2; 16]),
         parting: None,
+        meeting: None,
     };
     let start = SecondaryStart {
         settings: settings(),
@@ -154,8 +157,9 @@ fn secondary(outstanding: u64) -> f64 {
         map: map(),
         version: 2,
         ext: Extensions::ALL,
-        host: Host { boot: [1; 16], wall: 0 },
+        host: Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros },
         hello,
+        unsure: false,
     };
     let mut engine = Secondary::new(start, Duration::ZERO);
     let mut ops: VecDeque<OpId> = VecDeque::new();

@@ -149,7 +149,17 @@ mod tests {
     fn hello(resuid: u64, virgin: bool, last: Option<u64>) -> SecondHello {
         let parting = last.map(|last| Parting { last, next: 99, divergence: None });
         let (resource, token) = ("r".into(), [0; 16]);
-        SecondHello { resource, token, virgin, resuid, localcnt: 3, remotecnt: 2, boot: None, parting }
+        SecondHello {
+            resource,
+            token,
+            virgin,
+            resuid,
+            localcnt: 3,
+            remotecnt: 2,
+            boot: None,
+            parting,
+            meeting: None,
+        }
     }
 
     #[test]

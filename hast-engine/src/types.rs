@@ -55,7 +55,8 @@ pub enum Op {
         /// What to write.
         data: Buffer,
     },
-    /// Forget the contents of a range.
+    /// Free a range. Completed well it reads as zeros, as if those had been written; EOPNOTSUPP says that nothing was
+    /// done, because one of the nodes cannot do that, or is needed and away.
     Delete {
         /// First byte.
         offset: u64,
@@ -109,7 +110,7 @@ pub enum DiskOp {
         /// What to write.
         data: Buffer,
     },
-    /// Forget the contents of a range.
+    /// Free a range so that it reads as zeros ([`Deletes::LeaveZeros`]).
     Delete {
         /// First byte.
         offset: u64,
@@ -202,6 +203,16 @@ pub enum Action {
     Exit(i32),
 }
 
+/// What a provider can do with a range that is no longer needed (D1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Deletes {
+    /// Nothing that is known to leave zeros: a [`DiskOp::Delete`] fails with EOPNOTSUPP.
+    #[default]
+    Refused,
+    /// Free it, so that it reads as zeros; durable with the next flush, like a write.
+    LeaveZeros,
+}
+
 /// What a node knows of itself when its worker starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Host {
@@ -209,6 +220,8 @@ pub struct Host {
     pub boot: [u8; 16],
     /// The time at the start of the engine's clock, in seconds since 1970: marks say since when.
     pub wall: u64,
+    /// What its provider can do with deletes.
+    pub deletes: Deletes,
 }
 
 /// What hast.conf says about a resource, as far as replication is concerned.

@@ -15,6 +15,10 @@ use std::time::Duration;
 
 #[path = "histories/decisions.rs"]
 mod decisions;
+#[path = "histories/deletes.rs"]
+mod deletes;
+#[path = "histories/doubts.rs"]
+mod doubts;
 #[path = "histories/durability.rs"]
 mod durability;
 #[path = "histories/large.rs"]
@@ -90,7 +94,7 @@ impl H {
                 layout,
                 map,
                 random: 7,
-                host: Host { boot: [1; 16], wall: 0 },
+                host: Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros },
                 forced: false,
             },
             Duration::ZERO,
@@ -154,7 +158,11 @@ impl H {
                     self.disk[*offset as usize..*offset as usize + data.len()].copy_from_slice(data);
                     Ok(None)
                 }
-                _ => Ok(None),
+                (DiskOp::Delete { offset, length }, _) => {
+                    self.disk[*offset as usize..(*offset + *length) as usize].fill(0);
+                    Ok(None)
+                }
+                (DiskOp::Flush, _) => Ok(None),
             };
             n += 1;
             if n > 2000 {
@@ -205,6 +213,8 @@ impl H {
             mapsize: map.as_ref().map_or(0, |m| m.len() as u32),
             boot: Some([2; 16]),
             peer_timeout,
+            met: None,
+            zero_deletes: true,
         };
         self.frame(Side::Out, Message::SecondAnswer(a, map.map(Buffer::from)));
     }
@@ -424,20 +434,6 @@ fn marked_survives_sync_done() {
         h.result(1).is_none() || !marks.is_empty(),
         "write complete, the secondary lacks it, and its mark goes with SyncDone"
     );
-}
-
-#[test]
-fn trim_without_discard_on_either_node() {
-    let mut h = H::in_step();
-    h.policy = Box::new(|op| {
-        Some(if matches!(op, DiskOp::Delete { .. }) { Err(Errno::EOPNOTSUPP) } else { Ok(()) })
-    });
-    h.req(1, Op::Delete { offset: 0, length: 24 * 4096 });
-    h.serve_all(|m| match m {
-        Message::Request(Request { command: Command::Delete, .. }) => Some(Some(Errno::EOPNOTSUPP)),
-        _ => None,
-    });
-    assert_eq!(h.p.status().facts.to_synchronise_bytes, 0, "nothing was changed on either node");
 }
 
 #[test]
@@ -1198,6 +1194,26 @@ impl S {
         S::patient(known, NEVER, ext, bits)
     }
     fn patient(known: Extensions, peer_timeout: Duration, ext: Extension, bits: &[u32]) -> S {
+        let host = Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros };
+        S::started(known, peer_timeout, ext, bits, host, None)
+    }
+    /// On a host of which this is known.
+    fn with(known: Extensions, host: Host) -> S {
+        S::started(known, NEVER, Extension::default(), &[], host, None)
+    }
+    /// Under a primary that says this of generations.
+    fn meeting(meeting: Option<Meeting>, ext: Extension) -> S {
+        let host = Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros };
+        S::started(Extensions::ALL, NEVER, ext, &[], host, meeting)
+    }
+    fn started(
+        known: Extensions,
+        peer_timeout: Duration,
+        ext: Extension,
+        bits: &[u32],
+        host: Host,
+        meeting: Option<Meeting>,
+    ) -> S {
         let size = 4096 + 512 + 24 * u64::from(ES);
         let layout = Layout::create(size, 512, ES).unwrap();
         let metadata = Metadata {
@@ -1236,6 +1252,7 @@ impl S {
             remotecnt: 1,
             boot: Some([3; 16]),
             parting: None,
+            meeting,
         };
         let s = Secondary::new(
             SecondaryStart {
@@ -1245,8 +1262,9 @@ impl S {
                 map,
                 version: 2,
                 ext: known,
-                host: Host { boot: [1; 16], wall: 0 },
+                host,
                 hello,
+                unsure: false,
             },
             Duration::ZERO,
         );

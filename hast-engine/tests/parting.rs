@@ -106,7 +106,7 @@ impl OurPrimary {
             metadata,
             layout: layout(),
             random: 7,
-            host: Host { boot: [1; 16], wall: 0 },
+            host: Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros },
             forced: false,
         };
         let engine = Primary::new(start, Duration::ZERO);
@@ -171,6 +171,8 @@ impl OurPrimary {
             mapsize: 512,
             boot: None,
             peer_timeout: None,
+            met: None,
+            zero_deletes: false,
         };
         self.hear(Side::Out, &Message::SecondAnswer(answer, Some(Buffer::from(bytes))));
     }
@@ -202,8 +204,9 @@ impl OurSecondary {
             layout: layout(),
             version: 2,
             ext,
-            host: Host { boot: [3; 16], wall: 0 },
+            host: Host { boot: [3; 16], wall: 0, deletes: Deletes::LeaveZeros },
             hello,
+            unsure: false,
         };
         let engine = Secondary::new(start, Duration::ZERO);
         let mut secondary = OurSecondary { engine, disk, sent: Vec::new(), then: Vec::new(), exit: None };
@@ -245,6 +248,7 @@ fn hello(counts: (u64, u64), parting: Option<Parting>) -> SecondHello {
         remotecnt,
         boot: Some([1; 16]),
         parting,
+        meeting: None,
     }
 }
 

@@ -109,6 +109,10 @@ pub(crate) const AREA: usize = size_of::<Area>();
 
 /// What the bytes of an area hold.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one is made for each block that is read, and taken apart at once"
+)]
 pub(crate) enum Found {
     /// Nothing but zeros.
     Absent,

@@ -53,11 +53,15 @@ pub enum Rule {
     R1,
     /// A planned end marks a secondary that lacks something (durability.md C4).
     C4Marked,
+    /// A secondary that is not sure of what it stored says so (durability.md B1).
+    B1,
+    /// Nodes that did not see the same connections know it (durability.md G1).
+    G1,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 38] = [
+    pub const ALL: [Rule; 40] = [
         Rule::L1,
         Rule::L2,
         Rule::L3,
@@ -96,6 +100,8 @@ impl Rule {
         Rule::S1,
         Rule::R1,
         Rule::C4Marked,
+        Rule::B1,
+        Rule::G1,
     ];
 }
 

@@ -172,6 +172,8 @@ pub struct SecondHello {
     pub boot: Option<BootId>,
     /// What it knows of when the nodes parted, if `parting` is active.
     pub parting: Option<Parting>,
+    /// What it says of generations, if `connection` is active.
+    pub meeting: Option<Meeting>,
 }
 
 /// What a primary says of its map in the second step. Connections have numbers, drawn by chance; 0 is none.
@@ -213,6 +215,45 @@ impl Parting {
     }
 }
 
+/// The generations that a node has stored, if `connection` is active; 0 is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Met {
+    /// That of its latest connection.
+    pub last: u64,
+    /// The one before, if it does not know whether the other node has stored the latest; else 0.
+    pub before: u64,
+}
+
+/// What a primary says of generations in the second step, if `connection` is active.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Meeting {
+    /// Those that it has stored.
+    pub met: Met,
+    /// The low bits of this connection's generation, drawn at random.
+    pub draw: u32,
+}
+
+impl Meeting {
+    fn put(self, nv: &mut Writer) {
+        self.met.put(nv);
+        nv.u32("hast_connection_draw", self.draw);
+    }
+
+    fn get(list: &List<'_>) -> Option<Meeting> {
+        Some(Meeting { met: Met::get(list)?, draw: list.u32("hast_connection_draw")? })
+    }
+}
+
+impl Met {
+    fn put(self, nv: &mut Writer) {
+        nv.u64("hast_connection", self.last).u64("hast_connection_before", self.before);
+    }
+
+    fn get(list: &List<'_>) -> Option<Met> {
+        Some(Met { last: list.u64("hast_connection")?, before: list.u64("hast_connection_before")? })
+    }
+}
+
 impl SecondHello {
     /// The pairs to send.
     #[must_use]
@@ -226,6 +267,9 @@ impl SecondHello {
         put_boot(&mut nv, self.boot);
         if let Some(parting) = &self.parting {
             parting.put(&mut nv);
+        }
+        if let Some(meeting) = self.meeting {
+            meeting.put(&mut nv);
         }
         nv
     }
@@ -247,6 +291,7 @@ impl SecondHello {
             remotecnt: list.u64("remotecnt").unwrap_or(0),
             boot: boot(list),
             parting: Parting::get(list),
+            meeting: Meeting::get(list),
         })
     }
 }
@@ -318,6 +363,12 @@ pub struct SecondAnswer {
     pub boot: Option<BootId>,
     /// Seconds of silence after which the secondary gives the primary up, if `alive` is active.
     pub peer_timeout: Option<u32>,
+    /// If `connection` is active: the generation of this connection, which the secondary has stored, and the one that it
+    /// had before. A secondary that could not store it says 0.
+    pub met: Option<Met>,
+    /// A delete leaves zeros on the secondary's disk, durable with the next flush, or fails; only said if
+    /// `zero-deletes` is active.
+    pub zero_deletes: bool,
 }
 
 impl SecondAnswer {
@@ -332,6 +383,12 @@ impl SecondAnswer {
         put_boot(&mut nv, self.boot);
         if let Some(seconds) = self.peer_timeout {
             nv.u32("hast_peer_timeout", seconds);
+        }
+        if let Some(met) = self.met {
+            met.put(&mut nv);
+        }
+        if self.zero_deletes {
+            nv.u8("hast_zero_deletes", 1);
         }
         nv
     }
@@ -357,6 +414,8 @@ impl SecondAnswer {
             mapsize: list.u32("mapsize").ok_or(HandshakeError::Missing("mapsize"))?,
             boot: boot(list),
             peer_timeout: list.u32("hast_peer_timeout"),
+            met: Met::get(list),
+            zero_deletes: list.u8("hast_zero_deletes") == Some(1),
         })
     }
 
@@ -555,6 +614,7 @@ mod tests {
             remotecnt: 3,
             boot: None,
             parting: None,
+            meeting: None,
         }
     }
 
@@ -620,6 +680,8 @@ mod tests {
             mapsize: 512,
             boot: None,
             peer_timeout: Some(5),
+            met: Some(Met { last: 7 << 32, before: 6 << 32 }),
+            zero_deletes: false,
         };
         assert_eq!(read(&good.encode(), SecondReply::decode), Ok(SecondReply::Answer(good.clone())));
         let negative = SecondAnswer { datasize: u64::MAX, ..good.clone() };
@@ -657,6 +719,38 @@ mod tests {
         }
     }
 
+    #[test]
+    fn that_deletes_leave_zeros_comes_last_and_is_said_with_a_one_alone() {
+        let plain = SecondAnswer {
+            datasize: 1 << 20,
+            extentsize: 1 << 12,
+            localcnt: 1,
+            remotecnt: 2,
+            virgin: false,
+            syncsrc: SyncSource::Primary,
+            mapsize: 0,
+            boot: Some([3; 16]),
+            peer_timeout: Some(5),
+            zero_deletes: false,
+            met: None,
+        };
+        let promising = SecondAnswer { zero_deletes: true, ..plain.clone() };
+        assert_eq!(
+            read(&promising.encode(), SecondReply::decode),
+            Ok(SecondReply::Answer(promising.clone()))
+        );
+        assert!(promising.encode().as_bytes().starts_with(plain.encode().as_bytes()));
+        assert_eq!(names(&promising.encode()).last().unwrap(), "hast_zero_deletes");
+        for other in [0, 2, u8::MAX] {
+            let mut nv = plain.encode();
+            nv.u8("hast_zero_deletes", other);
+            assert_eq!(read(&nv, SecondAnswer::decode), Ok(plain.clone()), "{other}");
+        }
+        let mut nv = plain.encode();
+        nv.u32("hast_zero_deletes", 1);
+        assert_eq!(read(&nv, SecondAnswer::decode), Ok(plain));
+    }
+
     fn refusal_of_an_original() -> Writer {
         let mut nv = sizes_and_counts(1, 2, 3, 4);
         nv.str("errmsg", "Split-brain condition!");
@@ -680,6 +774,18 @@ mod tests {
         nv.u64("hast_parting", 2).u32("hast_changed_extentsize", 1).u64("hast_changed_here", 1);
         let some = Parting { last: 1, next: 2, divergence: None };
         assert_eq!(read(&nv, SecondHello::decode).unwrap().parting, Some(some));
+    }
+
+    #[test]
+    fn generations_come_last_and_whole() {
+        let met = Met { last: 5 << 32 | 9, before: 4 << 32 };
+        let hello = SecondHello { meeting: Some(Meeting { met, draw: 77 }), ..hello() };
+        assert_eq!(read(&hello.encode(), SecondHello::decode), Ok(hello.clone()));
+        let without = SecondHello { meeting: None, ..hello.clone() };
+        assert!(hello.encode().as_bytes().starts_with(without.encode().as_bytes()));
+        let mut nv = without.encode();
+        nv.u64("hast_connection", 1).u64("hast_connection_before", 0);
+        assert_eq!(read(&nv, SecondHello::decode).unwrap().meeting, None);
     }
 
     /// The names of the pairs, in their order.

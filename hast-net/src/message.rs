@@ -106,8 +106,12 @@ impl Mark {
     fn encode(self, nv: &mut Writer) {
         match self.kind {
             MarkKind::SyncStart => nv.u8("cmd", SYNC_START).u64("seq", self.seq),
-            MarkKind::SyncDone { localcnt } => {
-                nv.u8("cmd", SYNC_DONE).u64("seq", self.seq).u64("localcnt", localcnt)
+            MarkKind::SyncDone { localcnt, failures } => {
+                nv.u8("cmd", SYNC_DONE).u64("seq", self.seq).u64("localcnt", localcnt);
+                match failures {
+                    Some(failures) => nv.u64("failures", failures),
+                    None => nv,
+                }
             }
             MarkKind::Stale { offset, length } => {
                 nv.u8("cmd", STALE).u64("seq", self.seq).u64("offset", offset).u64("length", length)
@@ -121,7 +125,7 @@ impl Mark {
         let number = |field| list.u64(field).ok_or(MessageError::IncompleteMark { seq, field });
         let kind = match code {
             SYNC_START => MarkKind::SyncStart,
-            SYNC_DONE => MarkKind::SyncDone { localcnt: number("localcnt")? },
+            SYNC_DONE => MarkKind::SyncDone { localcnt: number("localcnt")?, failures: list.u64("failures") },
             STALE => MarkKind::Stale { offset: number("offset")?, length: number("length")? },
             _ => return Err(MessageError::UnknownCommand(code)),
         };
@@ -138,6 +142,9 @@ pub enum MarkKind {
     SyncDone {
         /// The primary's count: the secondary's new remotecnt.
         localcnt: u64,
+        /// How many answers with an error the primary had read on this connection by then: of later ones it does not know
+        /// yet. Absent from a primary that does not count them.
+        failures: Option<u64>,
     },
     /// The primary's own copy of this range is out of date, the secondary's is not.
     Stale {
@@ -531,7 +538,12 @@ mod tests {
     fn marks_are_known_only_where_they_are_agreed_on() {
         let marks = [
             (64, MarkKind::SyncStart, vec!["cmd", "seq"]),
-            (65, MarkKind::SyncDone { localcnt: 9 }, vec!["cmd", "seq", "localcnt"]),
+            (65, MarkKind::SyncDone { localcnt: 9, failures: None }, vec!["cmd", "seq", "localcnt"]),
+            (
+                65,
+                MarkKind::SyncDone { localcnt: 9, failures: Some(2) },
+                vec!["cmd", "seq", "localcnt", "failures"],
+            ),
             (66, MarkKind::Stale { offset: 512, length: 1024 }, vec!["cmd", "seq", "offset", "length"]),
         ];
         for (code, kind, names) in marks {

@@ -7,8 +7,8 @@ use hast_net::control::Divergence;
 use hast_net::errno::Errno;
 use hast_net::frame::{self, Frame, FrameError, Limits, Receiver};
 use hast_net::handshake::{
-    Extensions, FirstAnswer, FirstHello, FirstReply, Hello, Parting, Refusal, Refused, SecondAnswer,
-    SecondHello, SecondRefusal, SecondReply, SyncSource,
+    Extensions, FirstAnswer, FirstHello, FirstReply, Hello, Meeting, Met, Parting, Refusal, Refused,
+    SecondAnswer, SecondHello, SecondRefusal, SecondReply, SyncSource,
 };
 use hast_net::message::{
     self, Command, FromPrimary, FromSecondary, Mark, MarkKind, Message, MessageError, Reply, Request,
@@ -161,7 +161,8 @@ fn request() -> impl Strategy<Value = Request> {
 fn mark() -> impl Strategy<Value = Mark> {
     let kind = prop_oneof![
         Just(MarkKind::SyncStart),
-        any::<u64>().prop_map(|localcnt| MarkKind::SyncDone { localcnt }),
+        any::<(u64, Option<u64>)>()
+            .prop_map(|(localcnt, failures)| MarkKind::SyncDone { localcnt, failures }),
         any::<[u64; 2]>().prop_map(|[offset, length]| MarkKind::Stale { offset, length }),
     ];
     (1..u64::MAX, kind).prop_map(|(seq, kind)| Mark { seq, kind })
@@ -171,11 +172,21 @@ fn extensions() -> impl Strategy<Value = Extensions> {
     prop_oneof![Just(Extensions::NONE), Just(Extensions::SYNC_MARKS), Just(Extensions::ALL)]
 }
 
+fn met() -> impl Strategy<Value = Met> {
+    any::<[u64; 2]>().prop_map(|[last, before]| Met { last, before })
+}
+
 fn second_answer() -> impl Strategy<Value = Message> {
     let numbers = (0..u64::MAX >> 1, 0..u32::MAX >> 1, any::<u64>(), any::<u64>());
-    let extended = (any::<Option<[u8; 16]>>(), any::<Option<u32>>());
+    let extended = (any::<Option<[u8; 16]>>(), any::<Option<u32>>(), prop::option::of(met()), any::<bool>());
     (numbers, any::<bool>(), any::<bool>(), prop::option::of(data()), extended).prop_map(
-        |((datasize, extentsize, localcnt, remotecnt), virgin, secondary, map, (boot, peer_timeout))| {
+        |(
+            (datasize, extentsize, localcnt, remotecnt),
+            virgin,
+            secondary,
+            map,
+            (boot, peer_timeout, met, zero_deletes),
+        )| {
             let syncsrc = if secondary { SyncSource::Secondary } else { SyncSource::Primary };
             let mapsize = map.as_ref().map_or(0, |map| map.len() as u32);
             Message::SecondAnswer(
@@ -189,6 +200,8 @@ fn second_answer() -> impl Strategy<Value = Message> {
                     mapsize,
                     boot,
                     peer_timeout,
+                    met,
+                    zero_deletes,
                 },
                 map,
             )
@@ -217,20 +230,23 @@ fn message() -> impl Strategy<Value = Message> {
             any::<bool>(),
             any::<[u64; 3]>(),
             any::<Option<[u8; 16]>>(),
-            prop::option::of(parting())
+            (prop::option::of(parting()), prop::option::of((met(), any::<u32>())))
         )
-            .prop_map(|(resource, token, virgin, [resuid, localcnt, remotecnt], boot, parting)| {
-                Message::SecondHello(SecondHello {
-                    resource,
-                    token,
-                    virgin,
-                    resuid,
-                    localcnt,
-                    remotecnt,
-                    boot,
-                    parting,
-                })
-            }),
+            .prop_map(
+                |(resource, token, virgin, [resuid, localcnt, remotecnt], boot, (parting, met))| {
+                    Message::SecondHello(SecondHello {
+                        resource,
+                        token,
+                        virgin,
+                        resuid,
+                        localcnt,
+                        remotecnt,
+                        boot,
+                        parting,
+                        meeting: met.map(|(met, draw)| Meeting { met, draw }),
+                    })
+                }
+            ),
         second_answer(),
         (
             (0..u64::MAX >> 1, 0..u32::MAX >> 1, any::<[u64; 2]>()),
@@ -550,6 +566,8 @@ fn a_raised_payload_limit_holds_from_the_next_header_on() {
         mapsize: 3 << 20,
         boot: None,
         peer_timeout: None,
+        met: None,
+        zero_deletes: false,
     };
     let none = Stages { compression: Compression::None, checksum: Checksum::None };
     let bytes = sent(&Message::SecondAnswer(answer, Some(map.clone())), 2, none);

@@ -84,6 +84,8 @@ pub struct Start {
     /// A primary whose administrator knows that its data may be out of date, and wants it all the same. Every
     /// worker after the change of role is told until one says [`ToSupervisor::Begun`].
     pub forced: bool,
+    /// The last worker of a secondary could not rely on its disk, nor write that down (B1).
+    pub unsure: bool,
     /// The provider, open for reading and writing, locked by the supervisor through the same open file.
     pub provider: OwnedFd,
     /// What depends on the role.

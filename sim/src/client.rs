@@ -52,8 +52,10 @@ pub struct Memory {
     open: BTreeMap<WriteId, (usize, usize)>,
     /// Open writes whose only holder may be gone, though its answer is still on its way.
     doubtful: BTreeSet<WriteId>,
-    /// A write is acknowledged once both nodes have it: any mode but async.
-    firm: bool,
+    /// A write that begins from then on is acknowledged once both nodes have it: any mode but async.
+    firm_since: Option<Duration>,
+    /// What else a sector may hold: what a loss of power has left of a write that was not flushed.
+    torn: BTreeMap<usize, Vec<[u8; SECTOR]>>,
 }
 
 impl Memory {
@@ -74,13 +76,15 @@ impl Memory {
             sectors: vec![vec![first]; sectors],
             open: BTreeMap::new(),
             doubtful: BTreeSet::new(),
-            firm: true,
+            firm_since: Some(Duration::ZERO),
+            torn: BTreeMap::new(),
         }
     }
 
-    /// From now on a write is acknowledged once both nodes have it, or (mode async) before the other one has.
-    pub fn set_firm(&mut self, firm: bool) {
-        self.firm = firm;
+    /// A write that begins from now on is acknowledged once both nodes have it, or (mode async) before the other one
+    /// has.
+    pub fn set_firm(&mut self, now: Duration, firm: bool) {
+        self.firm_since = firm.then(|| self.firm_since.unwrap_or(now));
     }
 
     /// The bytes of a sector written by `write`.
@@ -138,7 +142,9 @@ impl Memory {
                 invoked = candidate.invoked;
             }
             if acknowledged && !doubtful {
-                sector.iter_mut().for_each(|candidate| candidate.supersede(invoked, now, self.firm));
+                let firmly = self.firm_since.is_some_and(|since| invoked >= since);
+                sector.iter_mut().for_each(|candidate| candidate.supersede(invoked, now, firmly));
+                self.torn.remove(&at);
             }
         }
     }
@@ -147,6 +153,43 @@ impl Memory {
     pub fn flushed(&mut self, invoked: Duration) {
         for sector in &mut self.sectors {
             sector.retain(|candidate| candidate.superseded.is_none_or(|at| at >= invoked));
+        }
+    }
+
+    /// A loss of power has left `bytes` in sector `at`, of a write that was not flushed.
+    pub fn may_be_torn(&mut self, at: usize, bytes: &[u8]) {
+        if let Some(bytes) = bytes.first_chunk() {
+            self.torn.entry(at).or_default().push(*bytes);
+        }
+    }
+
+    fn is_torn(&self, at: usize, bytes: &[u8]) -> bool {
+        self.torn.get(&at).is_some_and(|versions| versions.iter().any(|version| version == bytes))
+    }
+
+    /// Whether sector `at` may hold `bytes` after a loss of power of all that holds it: nothing that was flushed is lost
+    /// by that.
+    #[must_use]
+    pub fn may_survive(&self, at: usize, bytes: &[u8]) -> bool {
+        let (id, whole) = Memory::read(bytes);
+        let fine = |candidate: &Candidate| candidate.anything || (whole && candidate.holds == id);
+        self.sectors.get(at).is_none_or(|sector| sector.iter().any(fine)) || self.is_torn(at, bytes)
+    }
+
+    /// Sector `at` may also be what another memory says of it.
+    pub fn widen(&mut self, at: usize, other: &Memory) {
+        if let (Some(sector), Some(others)) = (self.sectors.get_mut(at), other.sectors.get(at)) {
+            sector.extend(others.iter().cloned());
+        }
+    }
+
+    /// Sector `at` is what another memory says of it.
+    pub fn adopt(&mut self, at: usize, other: &Memory) {
+        if let (Some(sector), Some(others)) = (self.sectors.get_mut(at), other.sectors.get(at)) {
+            sector.clone_from(others);
+        }
+        if let Some(torn) = other.torn.get(&at) {
+            self.torn.insert(at, torn.clone());
         }
     }
 
@@ -214,7 +257,7 @@ impl Memory {
             (candidate.anything || (whole && candidate.holds == id))
                 && candidate.superseded.is_none_or(|superseded| superseded >= invoked)
         };
-        if sector.iter().any(fine) {
+        if sector.iter().any(fine) || self.is_torn(at, bytes) {
             return Ok(());
         }
         Err(format!("sector {at} holds write {id}, but may hold only {:?}", self.possible(at)))
@@ -313,7 +356,7 @@ mod tests {
     #[test]
     fn a_failover_takes_nothing_that_was_flushed_or_that_both_nodes_had() {
         let mut memory = Memory::new(1);
-        memory.set_firm(false);
+        memory.set_firm(at(0), false);
         for write in 1..4 {
             memory.begin(at(10 * write), write, false, 0, 1);
             memory.end(at(10 * write + 1), write, true);
@@ -324,7 +367,7 @@ mod tests {
         for (write, fine) in [(0, false), (1, false), (2, true), (3, true)] {
             assert_eq!(memory.check(0, &Memory::contents(write), at(50)).is_ok(), fine, "{write}");
         }
-        memory.set_firm(true);
+        memory.set_firm(at(55), true);
         memory.begin(at(60), 4, false, 0, 1);
         memory.end(at(61), 4, true);
         memory.unconfirmed_may_be_lost();

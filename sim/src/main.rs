@@ -8,7 +8,8 @@ use hast_sim::{Plan, Scene};
 
 const USAGE: &str = "\
 usage: hast-sim play PLAN           one history, told step by step
-       hast-sim scene NAME COUNT    COUNT histories of one scene: how many fail
+       hast-sim scene NAME COUNT [FAULTS]
+                                    COUNT histories of one scene, with these faults: how many fail
        hast-sim search SECONDS      fresh histories until one fails
        hast-sim mutant RULE SECONDS histories that notice when RULE is broken
 A plan is a seed, or a scene, a mode and a seed: Storm async 14";
@@ -17,8 +18,8 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match words.split_first().map(|(verb, rest)| (verb.as_str(), rest)) {
         Some(("play", plan)) => plan.join(" ").parse().map(replay),
-        Some(("scene", [scene, count])) => {
-            scene.parse().and_then(|scene| number(count).map(|count| in_scene(scene, count)))
+        Some(("scene", [scene, count, faults @ ..])) if faults.len() < 2 => {
+            scene.parse().and_then(|scene| in_scene(scene, number(count)?, faults.first()))
         }
         Some(("search", [seconds])) => number(seconds).map(search),
         Some(("mutant", [rule, seconds])) => {
@@ -36,8 +37,26 @@ fn main() -> ExitCode {
     }
 }
 
+/// Prints what the engines log, for a history that is told.
+struct Told;
+
+impl log::Log for Told {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        println!("             {}: {}", record.level(), record.args());
+    }
+
+    fn flush(&self) {}
+}
+
 /// One history, with everything that happens.
 fn replay(plan: Plan) -> bool {
+    if log::set_logger(&Told).is_ok() {
+        log::set_max_level(log::LevelFilter::Info);
+    }
     match hast_sim::play(Plan { trace: true, ..plan }) {
         Ok(world) => {
             println!("{plan}: kept every promise; {} things happened", world.happenings());
@@ -54,17 +73,21 @@ fn replay(plan: Plan) -> bool {
 const TOLD: u64 = 5;
 
 /// The first `count` histories of a scene, one mode after the other.
-fn in_scene(scene: Scene, count: u64) -> bool {
+fn in_scene(scene: Scene, count: u64, faults: Option<&String>) -> Result<bool, String> {
+    let faults = faults.map(|faults| faults.parse()).transpose()?;
     let mut failed = 0;
     for seed in 0..count {
-        let Some(how) = hast_sim::notices(Plan::in_scene(scene, seed)) else { continue };
+        let plan = Plan::in_scene(scene, seed);
+        let Some(how) = hast_sim::notices(Plan { faults: faults.unwrap_or(plan.faults), ..plan }) else {
+            continue;
+        };
         failed += 1;
         if failed <= TOLD {
             println!("{how}");
         }
     }
     println!("{scene:?}: {failed} of {count} histories fail");
-    failed == 0
+    Ok(failed == 0)
 }
 
 /// Fresh histories until one fails or the time is over.

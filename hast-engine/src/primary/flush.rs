@@ -384,7 +384,7 @@ impl Primary {
             self.owe_count();
         }
         let mut counting = self.count_owed();
-        if self.sync.stale.iter().any(|extent| !self.sync.known.contains(extent)) {
+        if !self.sync.stale.is_subset(&self.sync.known) {
             counting = Some(self.save_metadata());
         }
         let counting = counting.filter(|save| good && !self.meta.is_durable(*save));

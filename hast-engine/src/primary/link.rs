@@ -11,18 +11,19 @@ use hast_net::buffer::Buffer;
 use hast_net::errno::Errno;
 use hast_net::frame::{Frame, VERSION};
 use hast_net::handshake::{
-    Extensions, FirstAnswer, FirstHello, FirstReply, Parting, Refused, SecondAnswer, SecondHello,
-    SecondReply, SyncSource, texts,
+    Extensions, FirstAnswer, FirstHello, FirstReply, Meeting, Met, Parting, Refused, SecondAnswer,
+    SecondHello, SecondReply, SyncSource, texts,
 };
 use hast_net::message::{self, Command, FromSecondary, MarkKind, Message, Reply, Request};
 
 use super::silence::Signs;
 use super::{Phase, Primary};
+use crate::connection::{Histories, compare};
 use crate::counts::Counts;
 use crate::parting::{Apart, draw};
 use crate::ranges::Key;
 use crate::rule::{Rule, keeps};
-use crate::types::{Action, Event, Settings, Side};
+use crate::types::{Action, Deletes, Event, Settings, Side};
 
 /// Waits between attempts to connect grow from one second to this.
 const RECONNECT_MAX: Duration = Duration::from_secs(10);
@@ -75,12 +76,16 @@ pub(super) struct Link {
     peer: Counts,
     /// The secondary's boot id, zeros if it did not say.
     peer_boot: [u8; 16],
+    /// What the secondary's disk can do with deletes.
+    pub(super) peer_deletes: Deletes,
     /// The last attempt ended with a split-brain.
     split: bool,
     /// ... and with the secondary's map.
     apart: Option<Apart>,
     /// The number of this connection, or of the attempt at one; 0: it has none (`crate::parting`).
     number: u64,
+    /// The generation of this connection, once the secondary has stored it; 0: it has none (`crate::connection`).
+    connection: u64,
     /// An earlier first contact broke off before its map was durable (L19).
     owed: bool,
     /// The save that made the resuid durable, or will.
@@ -98,6 +103,8 @@ pub(super) struct Link {
     /// What the secondary said last that its disk is busy with, and when.
     pub(super) busy: (u64, Duration),
     last_seq: u64,
+    /// Answers with an error that this connection has brought.
+    failures: u64,
     /// Which connection this is.
     epoch: u64,
     pub(super) outstanding: BTreeMap<u64, Outstanding>,
@@ -150,9 +157,11 @@ impl Link {
             ext: Extensions::NONE,
             peer: Counts::default(),
             peer_boot: [0; 16],
+            peer_deletes: Deletes::Refused,
             split: false,
             apart: None,
             number: 0,
+            connection: 0,
             owed: false,
             resuid_save: 0,
             said: 0,
@@ -163,6 +172,7 @@ impl Link {
             answered: now,
             busy: (0, now),
             last_seq: 0,
+            failures: 0,
             epoch: 0,
             outstanding: BTreeMap::new(),
             writes: BTreeSet::new(),
@@ -202,6 +212,11 @@ impl Link {
     pub(super) fn peer_counted(&mut self) -> u64 {
         self.peer.local = self.peer.local.saturating_add(1);
         self.peer.local
+    }
+
+    /// How many answers with an error this connection has brought.
+    pub(super) fn failures(&self) -> u64 {
+        self.failures
     }
 
     /// The number of the latest request.
@@ -428,6 +443,10 @@ impl Primary {
         self.link.number = number;
         let last = self.metadata.extension.parted;
         let parting = known.then(|| Parting { last, next: number, divergence: self.divergence() });
+        let generations = self.link.has(Extensions::CONNECTION).then(|| Meeting {
+            met: met(&self.metadata.extension),
+            draw: (draw(self.random, self.link.epoch) >> 32) as u32,
+        });
         let hello = SecondHello {
             resource: self.metadata.resource.clone(),
             token: self.link.token,
@@ -437,6 +456,7 @@ impl Primary {
             remotecnt: self.metadata.remotecnt,
             boot: self.link.has(Extensions::SYNC_MARKS).then_some(self.host.boot),
             parting,
+            meeting: generations,
         };
         self.link.said = self.metadata.localcnt;
         self.enter(Stage::AwaitingSecond);
@@ -474,8 +494,12 @@ impl Primary {
             SecondReply::Refused(refused) => return Err(self.refused(refused, payload)),
             SecondReply::Answer(answer) => answer,
         };
-        let SecondAnswer { datasize, extentsize, localcnt, remotecnt, virgin, syncsrc, boot, .. } = answer;
+        let SecondAnswer { datasize, extentsize, localcnt, remotecnt, virgin, syncsrc, boot, met, .. } =
+            answer;
         self.link.signs.begin(self.now, answer.peer_timeout);
+        self.link.failures = 0;
+        let promises = answer.zero_deletes && self.link.has(Extensions::ZERO_DELETES);
+        self.link.peer_deletes = if promises { Deletes::LeaveZeros } else { Deletes::Refused };
         if (datasize, extentsize) != (self.layout.datasize(), self.layout.extentsize()) {
             let (data, extent) = (self.layout.datasize(), self.layout.extentsize());
             return Err(if datasize == data {
@@ -520,12 +544,40 @@ impl Primary {
                         inconsistent; `hastctl role -f primary` uses it all the same"
                 .into());
         }
+        self.met_again(met.unwrap_or_default());
         self.map.merge(&received);
         self.adopt_source(syncsrc, before);
         self.enter(Stage::Merging);
         self.kick_map();
         self.merged();
         Ok(())
+    }
+
+    /// G1: the secondary has stored the generation of this connection, and says which it had before.
+    fn met_again(&mut self, theirs: Met) {
+        self.link.connection = theirs.last;
+        let (here, there) = (self.metadata.extension.connection, theirs.before);
+        let theirs = Met { last: there, before: 0 };
+        if theirs.last == 0 || here == 0 || self.link.connection == 0 {
+            return;
+        }
+        // What the secondary decides from may include the generation before; only what it decided counts.
+        match compare(met(&self.metadata.extension), theirs) {
+            Histories::PrimaryAhead => {
+                log::error!(
+                    "The disk of {} is older than its last connection (generation {there:x}, here {here:x}): it was \
+                     rolled back, cloned or exchanged. What differs is synchronized from this node.",
+                    self.link.name
+                );
+                self.sync.unconfirmed = true;
+            }
+            Histories::SecondaryAhead => log::error!(
+                "This node's disk is older than its last connection (generation {here:x}, {there:x} on {}): it was \
+                 rolled back, cloned or exchanged. What differs is synchronized from the other node.",
+                self.link.name
+            ),
+            Histories::Unknown | Histories::Same | Histories::Apart => {}
+        }
     }
 
     /// Whose data is right is written down before anything is copied (L18).
@@ -562,7 +614,14 @@ impl Primary {
         }
         // The map is that of this connection now: before anybody builds on it.
         let number = if self.settings.metaflush { self.link.number } else { 0 };
-        if std::mem::replace(&mut self.metadata.extension.parted, number) != number {
+        let met = match self.link.connection {
+            0 => met(&self.metadata.extension),
+            last => Met { last, before: 0 }, // G1: the secondary has it too
+        };
+        let extension = &mut self.metadata.extension;
+        let new = (number, met.last, met.before);
+        if (extension.parted, extension.connection, extension.connection_before) != new {
+            (extension.parted, extension.connection, extension.connection_before) = new;
             self.metadata.extension.full_sync_owed = false;
             self.link.merge_save = self.save_metadata();
             return;
@@ -636,6 +695,7 @@ impl Primary {
         self.link.answered = self.link.answered.max(since);
         self.link.writes.remove(&seq);
         let outcome = error.map_or(Ok(()), Err);
+        self.link.failures += u64::from(outcome.is_err());
         match why {
             Awaited::Request(key) => self.remote_answered(key, outcome.map(|()| data)),
             Awaited::Flush => self.remotely_flushed(outcome),
@@ -784,6 +844,11 @@ impl Primary {
         let unanswered = self.phase == Phase::Connecting && self.link.stage == Stage::OpeningOut;
         self.link.answer_until.filter(|_| unanswered)
     }
+}
+
+/// The generations that a node has stored.
+fn met(extension: &Extension) -> Met {
+    Met { last: extension.connection, before: extension.connection_before }
 }
 
 /// The reason as a sentence of its own.

@@ -173,7 +173,7 @@ impl Primary {
         let extension = &mut metadata.extension;
         if forced && (extension.mark.is_some() || extension.target || !extension.stale.is_empty()) {
             log::warn!("This copy is used as it is, though it was out of date.");
-            (extension.mark, extension.target) = (None, false);
+            (extension.mark, extension.target, extension.unsure) = (None, false, false);
             extension.stale.clear();
         }
         let extension = &mut metadata.extension;

@@ -1,5 +1,6 @@
 //! A device request from its arrival to its completion.
 
+mod deletes;
 mod pieces;
 mod waiting;
 mod write;
@@ -38,6 +39,8 @@ pub(super) struct Request {
     epoch: u64,
     /// A read that no node can answer alone.
     pieces: Option<Box<pieces::Pieces>>,
+    /// Until when it waits for a secondary that is not there, however often that comes and goes.
+    patience: Option<Duration>,
     /// Bytes of memory that it may hold.
     weight: u64,
     /// A local flush failed meanwhile: the system may have dropped what it took.
@@ -129,6 +132,9 @@ impl Primary {
         if matches!(op, Op::Flush) {
             return self.flush.request(id);
         }
+        if matches!(op, Op::Delete { .. }) && !self.can_delete() {
+            return self.complete(id, Err(Errno::EOPNOTSUPP));
+        }
         let key = self.new_key();
         let (offset, length) = op.range();
         let shared = matches!(op, Op::Read { .. });
@@ -144,6 +150,7 @@ impl Primary {
             received: false,
             epoch: 0,
             pieces: None,
+            patience: None,
             weight,
             suspect: false,
             flushed: false,
@@ -180,8 +187,11 @@ impl Primary {
         }
     }
 
-    /// Keeps `key` until the secondary is here, for `timeout` at most.
+    /// Keeps `key` until the secondary is here, for `timeout` at most since it first was not.
     fn park(&mut self, key: Key) {
+        if self.is_delete(key) {
+            return self.refuse_to_wait(key);
+        }
         if matches!(self.phase, Phase::Draining(_)) {
             self.set_stage(key, Stage::Queued);
             return self.not_issued(key, Errno::EIO);
@@ -189,10 +199,9 @@ impl Primary {
         if self.link.is_up() {
             return self.request_ready(key); // it is back already
         }
-        let until = match self.requests.get(&key).map(|request| request.stage) {
-            Some(Stage::Parked(until)) => until,
-            _ => self.now + self.settings.timeout,
-        };
+        let until = self.now + self.settings.timeout;
+        let Some(request) = self.requests.get_mut(&key) else { return };
+        let until = *request.patience.get_or_insert(until);
         self.set_stage(key, Stage::Parked(until));
     }
 
@@ -307,6 +316,9 @@ impl Primary {
             self.map.finish(request.extents(), Outcome::NotIssued);
             return self.park(key);
         }
+        if self.is_delete(key) && !self.can_delete() {
+            return self.refuse_delete(key); // another secondary has come meanwhile
+        }
         let up = self.link.is_up() && !repairing;
         let memsync = self.settings.replication == Replication::Memsync && self.link.version() >= 2;
         let Some(request) = self.requests.get_mut(&key) else { return };
@@ -386,6 +398,7 @@ impl Primary {
                 log::error!("Local request failed ({error}): {op}.");
             }
         }
+        self.learn_of_delete(key);
         self.advance(key, data);
     }
 
@@ -411,6 +424,7 @@ impl Primary {
                 Half::Failed(error)
             }
         };
+        self.learn_of_delete(key);
         self.advance(key, data);
     }
 

@@ -27,6 +27,9 @@ use crate::types::{DiskOp, DiskResult, Event, MAX_REQUEST};
 
 /// How long to wait before an extent that could not be copied is tried again.
 const RETRY: Duration = Duration::from_secs(10);
+/// After so many that could not, no others are tried before then: a disk that fails everything is not asked for all of
+/// its extents, nor the other node.
+const FAILED_MOST: usize = 16;
 
 /// The synchronisation under way.
 #[derive(Debug)]
@@ -316,7 +319,8 @@ impl Primary {
             && self.phase == Phase::Serving
             && self.sync.blocks.len() + self.sync.pauses.len() < window
         {
-            if self.map.to_synchronise().is_empty() || !self.secondary_is_marked() {
+            let waits = self.map.to_synchronise().is_empty() || self.sync.failed.len() >= FAILED_MOST;
+            if waits || !self.secondary_is_marked() {
                 return;
             }
             let Some((extent, offset, length, from)) = self.next_block() else { return };
@@ -628,6 +632,7 @@ impl Primary {
                 self.set_counts(self.counts().equal_to_secondary(self.link.peer_counts(), ours));
                 self.metadata.extension.target = false;
                 self.metadata.extension.mark = None;
+                self.metadata.extension.unsure = false;
                 self.metadata.extension.peer_boot = self.link.peer_boot();
                 // What was to be counted both nodes have, and what is saved now includes the count.
                 self.counted = None;
@@ -649,7 +654,8 @@ impl Primary {
             self.sync.step = Step::Telling;
             // Whatever is missed from now on has to be said anew.
             self.sync.marked = Marked::No;
-            self.mark(Awaited::SyncDone, MarkKind::SyncDone { localcnt: self.metadata.localcnt });
+            let (localcnt, failures) = (self.metadata.localcnt, Some(self.link.failures()));
+            self.mark(Awaited::SyncDone, MarkKind::SyncDone { localcnt, failures });
         } else {
             self.equalised();
         }

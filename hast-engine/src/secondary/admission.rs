@@ -4,14 +4,16 @@ use hast_format::bitmap::Bitmap;
 use hast_net::buffer::Buffer;
 use hast_net::errno::Errno;
 use hast_net::extensions::Extensions;
-use hast_net::handshake::{SecondAnswer, SecondRefusal, SyncSource, texts};
+use hast_net::handshake::{Meeting, Met, SecondAnswer, SecondRefusal, SyncSource, texts};
 use hast_net::message::Message;
 
+use super::doubt::Doubt;
 use super::{EXIT_PROVIDER, EXIT_REFUSED, Phase, Purpose, Save, Secondary};
+use crate::connection::{Histories, compare, judged, next};
 use crate::counts::{Counts, Decision, Hello, MapToSend, decide, written_alone};
 use crate::parting::{is_given_up, map_after_giving_up, number_of};
 use crate::rule::{Rule, keeps};
-use crate::types::{Action, DiskOp, DiskResult, Event, Side};
+use crate::types::{Action, Deletes, DiskOp, DiskResult, Event, Side};
 
 /// The answer to a primary that is accepted.
 #[derive(Clone, Copy, Debug)]
@@ -32,10 +34,23 @@ impl Secondary {
         if let Err(error) = result
             && error != Errno::EOPNOTSUPP
         {
-            return self.provider_failed("flush the provider", error);
+            log::error!("Unable to flush the provider: {error}.");
+            // What an earlier worker left in caches may be gone.
+            self.unflushable = true;
+            self.doubt();
         }
+        if self.doubt == Doubt::Settled { self.admit() } else { self.kick_doubt() }
+    }
+
+    /// What this node is not sure of is on disk, if anything is: answers the primary.
+    pub(super) fn admit(&mut self) {
         if self.phase != Phase::Admitting {
             return;
+        }
+        if self.unflushable {
+            // A new worker begins with what is on the disk by then.
+            self.actions.push_back(Action::Close);
+            return self.end(EXIT_PROVIDER);
         }
         match self.decision() {
             Decision::Mismatch => {
@@ -57,6 +72,7 @@ impl Secondary {
                 if in_step && self.map.is_empty() && self.metadata.extension.mark.is_none() {
                     self.metadata.extension.stale.clear();
                 }
+                self.tell_histories();
                 self.reply = Reply { virgin: false, map, source };
                 self.part_from_others();
             }
@@ -83,11 +99,23 @@ impl Secondary {
     /// The number of this connection is durable before the answer, or that it has none (`crate::parting`).
     fn part_from_others(&mut self) {
         let number = number_of(self.hello.parting);
-        if std::mem::replace(&mut self.metadata.extension.parted, number) == number {
-            self.answer();
-        } else {
+        let parted = std::mem::replace(&mut self.metadata.extension.parted, number);
+        if self.meet() || parted != number {
             self.save(Save::Parting);
+        } else {
+            self.answer();
         }
+    }
+
+    /// G1: the generation of this connection is durable before the answer, and the one that the primary still has; true
+    /// if there is one.
+    fn meet(&mut self) -> bool {
+        let Some(Meeting { met, draw }) = self.hello.meeting else { return false };
+        let extension = &mut self.metadata.extension;
+        extension.connection = next(met, self.met, draw);
+        extension.connection_before = met.last;
+        self.connection = extension.connection;
+        true
     }
 
     pub(super) fn parting_saved(&mut self, result: Result<(), Errno>) {
@@ -96,9 +124,29 @@ impl Secondary {
             // The primary will have another number than whatever is on disk here.
             Err(error) if self.ext.contains(Extensions::PARTING) => {
                 log::error!("Unable to write metadata: {error}.");
+                // What is saved later must not say that we have met either: the primary will not know of it.
+                let extension = &mut self.metadata.extension;
+                (extension.connection, extension.connection_before) = (self.met.last, self.met.before);
+                self.connection = 0;
                 self.answer();
             }
             Err(error) => self.provider_failed("write metadata", error),
+        }
+    }
+
+    /// Says in the log what the generations have shown.
+    fn tell_histories(&self) {
+        let (here, there) = (self.met.last, self.hello.meeting.map_or(0, |meeting| meeting.met.last));
+        match self.histories() {
+            Histories::PrimaryAhead => log::error!(
+                "This node's disk is older than its last connection (generation {here:x}, {there:x} on the primary): \
+                 it was rolled back, cloned or exchanged. Everything is synchronized from the primary."
+            ),
+            Histories::SecondaryAhead => log::error!(
+                "The primary's disk is older than its last connection (generation {there:x}, here {here:x}): it was \
+                 rolled back, cloned or exchanged. Everything is synchronized from this node."
+            ),
+            Histories::Unknown | Histories::Same | Histories::Apart => {}
         }
     }
 
@@ -113,7 +161,13 @@ impl Secondary {
             return Decision::Accept { adopt: true, map, source: SyncSource::Primary };
         }
         let written = written_alone(self.was_primary, &self.map);
-        decide(hello, self.metadata.resuid, self.counts(), written)
+        let decision = decide(hello, self.metadata.resuid, self.counts(), written);
+        judged(decision, hello.counts, self.counts(), self.histories())
+    }
+
+    /// What the generations that both nodes have stored say (G1).
+    fn histories(&self) -> Histories {
+        self.hello.meeting.map_or(Histories::Unknown, |meeting| compare(meeting.met, self.met))
     }
 
     pub(super) fn counts(&self) -> Counts {
@@ -179,6 +233,7 @@ impl Secondary {
             extension.mark = None;
         }
         extension.parted = number_of(self.hello.parting);
+        self.meet();
         self.save(Save::Adoption);
     }
 
@@ -213,11 +268,14 @@ impl Secondary {
             virgin,
             syncsrc,
             mapsize: map.as_ref().and_then(|map| u32::try_from(map.len()).ok()).unwrap_or(0),
-            boot: self.ext.contains(Extensions::SYNC_MARKS).then_some(self.host.boot),
+            boot: self.ext.contains(Extensions::SYNC_MARKS).then(|| self.boot_to_say()),
             peer_timeout: self
                 .ext
                 .contains(Extensions::ALIVE)
                 .then(|| u32::try_from(self.patience.as_secs()).unwrap_or(u32::MAX)),
+            met: self.hello.meeting.map(|_| Met { last: self.connection, before: self.met.last }),
+            zero_deletes: self.ext.contains(Extensions::ZERO_DELETES)
+                && self.host.deletes == Deletes::LeaveZeros,
         };
         self.send(Side::Out, Message::SecondAnswer(answer, map.map(Buffer::from)));
         self.phase = Phase::Answered;
@@ -255,7 +313,7 @@ impl Secondary {
         }
     }
 
-    fn provider_failed(&mut self, what: &str, error: Errno) {
+    pub(super) fn provider_failed(&mut self, what: &str, error: Errno) {
         log::error!("Unable to {what}: {error}.");
         if !matches!(self.phase, Phase::Ending { .. } | Phase::Ended) {
             self.actions.push_back(Action::Close);

@@ -44,6 +44,9 @@ impl Secondary {
                 request.suspect = true;
             }
         }
+        if !self.durable.dropped().is_empty() {
+            self.doubt();
+        }
         if self.saving.is_some() {
             self.doubtful = Some(error);
         }

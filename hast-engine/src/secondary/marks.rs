@@ -5,7 +5,9 @@ use hast_net::buffer::Buffer;
 use hast_net::errno::Errno;
 use hast_net::message::{Mark, MarkKind, Message, Reply};
 
+use super::doubt::Doubt;
 use super::{Phase, Purpose, Save, Secondary};
+use crate::rule::{Rule, keeps};
 use crate::types::{DiskOp, DiskResult, Side};
 
 impl Secondary {
@@ -38,13 +40,20 @@ impl Secondary {
                 self.metadata.extension.mark.get_or_insert(mark);
                 self.save(Save::Mark(seq));
             }
-            MarkKind::SyncDone { localcnt } => {
+            MarkKind::SyncDone { localcnt, failures } => {
+                if self.doubts_since_the_flush() {
+                    return self.answer_mark(seq, Err(Errno::EIO)); // the primary's next flush hears of it
+                }
                 // C2: localcnt stays; the primary knows it already.
                 let counts = self.counts().equal_to_primary(localcnt);
                 self.metadata.remotecnt = counts.remote;
-                self.metadata.extension.mark = None;
                 self.metadata.extension.target = false;
                 self.metadata.extension.stale.clear();
+                if failures.is_none_or(|failures| failures == self.failures) || !keeps(Rule::B1) {
+                    self.metadata.extension.mark = None;
+                    self.metadata.extension.unsure = false;
+                    self.doubt = Doubt::Settled;
+                }
                 if let Some(boot) = self.hello.boot {
                     self.metadata.extension.peer_boot = boot;
                 }

@@ -6,10 +6,12 @@
 //! | `admission` | the answer to the handshake and what must be on disk before it |
 //! | `request` | requests, from the frame to the reply |
 //! | `dropped` | the disk's flushes, and what a failed one may have dropped |
+//! | `doubt` | what this node is not sure to have any more |
 //! | `marks` | what the primary has this node write down: out of date, up to date, what it missed itself |
 //! | `own_map` | what an original's primary forgets too early |
 
 mod admission;
+mod doubt;
 mod dropped;
 mod marks;
 mod own_map;
@@ -26,8 +28,8 @@ use hast_net::control::{Facts, Statistics, WorkerStatus};
 use hast_net::errno::Errno;
 use hast_net::extensions::Extensions;
 use hast_net::frame::Frame;
-use hast_net::handshake::SecondHello;
-use hast_net::message::{Mark, Message};
+use hast_net::handshake::{Met, SecondHello};
+use hast_net::message::{Mark, Message, Reply};
 
 use crate::durable::Durable;
 use crate::ranges::{Key, RangeQueue};
@@ -75,6 +77,8 @@ pub struct SecondaryStart {
     pub host: Host,
     /// What the primary said in the second step; its token has been checked.
     pub hello: SecondHello,
+    /// The last worker of this secondary could not rely on the disk, nor write that down (B1).
+    pub unsure: bool,
 }
 
 /// One resource in the secondary role, for as long as one primary is connected.
@@ -91,6 +95,10 @@ pub struct Secondary {
     /// The primary's address, as hast.conf has it.
     peer: String,
     hello: SecondHello,
+    /// The generations that this node had stored when the primary came.
+    met: Met,
+    /// The generation of this connection, if it is stored; else 0 (`crate::connection`).
+    connection: u64,
     /// What the answer will say, once what has to be durable before it is.
     reply: admission::Reply,
     saving: Option<(Save, Saving)>,
@@ -99,6 +107,14 @@ pub struct Secondary {
     durable: Durable<Purpose>,
     /// A flush failed, whatever it was for: the primary's next one does.
     flush_failed: Option<Errno>,
+    /// Answers with an error that the primary was sent on this connection.
+    failures: u64,
+    /// Something that the primary relies on may be gone.
+    doubt: doubt::Doubt,
+    /// ... and was to be written down a second time.
+    doubted_again: bool,
+    /// The first flush has failed: this worker ends.
+    unflushable: bool,
     /// The map is being cleared.
     clearing: bool,
     /// ... while the metadata was being written.
@@ -179,6 +195,8 @@ enum Save {
     Parting,
     /// The answer to this mark.
     Mark(u64),
+    /// That something may be gone (B1).
+    Doubt,
 }
 
 /// Why a disk operation was asked for.
@@ -207,7 +225,7 @@ impl Secondary {
     /// A secondary that is about to answer a primary.
     #[must_use]
     pub fn new(start: SecondaryStart, now: Duration) -> Secondary {
-        let SecondaryStart { settings, mut metadata, layout, map, version, ext, host, hello } = start;
+        let SecondaryStart { settings, mut metadata, layout, map, version, ext, host, hello, unsure } = start;
         let was_primary = metadata.prevrole == Role::Primary;
         metadata.prevrole = Role::Secondary;
         let extents = u32::try_from(layout.nextents()).unwrap_or(u32::MAX);
@@ -217,7 +235,9 @@ impl Secondary {
             let map = Activemap::new(extents, metadata.keepdirty, layout.sectorsize(), &map);
             own_map::OwnMap::new(map, settings.metaflush)
         });
+        let met = Met { last: metadata.extension.connection, before: metadata.extension.connection_before };
         let mut secondary = Secondary {
+            met,
             map: Bitmap::from_bytes(extents, &map),
             was_primary,
             metadata,
@@ -227,11 +247,16 @@ impl Secondary {
             host,
             peer: settings.peer,
             hello,
+            connection: 0,
             reply: admission::Reply::default(),
             saving: None,
             unsure: Vec::new(),
             durable: Durable::new(extents),
             flush_failed: None,
+            failures: 0,
+            doubt: doubt::Doubt::default(),
+            doubted_again: false,
+            unflushable: false,
             clearing: false,
             doubtful: None,
             marking: None,
@@ -256,6 +281,9 @@ impl Secondary {
             last_received: now,
             statistics: Statistics::default(),
         };
+        if unsure {
+            secondary.doubt();
+        }
         // What an earlier worker left in caches is made durable before it is relied on.
         secondary.flush_disk(Purpose::StartFlush);
         secondary
@@ -334,7 +362,7 @@ impl Secondary {
                         self.unflushed = self.has_dropped();
                         self.phase = Phase::Ending { code, flushing: false, deadline };
                     }
-                    _ => self.end(code),
+                    _ => self.phase = Phase::Ending { code, flushing: false, deadline },
                 }
             }
             Purpose::DiskFlush | Purpose::DroppedRead | Purpose::DroppedWrite => {}
@@ -454,6 +482,7 @@ impl Secondary {
     }
 
     fn end(&mut self, code: i32) {
+        let code = if self.doubt == doubt::Doubt::Settled { code } else { EXIT_PROVIDER };
         self.phase = Phase::Ended;
         self.actions.push_back(Action::Exit(code));
     }
@@ -495,6 +524,7 @@ impl Secondary {
         }
         self.find_oldest();
         self.kick_dropped();
+        self.kick_doubt();
         let Phase::Ending { code, flushing: false, deadline } = self.phase else { return };
         let own_idle = self.own.as_ref().is_none_or(own_map::OwnMap::is_idle);
         if !self.requests.is_empty() || !self.ops.is_empty() || !own_idle || self.has_dropped() {
@@ -503,7 +533,7 @@ impl Secondary {
         if std::mem::take(&mut self.unflushed) {
             self.phase = Phase::Ending { code, flushing: true, deadline };
             self.flush_disk(Purpose::LastFlush);
-        } else {
+        } else if !self.writes_doubt_again() {
             self.end(code);
         }
     }
@@ -543,6 +573,7 @@ impl Secondary {
             Save::Adoption => self.adopted(result),
             Save::Parting => self.parting_saved(result),
             Save::Mark(seq) => self.mark_saved(seq, result),
+            Save::Doubt => self.doubt_saved(result),
         }
     }
 
@@ -558,6 +589,7 @@ impl Secondary {
             if side == Side::In {
                 self.last_told = self.now;
             }
+            self.failures += u64::from(matches!(&message, Message::Reply(Reply { error: Some(_), .. })));
             self.actions.push_back(Action::Send { side, version: self.version, message });
         }
     }

@@ -21,6 +21,8 @@ pub(super) struct Request {
     offset: u64,
     length: u64,
     data: Option<Buffer>,
+    /// The primary was told that it is here (memsync), and may have told its client.
+    received: bool,
     /// A flush failed while the disk had it.
     pub(super) suspect: bool,
 }
@@ -57,6 +59,10 @@ impl Secondary {
             return;
         }
         self.phase = Phase::Serving;
+        // G1: the primary has stored the generation of this connection.
+        if self.connection != 0 {
+            self.metadata.extension.connection_before = 0;
+        }
         if self.own.is_some() {
             self.own_map_was_sent();
         } else if !self.map.is_empty() {
@@ -78,13 +84,14 @@ impl Secondary {
         if let Some(reason) = self.objection(command, offset, length) {
             return self.invalid(seq, memsync, &reason);
         }
-        if memsync && command == Command::Write {
+        let received = memsync && command == Command::Write;
+        if received {
             self.reply(seq, true, None, None);
         }
         self.next_key += 1;
         let key = Key(self.next_key);
         self.bytes_in_flight += if command == Command::Delete { 0 } else { length };
-        self.requests.insert(key, Request { command, seq, offset, length, data, suspect: false });
+        self.requests.insert(key, Request { command, seq, offset, length, data, received, suspect: false });
         if matches!(command, Command::Write | Command::Delete) {
             self.writes.insert(key);
             self.remember(offset, length);
@@ -177,7 +184,7 @@ impl Secondary {
     pub(super) fn answered(&mut self, key: Key, result: DiskResult) {
         let Some(request) = self.requests.remove(&key) else { return };
         self.writes.remove(&key);
-        let Request { command, seq, length, offset, .. } = request;
+        let Request { command, seq, length, offset, received, .. } = request;
         if command != Command::Delete {
             self.bytes_in_flight = self.bytes_in_flight.saturating_sub(length);
         }
@@ -198,7 +205,12 @@ impl Secondary {
         match (command, &result) {
             (Command::Write | Command::Delete, Ok(_)) => self.unflushed = true,
             (_, Ok(_)) => {}
-            (command, Err(error)) => self.count_error(command, offset, length, *error),
+            (command, Err(error)) => {
+                self.count_error(command, offset, length, *error);
+                if received {
+                    self.doubt();
+                }
+            }
         }
         if matches!(command, Command::Write | Command::Delete) {
             self.forget_in_flight(offset, length, result.is_ok());

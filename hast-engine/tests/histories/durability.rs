@@ -199,3 +199,43 @@ fn a_planned_end_marks_a_secondary_that_lacks_something() {
     h.serve_all(|message| is_sync_start(message).then_some(None));
     assert_eq!(h.exit(), Some(0));
 }
+
+/// A4: an extent is stale, and the metadata says so. What is written to it on the secondary costs no save any more.
+#[test]
+fn a_write_whose_staleness_is_on_disk_saves_nothing() {
+    let mut h = H::in_step();
+    h.policy = Box::new(|op| Some(if is_data(op) { Err(Errno::EIO) } else { Ok(()) }));
+    let copy_fails = |m: &Message| Some(is(Command::Read)(m).then_some(Errno::EIO));
+    h.w(1, 3);
+    h.serve_all(copy_fails);
+    assert_eq!(h.result(1), Some(Ok(None)));
+    let before = h.metadata().extension.generation;
+    h.w(2, 3);
+    h.serve_all(copy_fails);
+    assert_eq!(h.result(2), Some(Ok(None)));
+    assert_eq!(h.metadata().extension.generation, before);
+}
+
+/// A6: the only good copy is on an original whose disk hangs: each time the connection comes back the request is sent,
+/// and not answered. It fails once, `timeout` after it first had to wait.
+#[test]
+fn a_request_that_waits_for_a_flapping_secondary_fails_once() {
+    let mut h = H::new(24, 1, Extension::default(), &[], 5, 1, 1);
+    h.handshake_first(Extensions::NONE);
+    h.answer(2, 1, SyncSource::Secondary, Some(vec![0xff; 512]));
+    assert!(h.p.status().facts.target);
+    h.w(1, 3);
+    for _ in 0..6 {
+        h.p.handle_lost(h.t, "gone");
+        h.tick(5);
+        if h.result(1).is_some() {
+            break;
+        }
+        h.handshake_first(Extensions::NONE);
+        h.answer(2, 1, SyncSource::Secondary, Some(vec![0xff; 512]));
+        h.tick(1);
+    }
+    assert_eq!(h.result(1), Some(Err(Errno::EIO)));
+    assert!(h.t <= Duration::from_secs(40), "{:?}", h.t);
+    assert_eq!(h.done.iter().filter(|(id, _)| id.0 == 1).count(), 1);
+}

@@ -30,7 +30,7 @@ fn primary(extents: u64, extentsize: u32, bits: &[u32]) -> H {
     h.disk = metadata.encode().to_vec();
     h.disk.resize(size as usize + 4096, 0);
     h.disk[4096..4096 + map.len()].copy_from_slice(&map);
-    let host = Host { boot: [1; 16], wall: 0 };
+    let host = Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros };
     let start =
         PrimaryStart { settings: H::settings(), metadata, layout, map, random: 7, host, forced: false };
     h.sent.clear();
@@ -47,6 +47,8 @@ fn primary(extents: u64, extentsize: u32, bits: &[u32]) -> H {
         mapsize: layout.map_bytes() as u32,
         boot: Some([2; 16]),
         peer_timeout: None,
+        met: None,
+        zero_deletes: false,
     };
     let map = Buffer::from(vec![0; layout.map_bytes() as usize]);
     h.frame(Side::Out, Message::SecondAnswer(answer, Some(map)));

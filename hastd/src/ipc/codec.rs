@@ -10,7 +10,7 @@ use hast_format::metadata::Role;
 use hast_format::nv;
 use hast_net::address::Address;
 use hast_net::control::{Divergence, Facts, Statistics, WorkerStatus};
-use hast_net::handshake::{BootId, Extensions, Parting, SecondHello};
+use hast_net::handshake::{BootId, Extensions, Meeting, Met, Parting, SecondHello};
 use hast_net::payload::{Checksum, Compression};
 
 use super::{Packet, Reload, Start, StartKind, ToSupervisor, ToWorker};
@@ -79,7 +79,7 @@ impl Start {
         nv.u8("background", self.background.into());
         nv.u8("drop", self.drop_privileges.into());
         nv.u8_array("boot", &self.boot);
-        nv.u8("forced", self.forced.into());
+        nv.u8("forced", self.forced.into()).u8("unsure", self.unsure.into());
         let descriptors = match self.kind {
             StartKind::Primary { nbd, gate } => {
                 nv.u8("nbd", nbd.is_some().into());
@@ -102,6 +102,10 @@ impl Start {
                     if let Some(divergence) = &parting.divergence {
                         put_divergence(&mut nv, divergence);
                     }
+                }
+                if let Some(Meeting { met, draw }) = hello.meeting {
+                    nv.u64("connection", met.last).u64("connection_before", met.before);
+                    nv.u32("connection_draw", draw);
                 }
                 vec![self.provider, out, in_]
             }
@@ -134,6 +138,7 @@ impl Start {
                     remotecnt: need(list.u64("remotecnt"), "remotecnt")?,
                     boot: sixteen_bytes(list, "peer_boot"),
                     parting: get_parting(list)?,
+                    meeting: get_meeting(list),
                 },
             },
             Role::Init => return Err(invalid("role init has no worker")),
@@ -145,6 +150,7 @@ impl Start {
             drop_privileges: need(list.u8("drop"), "drop")? != 0,
             boot: need(sixteen_bytes(list, "boot"), "boot")?,
             forced: need(list.u8("forced"), "forced")? != 0,
+            unsure: need(list.u8("unsure"), "unsure")? != 0,
             provider,
             kind,
         })
@@ -328,6 +334,11 @@ fn get_parting(list: &nv::List<'_>) -> io::Result<Option<Parting>> {
     let Some(last) = list.u64("parted") else { return Ok(None) };
     let next = need(list.u64("parting"), "parting")?;
     Ok(Some(Parting { last, next, divergence: get_divergence(list)? }))
+}
+
+fn get_meeting(list: &nv::List<'_>) -> Option<Meeting> {
+    let met = Met { last: list.u64("connection")?, before: list.u64("connection_before")? };
+    Some(Meeting { met, draw: list.u32("connection_draw")? })
 }
 
 fn put_divergence(nv: &mut nv::Writer, divergence: &Divergence) {

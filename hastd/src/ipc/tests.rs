@@ -86,6 +86,7 @@ fn a_secondary_starts_with_everything_it_was_given() {
             next: u64::MAX,
             divergence: Some(Divergence { extentsize: 512, here: 1, there: 2, both: 0, exact: false }),
         }),
+        meeting: None,
     };
     let start = Start {
         resource: resource("none"),
@@ -102,6 +103,7 @@ fn a_secondary_starts_with_everything_it_was_given() {
             ext: Extensions::SYNC_MARKS,
             hello: hello.clone(),
         },
+        unsure: false,
     };
     supervisor.send_to_worker(ToWorker::Start(Box::new(start))).unwrap();
 
@@ -141,6 +143,7 @@ fn a_primary_starts_with(has: (bool, bool)) {
             nbd: has.0.then(|| given_nbd.into()),
             gate: has.1.then(|| given_gate.into()),
         },
+        unsure: false,
     };
     supervisor.send_to_worker(ToWorker::Start(Box::new(start))).unwrap();
     let Some(ToWorker::Start(start)) = worker.recv_from_supervisor().unwrap() else { panic!() };

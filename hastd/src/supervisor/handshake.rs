@@ -164,6 +164,7 @@ mod tests {
             remotecnt,
             boot: None,
             parting: None,
+            meeting: None,
         })
     }
 

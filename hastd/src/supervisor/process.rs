@@ -12,9 +12,9 @@ use hast_format::metadata::Role;
 use hast_net::control::WorkerStatus;
 use hast_net::handshake::BootId;
 
-use super::Supervisor;
 use super::hooks::Condition;
 use super::resource::{Complete, Pending, Step};
+use super::{EX_NOINPUT, Supervisor};
 use crate::ipc::{Channel, Start, StartKind, ToSupervisor, ToWorker};
 use crate::watch::Watched;
 
@@ -209,6 +209,7 @@ impl Supervisor {
             drop_privileges: self.workers.drop_privileges,
             boot: self.workers.boot,
             forced,
+            unsure: resource.unsure,
             provider: OwnedFd::from(provider.as_file().try_clone()?),
             kind,
         };
@@ -385,6 +386,9 @@ impl Supervisor {
             }
         }
         drop(scope);
+        if resource.role == Role::Secondary {
+            resource.unsure = status.code() == Some(EX_NOINPUT);
+        }
         if let Some(change) = &mut resource.change {
             if change.step == Step::Stopping && status.success() {
                 change.stopped = Some(pid);

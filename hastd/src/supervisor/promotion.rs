@@ -5,7 +5,7 @@
 //! when no worker can write to it any more: whatever a worker has answered, it may have been told later.
 
 use std::fmt;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use hast_format::extension::{Mark, Utc};
 use hast_format::metadata::{Metadata, Role};
@@ -14,7 +14,7 @@ use hast_net::errno::Errno;
 
 use super::Supervisor;
 use super::process::Asker;
-use super::resource::{Change, Step};
+use super::resource::{Change, Resource, Step};
 
 /// On what condition a node becomes primary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +38,12 @@ impl Outdated {
     /// As a provider says.
     pub(super) fn on(metadata: &Metadata) -> Option<Outdated> {
         metadata.extension.mark.as_ref().map(|Mark { since, by }| Outdated { since: *since, by: by.clone() })
+    }
+
+    /// A secondary whose last worker could not rely on the disk, and perhaps could not write that down either.
+    pub(super) fn unsure(resource: &Resource) -> Option<Outdated> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        resource.unsure.then(|| Outdated { since: now, by: resource.config.remote_text().to_owned() })
     }
 
     /// As a worker says.

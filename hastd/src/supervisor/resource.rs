@@ -45,6 +45,9 @@ pub(super) struct Resource {
     pub(super) worker: Option<Worker>,
     /// A primary's data is wanted whatever is known of it, and no worker has written that down yet.
     pub(super) forced: bool,
+    /// The last worker of this secondary ended because it could not rely on its disk, and perhaps could not write that
+    /// down: the next one does, and the node does not become primary unforced (B1).
+    pub(super) unsure: bool,
     /// When to start the worker of a primary again.
     pub(super) restart: Option<Instant>,
     /// Connections of a primary that have no worker yet.
@@ -79,6 +82,7 @@ impl Resource {
             attaching: Attaching::Idle,
             worker: None,
             forced: false,
+            unsure: false,
             restart: None,
             pending: Pending::None,
             split_brain: false,

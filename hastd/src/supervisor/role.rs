@@ -99,6 +99,7 @@ impl Supervisor {
             Ok((provider, metadata)) => {
                 resource.provider = Some(provider);
                 let outdated = metadata.as_ref().and_then(Outdated::on);
+                let outdated = outdated.or_else(|| Outdated::unsure(resource));
                 let promotion = resource.change.as_ref().map(|change| change.promotion);
                 match (outdated, promotion) {
                     (Some(outdated), Some(Promotion::Checked)) => self.refuse_promotion(index, &outdated),
@@ -192,6 +193,7 @@ impl Supervisor {
             resource.split_brain = false;
         }
         resource.role = role;
+        resource.unsure &= role == Role::Secondary;
         if let Some(pid) = stopped {
             let _scope = resource.scope();
             log::debug!("Worker process {pid} stopped.");

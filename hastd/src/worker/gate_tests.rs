@@ -89,6 +89,7 @@ impl Worker {
             forced: false,
             provider,
             kind,
+            unsure: false,
         };
         let started = start::open_with(start, gate).map_err(|error| error.code())?;
         let (channel, theirs) = Channel::pair().unwrap();

@@ -9,14 +9,16 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hast_conf::Resource;
-use hast_engine::{Host, Primary, PrimaryStart, Secondary, SecondaryStart, Settings};
+use hast_engine::{Deletes, Host, Primary, PrimaryStart, Secondary, SecondaryStart, Settings};
 use hast_format::layout::{Layout, LayoutError};
+use hast_format::metadata::Role;
 use hast_ggate::{Create, DeviceError, Gate};
 use hast_log::{Sink, error_text};
 use hast_net::payload::Stages;
 use hast_provider::{Provider, ProviderError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::deletes;
 use super::engine::Engine;
 use super::gate;
 use super::peer::LinkSettings;
@@ -84,7 +86,7 @@ pub(super) struct Started {
 
 /// What the role brings: the devices of a primary, the connections of a secondary.
 pub(super) enum Device {
-    Primary { nbd: Option<OwnedFd>, gate: Option<gate::Opened>, size: u64, sector: u32 },
+    Primary { nbd: Option<OwnedFd>, gate: Option<gate::Opened>, size: u64, sector: u32, deletes: Deletes },
     Connections { out: OwnedFd, in_: OwnedFd },
 }
 
@@ -122,7 +124,7 @@ pub(super) fn open(mut start: Start) -> Result<Started, StartError> {
 /// The same, with this GEOM Gate.
 pub(super) fn open_with(start: Start, gate: Option<Arc<dyn Gate>>) -> Result<Started, StartError> {
     let role = start.role();
-    let Start { resource, debug, background, drop_privileges, boot, forced, provider, kind } = start;
+    let Start { resource, debug, background, drop_privileges, boot, forced, unsure, provider, kind } = start;
     // The socket to the system log must be open before the root directory changes.
     hast_log::init(if background { Sink::Syslog } else { Sink::Terminal }, debug);
     hast_log::set_process_prefix(Some(&resource.name), Some(role.as_str()));
@@ -136,20 +138,30 @@ pub(super) fn open_with(start: Start, gate: Option<Arc<dyn Gate>>) -> Result<Sta
     let metadata = provider.recover_metadata_of(&resource.name)?.metadata;
     let layout = Layout::open(&metadata, provider.mediasize(), provider.sectorsize())
         .map_err(|error| StartError::Layout { path: provider.path().display().to_string(), error })?;
-    let map = provider.read_map(&layout)?;
+    let (map, lost) = provider.recover_map(&layout)?;
+    if lost > 0 && metadata.resuid == 0 && metadata.prevrole == Role::Primary && role == Role::Secondary {
+        log::warn!(
+            "This node was primary and has not met another one: what its activemap has lost counts as written here, \
+             and a primary that it meets is told of a split-brain. If nothing was written here, make it a fresh \
+             one: hastctl role init {0}, hastctl create {0}.",
+            resource.name
+        );
+    }
     let settings = settings(&resource);
     let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let host = Host { boot, wall };
+    let deletes = deletes::ability(&provider);
+    log::debug!("Deletes: {deletes:?}.");
+    let host = Host { boot, wall, deletes };
     let (size, sector) = (layout.datasize(), layout.sectorsize());
     let (engine, device) = match kind {
         StartKind::Primary { nbd, .. } => {
             let gate = gate.map(|gate| open_device(gate, &resource, &layout)).transpose()?;
             let start = PrimaryStart { settings, metadata, layout, map, random: random()?, host, forced };
             let primary = Primary::new(start, Duration::ZERO);
-            (Engine::Primary(Box::new(primary)), Device::Primary { nbd, gate, size, sector })
+            (Engine::Primary(Box::new(primary)), Device::Primary { nbd, gate, size, sector, deletes })
         }
         StartKind::Secondary { out, in_, version, ext, hello } => {
-            let start = SecondaryStart { metadata, layout, map, settings, version, ext, host, hello };
+            let start = SecondaryStart { metadata, layout, map, settings, version, ext, host, hello, unsure };
             let secondary = Secondary::new(start, Duration::ZERO);
             (Engine::Secondary(Box::new(secondary)), Device::Connections { out, in_ })
         }

@@ -111,6 +111,7 @@ impl Worker {
             forced: false,
             provider: provider.into_file().into(),
             kind,
+            unsure: false,
         })));
         worker
     }

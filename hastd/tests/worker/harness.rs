@@ -168,6 +168,7 @@ impl Worker {
             forced: false,
             provider,
             kind,
+            unsure: false,
         })));
         worker
     }

@@ -47,6 +47,7 @@ impl Secondary {
             remotecnt: 0,
             boot: None,
             parting: None,
+            meeting: None,
         };
         let kind = StartKind::Secondary {
             out: their_out.into(),
@@ -228,6 +229,7 @@ fn a_resource_id_of_another_pair_is_refused_with_words() {
         remotecnt: 0,
         boot: None,
         parting: None,
+        meeting: None,
     };
     let kind = StartKind::Secondary {
         out: their_out.into(),
@@ -352,6 +354,8 @@ impl Primary {
             mapsize: 0,
             boot: None,
             peer_timeout: None,
+            met: None,
+            zero_deletes: false,
         };
         out.write_all(&bytes(&Message::SecondAnswer(answer, None))).unwrap();
         (out, in_)

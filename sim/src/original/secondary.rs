@@ -103,6 +103,8 @@ impl Secondary {
             mapsize: map.as_ref().and_then(|map| u32::try_from(map.len()).ok()).unwrap_or(0),
             boot: None,
             peer_timeout: None,
+            met: None,
+            zero_deletes: false,
         };
         self.send(Side::Out, Message::SecondAnswer(answer, map));
         self.answered = true;

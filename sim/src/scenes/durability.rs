@@ -7,7 +7,7 @@ use core::time::Duration;
 
 use hast_format::metadata::Role;
 
-use crate::disk::{Faults, Region, SECTOR};
+use crate::disk::{Chances, Region, SECTOR};
 use crate::node::{Node, Worker};
 use crate::world::World;
 
@@ -87,7 +87,7 @@ impl World {
         let extent = self.any_extent();
         let first = self.sector_of(extent);
         self.spoil(0, Region::unreadable(self.byte_of(0, first)?, SECTOR as u64));
-        self.disturb(1, Faults { write: 1, ..Faults::default() });
+        self.disturb(1, Chances { write: 1, ..Chances::default() });
         self.write_at(0, first + 1, 3);
         self.until("the write is acknowledged", World::nothing_is_open)?;
         self.read_at(0, first, 8);
@@ -112,7 +112,7 @@ impl World {
         self.write_at(0, first, 1);
         let after = Duration::from_micros(self.random.below(4_000));
         self.pass(after)?;
-        self.disturb(1, Faults { write: 1, ..Faults::default() });
+        self.disturb(1, Chances { write: 1, ..Chances::default() });
         self.write_at(0, first + 1, 3);
         for _ in 0..12 {
             let after = Duration::from_micros(self.random.below(800));
@@ -160,14 +160,14 @@ impl World {
         self.flushed_pair()?;
         self.write_some(0, 6, true)?;
         self.cut();
-        self.disturb(1, Faults { flush: 1, ..Faults::default() });
+        self.disturb(1, Chances { flush: 1, ..Chances::default() });
         self.kill(1, false);
         self.set_running(1, false);
         let connected = |world: &World| world.nodes.first().is_some_and(Node::is_connected);
         self.until("the primary notices", |world| !connected(world))?;
         self.back(1, Role::Secondary);
         self.until("a worker cannot flush", |world| world.exits_with(66) > 0 || connected(world))?;
-        self.disturb(1, Faults::default());
+        self.disturb(1, Chances::default());
         self.until("the nodes are connected", World::is_connected)?;
         self.kill(0, false);
         self.set_running(0, false);
@@ -205,7 +205,7 @@ impl World {
             let after = Duration::from_micros(self.random.below(4_000));
             self.pass(after)?;
         } else {
-            self.disturb(1, Faults { write: 1, ..Faults::default() });
+            self.disturb(1, Chances { write: 1, ..Chances::default() });
             self.write_at(0, other + 5, 1);
             self.until("the last write is answered", World::nothing_is_open)?;
         }
@@ -221,11 +221,10 @@ impl World {
     pub(super) fn rollback(&mut self) -> Result<(), String> {
         self.pair()?;
         let former = self.nodes.get(1).ok_or("no such node")?.disk.clone();
-        if self.random.one_in(2) {
-            self.cut();
-            self.pass(Duration::from_secs(5))?;
-            self.quiet()?;
-        }
+        // Of what happens on one connection the generations say nothing.
+        self.cut();
+        self.pass(Duration::from_secs(5))?;
+        self.quiet()?;
         self.write_some(0, 40, true)?;
         self.quiet()?;
         self.pass(Duration::from_secs(5))?;
@@ -283,7 +282,8 @@ impl World {
     }
 
     fn is_marked(&self, node: usize) -> Result<bool, String> {
-        Ok(self.metadata_of(node)?.extension.mark.is_some())
+        let unsure = self.nodes.get(node).is_some_and(|node| node.unsure);
+        Ok(unsure || self.metadata_of(node)?.extension.mark.is_some())
     }
 
     fn any_extent(&mut self) -> usize {
@@ -314,10 +314,10 @@ impl World {
         }
     }
 
-    fn disturb(&mut self, node: usize, faults: Faults) {
-        self.trace(|| format!("node {node}: {faults:?}"));
+    fn disturb(&mut self, node: usize, chances: Chances) {
+        self.trace(|| format!("node {node}: {chances:?}"));
         if let Some(node) = self.nodes.get_mut(node) {
-            node.disk.faults = faults;
+            node.disk.chances = chances;
         }
     }
 

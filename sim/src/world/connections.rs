@@ -192,7 +192,7 @@ impl World {
 
     /// A frame for the supervisor of a secondary.
     pub(super) fn hello(&mut self, id: ConnId, to: usize, frame: &Frame) {
-        let mode = self.plan.mode;
+        let mode = self.mode;
         let Some(n) = self.nodes.get_mut(to) else { return };
         let hello = frame
             .list()
@@ -210,7 +210,9 @@ impl World {
                 let plain = n.original || self.plan.scene.is_plain();
                 let known = if plain { Extensions::NONE } else { Extensions::ALL };
                 let ext = hello.ext.intersection(known);
-                if n.is_secondary() {
+                if !n.can_start() {
+                    self.close_end(id, to);
+                } else if n.is_secondary() {
                     n.waiting = Some((id, ext));
                     n.handle_stop(self.now);
                     self.pump(to);

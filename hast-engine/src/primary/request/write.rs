@@ -118,18 +118,19 @@ impl Primary {
     /// there is no room for it.
     pub(super) fn write_down(&mut self, key: Key, here: bool) -> Option<u64> {
         let request = self.requests.get(&key)?;
-        let is_write = matches!(request.op, Op::Write { .. });
         let failed = matches!(request.remote, Half::Failed(_));
         let fresh: Vec<u32> = request
             .extents()
             .filter(|extent| self.sync.stale.contains(*extent) && self.covers(&request.op, *extent))
             .collect();
         if !here {
-            // A delete leaves nothing to prefer: our copy will be made the other node's.
-            if !is_write || !keeps(Rule::L3) {
+            if !keeps(Rule::L3) {
                 return Some(0);
             }
             let extents = request.extents();
+            if extents.clone().all(|extent| self.is_known_stale(extent)) {
+                return Some(0); // on disk long since
+            }
             let staled = extents.clone().filter(|extent| !self.sync.stale.contains(*extent)).collect();
             let save = self.record_stale(extents)?;
             if let Some(request) = self.requests.get_mut(&key) {
@@ -150,6 +151,11 @@ impl Primary {
         Some(self.save_metadata())
     }
 
+    /// Whether `extent` is stale, and the metadata on disk certainly says so.
+    fn is_known_stale(&self, extent: u32) -> bool {
+        self.sync.stale.contains(extent) && self.sync.known.contains(extent)
+    }
+
     /// L3: our copy of `extents` is out of date, the secondary's is not; gives the save that says so. `None`
     /// if the metadata has no room for it.
     pub(in crate::primary) fn record_stale(&mut self, extents: Range<u32>) -> Option<u64> {
@@ -164,10 +170,13 @@ impl Primary {
             return false;
         }
         let new: Vec<u32> = extents.filter(|extent| self.sync.stale.insert(*extent)).collect();
+        if new.is_empty() {
+            return true;
+        }
         for extent in &new {
             self.map.mark_dirty(*extent);
         }
-        if !new.is_empty() && self.link.is_up() {
+        if self.link.is_up() {
             self.begin_session();
         }
         if self.sync.target || self.sync.stale_runs().len() <= STALE_RUNS {
@@ -238,10 +247,8 @@ impl Primary {
         let (here, confirmed) = (standing.is_here(), standing.is_confirmed());
         let outcome = standing.outcome();
         let both = outcome == Outcome::StoredOnBoth;
-        let nothing = outcome == Outcome::NotIssued;
         let stage = request.stage;
         let extents = request.extents();
-        let is_write = standing.is_write;
         // Somebody relies on our copy, whatever has come to need the secondary since.
         let ours = stage == (Stage::Completed { well: true }) && standing.remote != Half::Done;
         for extent in extents.clone() {
@@ -262,7 +269,7 @@ impl Primary {
                 self.lies_there_alone(extent..extent + 1); // whatever our disk has of it
             }
         }
-        if is_write && !here && there {
+        if !here && there {
             self.sync.direct_reads_off = true;
         }
         self.finish_in_map(extents, outcome);
@@ -272,7 +279,7 @@ impl Primary {
         }
         if both {
             self.flush.note_unflushed(self.now);
-        } else if self.link.is_up() && !nothing {
+        } else if self.link.is_up() {
             self.begin_session();
         }
     }

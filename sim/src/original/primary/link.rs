@@ -134,6 +134,7 @@ impl Primary {
             remotecnt: self.metadata.remotecnt,
             boot: None,
             parting: None,
+            meeting: None,
         };
         self.send(Side::In, Message::SecondHello(hello));
     }

@@ -1,0 +1,183 @@
+//! Generations of connections (durability.md G1): how two nodes notice that the disk of one of them is not the one that
+//! the other was last connected to, because it was rolled back (a snapshot of the machine, a restored backup), cloned
+//! or exchanged. Their counts may be in step then, though their data are not.
+//!
+//! Each connection has a generation: its upper half is one more than the larger of those that the two nodes have
+//! stored, its lower half is drawn at random by the primary. Both nodes store it durably:
+//!
+//! 1. The *secondary* before it answers the handshake, and with it the generation that the primary said it had
+//!    (`before`): should the connection break off now, the primary still has that one. A secondary that cannot store it
+//!    says so, keeps what it had, and the connection has no generation.
+//! 2. The *primary* before the nodes count as connected. It knows that the secondary has stored it, and forgets what it
+//!    had as `before` itself.
+//! 3. The secondary forgets `before` with the first request: the primary has stored the generation by then.
+//!
+//! So of two nodes whose disks nobody has touched, each has a generation that the other has too, as its latest or as the
+//! one before: only the steps from 1 to 2 make the latest ones differ, whoever is primary afterwards, and 1 happens
+//! again only with `before` set to what the primary of that attempt has. Nodes that have none in common have seen
+//! different connections since, and the one with the higher counter has seen more. Between equal generations a rollback
+//! cannot be seen.
+
+use hast_net::handshake::{Met, SyncSource};
+
+use crate::counts::{Counts, Decision, MapToSend};
+use crate::rule::{Rule, keeps};
+
+/// What the generations that two nodes have stored say of their disks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Histories {
+    /// One of them is not known.
+    Unknown,
+    /// The nodes were connected to each other last.
+    Same,
+    /// The primary was connected since, the secondary was not: its disk is an older one.
+    PrimaryAhead,
+    /// The other way round.
+    SecondaryAhead,
+    /// Both were, to different nodes.
+    Apart,
+}
+
+/// Compares them.
+#[must_use]
+pub fn compare(primary: Met, secondary: Met) -> Histories {
+    if primary.last == 0 || secondary.last == 0 {
+        return Histories::Unknown;
+    }
+    let has =
+        |met: Met, generation: u64| generation != 0 && (met.last == generation || met.before == generation);
+    if has(secondary, primary.last) || has(secondary, primary.before) {
+        return Histories::Same;
+    }
+    match counter(primary.last).cmp(&counter(secondary.last)) {
+        core::cmp::Ordering::Greater => Histories::PrimaryAhead,
+        core::cmp::Ordering::Less => Histories::SecondaryAhead,
+        core::cmp::Ordering::Equal => Histories::Apart,
+    }
+}
+
+/// The generation of a connection between two nodes, for which the primary has drawn `draw`.
+#[must_use]
+pub fn next(primary: Met, secondary: Met, draw: u32) -> u64 {
+    let latest = counter(primary.last).max(counter(secondary.last));
+    u64::from(latest.saturating_add(1)) << 32 | u64::from(draw)
+}
+
+/// What the counts have decided, in view of the histories: of nodes whose disks do not belong together the maps say
+/// nothing, so that everything is copied from the one that has seen more, unless the other one was written alone since.
+#[must_use]
+pub fn judged(decision: Decision, primary: Counts, secondary: Counts, histories: Histories) -> Decision {
+    if !matches!(decision, Decision::Accept { adopt: false, .. }) || !keeps(Rule::G1) {
+        return decision;
+    }
+    let everything_from = |source, other_was_written| match other_was_written {
+        true => Decision::SplitBrain,
+        false => Decision::Accept { adopt: false, map: MapToSend::Full, source },
+    };
+    match histories {
+        Histories::Unknown | Histories::Same => decision,
+        Histories::PrimaryAhead => everything_from(SyncSource::Primary, secondary.local > primary.remote),
+        Histories::SecondaryAhead => everything_from(SyncSource::Secondary, primary.local > secondary.remote),
+        Histories::Apart => Decision::SplitBrain,
+    }
+}
+
+fn counter(generation: u64) -> u32 {
+    u32::try_from(generation >> 32).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn met(last: u64, before: u64) -> Met {
+        Met { last, before }
+    }
+
+    fn accept(map: MapToSend, source: SyncSource) -> Decision {
+        Decision::Accept { adopt: false, map, source }
+    }
+
+    const G: u64 = 1 << 32;
+
+    #[test]
+    fn a_node_that_missed_connections_is_the_older_one() {
+        assert_eq!(compare(met(5 * G, 0), met(5 * G, 0)), Histories::Same);
+        assert_eq!(
+            compare(met(5 * G, 0), met(6 * G, 5 * G)),
+            Histories::Same,
+            "broke off before the primary had it"
+        );
+        assert_eq!(compare(met(6 * G, 5 * G), met(5 * G, 0)), Histories::Same, "and then the roles changed");
+        assert_eq!(compare(met(7 * G, 0), met(5 * G, 0)), Histories::PrimaryAhead);
+        assert_eq!(compare(met(5 * G, 0), met(7 * G, 0)), Histories::SecondaryAhead);
+        assert_eq!(compare(met(5 * G + 1, 0), met(5 * G + 2, 0)), Histories::Apart);
+        for (one, other) in [(0, 5 * G), (5 * G, 0), (0, 0)] {
+            assert_eq!(compare(met(one, 0), met(other, 0)), Histories::Unknown);
+        }
+    }
+
+    #[test]
+    fn everything_is_copied_from_the_node_that_has_seen_more_unless_the_other_was_written() {
+        use SyncSource::{Primary, Secondary};
+        let counts = |local, remote| Counts { local, remote };
+        let in_step = accept(MapToSend::Own, Primary);
+        let with = |p, s, histories| judged(in_step, p, s, histories);
+        let (p, s) = (counts(3, 5), counts(5, 3));
+        assert_eq!(with(p, s, Histories::Same), in_step);
+        assert_eq!(with(p, s, Histories::Unknown), in_step);
+        assert_eq!(with(p, s, Histories::PrimaryAhead), accept(MapToSend::Full, Primary));
+        assert_eq!(with(p, s, Histories::SecondaryAhead), accept(MapToSend::Full, Secondary));
+        assert_eq!(with(p, s, Histories::Apart), Decision::SplitBrain);
+        assert_eq!(with(p, counts(6, 3), Histories::PrimaryAhead), Decision::SplitBrain);
+        assert_eq!(with(counts(4, 5), s, Histories::SecondaryAhead), Decision::SplitBrain);
+        // The primary is older than what the secondary knows of it: the counts alone would make it the source.
+        assert_eq!(with(counts(2, 5), s, Histories::SecondaryAhead), accept(MapToSend::Full, Secondary));
+        assert_eq!(judged(Decision::Mismatch, p, s, Histories::Apart), Decision::Mismatch);
+        assert_eq!(judged(Decision::SplitBrain, p, s, Histories::PrimaryAhead), Decision::SplitBrain);
+    }
+
+    #[test]
+    fn generations_only_rise() {
+        assert_eq!(next(met(0, 0), met(0, 0), 9), G + 9);
+        assert_eq!(next(met(5 * G + 7, 0), met(3 * G, 0), 9), 6 * G + 9);
+        assert_eq!(next(met(u64::MAX, 0), met(0, 0), 9), (u64::from(u32::MAX) << 32) + 9);
+    }
+
+    proptest! {
+        /// Two nodes that nobody has tampered with, any number of attempts that end at any step, in either role: they
+        /// never seem to be apart. And a node that is set back to before the last connection that both completed is
+        /// found to be the older one.
+        #[test]
+        fn honest_nodes_are_never_apart(
+            steps in proptest::collection::vec((any::<bool>(), 0..4_u8, any::<u32>()), 1..40),
+        ) {
+            let mut nodes = [met(0, 0); 2];
+            let mut complete = None;
+            for (turned, reached, draw) in steps {
+                let (p, s) = (usize::from(turned), usize::from(!turned));
+                let histories = compare(nodes[p], nodes[s]);
+                prop_assert!(matches!(histories, Histories::Same | Histories::Unknown), "{nodes:?}");
+                let generation = next(nodes[p], nodes[s], draw);
+                let before = nodes;
+                if reached >= 1 {
+                    nodes[s] = met(generation, nodes[p].last);
+                }
+                if reached >= 2 {
+                    nodes[p] = met(generation, 0);
+                }
+                if reached >= 3 {
+                    nodes[s].before = 0;
+                    complete = Some(before);
+                }
+            }
+            if let Some(older) = complete {
+                for (node, old) in older.into_iter().enumerate() {
+                    let found = compare(old, nodes[1 - node]);
+                    prop_assert!(matches!(found, Histories::SecondaryAhead | Histories::Unknown), "{old:?} {nodes:?}");
+                }
+            }
+        }
+    }
+}

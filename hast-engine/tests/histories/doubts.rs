@@ -1,0 +1,170 @@
+//! A secondary that is not sure of what it stored says so (B1), and a node whose disk is an older one is found out (G1).
+
+use super::*;
+
+fn metadata(s: &S) -> Metadata {
+    Metadata::read(&s.disk).unwrap().metadata
+}
+
+/// The boot id that the secondary has answered the handshake with.
+fn said(s: &S) -> Option<[u8; 16]> {
+    s.sent.iter().find_map(|message| match message {
+        Message::SecondAnswer(answer, _) => answer.boot,
+        _ => None,
+    })
+}
+
+fn received_write(seq: u64, extent: u64) -> Message {
+    let Message::Request(request) = write_of(seq, extent) else { unreachable!() };
+    Message::Request(Request { memsync: true, ..request })
+}
+
+fn done(seq: u64, failures: Option<u64>) -> Message {
+    Message::Mark(Mark { seq, kind: MarkKind::SyncDone { localcnt: 1, failures } })
+}
+
+/// H7: the system tells the first flush of a worker that something could not be written; nobody hears of it again. The
+/// node is marked before the worker ends, and the next one does not say which boot this is.
+#[test]
+fn a_first_flush_that_fails_is_remembered() {
+    let mut s = S::new(Extension::default(), &[]);
+    s.poll();
+    s.fail(0);
+    s.run();
+    assert_eq!(said(&s), None);
+    let left = metadata(&s).extension;
+    assert!(left.unsure && left.mark.is_some(), "{left:?}");
+
+    let mut s = S::new(left, &[]);
+    s.run();
+    assert_eq!(said(&s), Some([0; 16]));
+    s.frame(done(1, Some(0)));
+    s.run();
+    let left = metadata(&s).extension;
+    assert!(!left.unsure && left.mark.is_none(), "the primary says that all is well: {left:?}");
+    let mut s = S::new(left, &[]);
+    s.run();
+    assert_eq!(said(&s), Some([1; 16]));
+}
+
+/// A flush fails while writes are unflushed: that is written down at once, not only when the worker ends.
+#[test]
+fn a_flush_that_may_have_dropped_something_marks_at_once() {
+    let mut s = S::new(Extension::default(), &[]);
+    s.run();
+    s.frame(write_of(1, 3));
+    s.run();
+    s.frame(flush_of(2));
+    s.fail(s.at(|op| matches!(op, DiskOp::Flush)));
+    s.run();
+    let extension = metadata(&s).extension;
+    assert!(extension.unsure && extension.mark.is_some(), "{extension:?}");
+}
+
+/// The primary was told that a write is received, and may have told its client; the disk refuses it.
+#[test]
+fn a_write_that_was_received_and_refused_marks() {
+    for memsync in [false, true] {
+        let mut s = S::new(Extension::default(), &[]);
+        s.run();
+        s.frame(if memsync { received_write(1, 3) } else { write_of(1, 3) });
+        s.fail(s.at(is_data));
+        s.run();
+        assert_eq!(s.answer(1), if memsync { Some(Ok(())) } else { Some(Err(Errno::EIO)) }, "received first");
+        assert_eq!(metadata(&s).extension.mark.is_some(), memsync);
+        // The primary sent this before it had read the refusal.
+        s.frame(done(2, Some(0)));
+        s.run();
+        assert_eq!(metadata(&s).extension.mark.is_some(), memsync);
+        s.frame(done(3, Some(1)));
+        s.run();
+        assert_eq!(metadata(&s).extension.mark, None);
+    }
+}
+
+/// Under an original nobody would ever take the mark back; the doubt itself stays.
+#[test]
+fn an_original_does_not_mark() {
+    let mut s = S::under(Extensions::NONE, Extension::default(), &[]);
+    s.poll();
+    s.fail(0);
+    s.run();
+    let left = metadata(&s).extension;
+    assert!(left.unsure && left.mark.is_none(), "{left:?}");
+}
+
+const G: u64 = 1 << 32;
+
+/// A secondary with these generations, and its answer to a primary with those.
+fn meets(secondary: Met, primary: Met) -> (S, Option<SecondAnswer>, Vec<u8>) {
+    let extension =
+        Extension { connection: secondary.last, connection_before: secondary.before, ..Extension::default() };
+    let mut s = S::meeting(Some(Meeting { met: primary, draw: 9 }), extension);
+    s.run();
+    let answer = s.sent.iter().find_map(|message| match message {
+        Message::SecondAnswer(answer, map) => Some((answer.clone(), map.clone())),
+        _ => None,
+    });
+    let map = answer.as_ref().and_then(|(_, map)| map.as_ref()).map_or(Vec::new(), |map| map.to_vec());
+    (s, answer.map(|(answer, _)| answer), map)
+}
+
+/// H9: the counts are in step, but one disk was rolled back. Everything is copied from the node that has seen more.
+#[test]
+fn a_disk_that_was_rolled_back_is_found() {
+    let met = |last, before| Met { last, before };
+    let (s, answer, map) = meets(met(5 * G, 0), met(5 * G, 0));
+    assert_eq!(
+        answer.map(|answer| (answer.syncsrc, answer.met)),
+        Some((SyncSource::Primary, Some(met(6 * G + 9, 5 * G))))
+    );
+    assert!(map.iter().all(|byte| *byte == 0), "in step");
+    let stored = metadata(&s).extension;
+    assert_eq!(
+        (stored.connection, stored.connection_before),
+        (6 * G + 9, 5 * G),
+        "durable before the answer"
+    );
+
+    let (_, answer, map) = meets(met(4 * G, 0), met(5 * G, 0));
+    assert_eq!(answer.map(|answer| answer.syncsrc), Some(SyncSource::Primary));
+    assert!(!map.is_empty() && map.iter().all(|byte| *byte == 0xff), "G1: ours is older");
+    let (_, answer, map) = meets(met(6 * G, 0), met(5 * G, 0));
+    assert_eq!(answer.map(|answer| answer.syncsrc), Some(SyncSource::Secondary));
+    assert!(!map.is_empty() && map.iter().all(|byte| *byte == 0xff), "G1: the primary's is older");
+    let (s, answer, _) = meets(met(5 * G + 1, 0), met(5 * G + 2, 0));
+    assert_eq!(answer, None);
+    assert!(s.sent.iter().any(|message| matches!(message, Message::SecondRefusal(..))), "{:?}", s.sent);
+}
+
+/// A connection broke off after the secondary had stored its generation and before the primary had: no rollback.
+#[test]
+fn an_attempt_that_broke_off_is_no_rollback() {
+    let met = |last, before| Met { last, before };
+    for (secondary, primary) in [((6 * G, 5 * G), (5 * G, 0)), ((5 * G, 0), (6 * G, 5 * G))] {
+        let (_, answer, map) = meets(met(secondary.0, secondary.1), met(primary.0, primary.1));
+        assert_eq!(answer.map(|answer| answer.syncsrc), Some(SyncSource::Primary));
+        assert!(map.iter().all(|byte| *byte == 0), "{secondary:?} {primary:?}");
+    }
+}
+
+/// The secondary's disk cannot store the generation: then the primary does not either, and nothing seems to be rolled back
+/// at the next connection.
+#[test]
+fn a_generation_that_cannot_be_stored_is_none() {
+    let extension = Extension { connection: 5 * G, ..Extension::default() };
+    let mut s = S::meeting(Some(Meeting { met: Met { last: 5 * G, before: 0 }, draw: 9 }), extension);
+    s.poll();
+    s.step(0);
+    s.fail(s.at(|op| matches!(op, DiskOp::Write { .. })));
+    s.run();
+    let met = s.sent.iter().find_map(|message| match message {
+        Message::SecondAnswer(answer, _) => answer.met,
+        _ => None,
+    });
+    assert_eq!(met, Some(Met { last: 0, before: 5 * G }));
+    s.frame(Message::Mark(Mark { seq: 1, kind: MarkKind::SyncStart }));
+    s.run();
+    let left = metadata(&s).extension;
+    assert_eq!((left.connection, left.connection_before), (5 * G, 0));
+}
