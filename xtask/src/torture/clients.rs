@@ -52,6 +52,7 @@ impl Pace {
     }
 
     /// Begins one, and waits until no client has a request under way.
+    #[cfg(target_os = "linux")]
     pub(super) fn silence_all(&self) -> Result<(), Failure> {
         self.silence();
         let Pace(_, busy) = self;
@@ -234,6 +235,7 @@ impl<K: Keeper> One<K> {
 }
 
 /// Asks for one thing and waits for the answer. False: there was none, or the device refused.
+#[cfg(target_os = "linux")]
 pub(super) fn ask(record: &impl Keeper, client: &Client, what: What) -> bool {
     let open = record.begin(what);
     let end = submit(client, &open).map_or(End::Lost, |ticket| answer(client, ticket));

@@ -175,7 +175,7 @@ fn one(field: &mut Field, scene: Scene, faults: bool) -> Result<(), Failure> {
     let clients = Clients::start(&record, &sockets, RESOURCE, sectors, &field.pace, &mut field.random);
     field.say(format!("{scene:?}"));
     field.go_on(300)?;
-    if faults && scene != Scene::FlushedAlone && field.random.one_in(3) {
+    if faults && scene != Scene::FlushedAlone && field.random.one_in(2) {
         field.disturb();
         field.go_on(300)?;
     }
