@@ -253,16 +253,39 @@ impl Field {
         });
         self.start(self.serving)?;
         self.say(format!("{} is primary again", self.node(self.serving).name()));
-        self.node(self.serving).role("primary", RESOURCE)
+        self.set_role(self.serving, "primary")
     }
 
-    /// Makes a node primary. False: it knows that it is out of date, and refuses.
+    /// Gives a node a role. A bad disk is mended if the node cannot do without.
+    ///
+    /// # Errors
+    /// The node refuses.
+    pub(super) fn set_role(&self, side: Side, role: &str) -> Result<(), Failure> {
+        match self.node(side).role(role, RESOURCE) {
+            Err(failure) if self.faulty => {
+                self.say(format!("{} cannot be {role} with this disk: {failure}", self.node(side).name()));
+                self.mend_disks();
+                self.node(side).role(role, RESOURCE)
+            }
+            result => result,
+        }
+    }
+
+    /// The disks are neither bad nor slow any more.
+    pub(super) fn mend_disks(&self) {
+        for side in Side::BOTH {
+            self.disk(side).disk(|disk| disk.faults.clear());
+            self.disk(side).set_slow(None);
+        }
+    }
+
+    /// Makes a node primary. False: it knows that it is out of date, and refuses; or its disk is bad.
     ///
     /// # Errors
     /// It fails in any other way.
     pub(super) fn promote(&self, side: Side) -> Result<bool, Failure> {
         let told = self.node(side).hastctl(&["role", "primary", RESOURCE])?;
-        if told.code != 0 && told.stderr.contains("error 70 ") {
+        if told.code != 0 && (self.faulty || told.stderr.contains("error 70 ")) {
             return Ok(false);
         }
         told.ok(&format!("making {} primary", self.node(side).name())).map(|_| true)

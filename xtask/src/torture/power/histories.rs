@@ -1,6 +1,6 @@
 //! Who has what when the serving node has died: taking over, the return of the other node, and what must be true then.
 
-use hast_nbd::client::Client;
+use hast_nbd::client::{Client, ClientError};
 use hast_tests::{Context, Failure};
 
 use super::disk::SECTOR;
@@ -9,7 +9,10 @@ use super::ledger::{Ledger, Parting};
 use crate::torture::clients::ask;
 use crate::torture::field::Side;
 use crate::torture::record::What;
-use crate::torture::{BLOCK, Mode, RESOURCE};
+use crate::torture::{Mode, RESOURCE};
+
+/// One read of the whole device in bytes: a bad disk may let some of them through.
+const BLOCK: usize = 64 << 10;
 
 impl Field {
     /// The node that serves is dead and the other one takes over, without -f. False: it refused, since it knows that it
@@ -41,7 +44,7 @@ impl Field {
             }
             self.record.meanwhile(|ledger, _| *ledger = before);
             self.resume()?;
-            self.node(new).role("secondary", RESOURCE)?;
+            self.set_role(new, "secondary")?;
             return Ok(false);
         }
         self.count("fail-overs");
@@ -86,7 +89,7 @@ impl Field {
         let old = self.serving.other();
         self.silence()?;
         self.start(old)?;
-        self.node(old).role("secondary", RESOURCE)?;
+        self.set_role(old, "secondary")?;
         self.wait("the nodes to be in step, or to find a split-brain", |field| {
             Ok(field.is_split()? || field.is_in_step()?)
         })?;
@@ -127,13 +130,13 @@ impl Field {
         let loser = if self.random.one_in(2) { serving } else { old };
         self.say(format!("{} gives its changes up", self.node(loser).name()));
         if loser == serving {
-            self.node(serving).role("secondary", RESOURCE)?;
+            self.set_role(serving, "secondary")?;
             self.record.meanwhile(|ledger, _| *ledger = left.ledger);
             self.serving = old;
         }
         self.node(loser).ctl(&["discard", RESOURCE])?;
         if loser == serving {
-            self.node(old).role("primary", RESOURCE)?;
+            self.set_role(old, "primary")?;
         }
         // Until they have met again both remember.
         self.wait("the nodes to be in step after a split-brain", Field::is_in_step)?;
@@ -156,11 +159,14 @@ impl Field {
         })?;
         let client = self.node(self.serving).client(RESOURCE)?;
         // The first flush after a disk was bad tells of one that failed when nobody waited for it.
-        let again = self.faulty;
-        if !ask(&*self.record, &client, What::Flush) && !(again && ask(&*self.record, &client, What::Flush)) {
+        let mut flushed = ask(&*self.record, &client, What::Flush);
+        if !flushed && self.faulty {
+            flushed = ask(&*self.record, &client, What::Flush);
+        }
+        if !flushed {
             return Failure::because("nothing is wrong any more, and a flush fails");
         }
-        let data = self.read_with(&client)?;
+        let data = self.read_with(&client, false)?;
         client.disconnect().context("disconnect")?;
         self.compare_disks(&data)?;
         self.record.meanwhile(|ledger, now| {
@@ -204,22 +210,30 @@ impl Field {
         Ok(hast_tests::disk::metadata(&self.node(side).provider(RESOURCE))?.localoff)
     }
 
-    /// Reads the whole device.
+    /// Reads the whole device, or as much as a bad disk lets through.
     ///
     /// # Errors
     /// Something in it is not what it may be.
     pub(super) fn read_everything(&self) -> Result<(), Failure> {
         let client = self.node(self.serving).client(RESOURCE)?;
-        self.read_with(&client)?;
+        self.read_with(&client, self.faulty)?;
         client.disconnect().context("disconnect")
     }
 
-    fn read_with(&self, client: &Client) -> Result<Vec<u8>, Failure> {
+    /// Reads all of it; what the device refuses is zeros, if it may refuse.
+    fn read_with(&self, client: &Client, may_refuse: bool) -> Result<Vec<u8>, Failure> {
         let size = usize::try_from(client.size())?;
         let mut all = Vec::with_capacity(size);
         while all.len() < size {
             let (first, begun) = (all.len() / SECTOR, self.record.now());
-            let data = client.read(all.len() as u64, BLOCK.min(size - all.len())).context("read")?;
+            let length = BLOCK.min(size - all.len());
+            let data = match client.read(all.len() as u64, length) {
+                Err(ClientError::Command { .. }) if may_refuse => {
+                    all.resize(all.len() + length, 0);
+                    continue;
+                }
+                data => data.context("read")?,
+            };
             self.record.meanwhile(|ledger, now| {
                 for (at, bytes) in (first..).zip(data.chunks(SECTOR)) {
                     ledger.check(at, bytes, begun).map_err(Failure::new)?;

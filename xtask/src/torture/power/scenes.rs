@@ -138,13 +138,6 @@ impl Field {
         Ok(())
     }
 
-    fn mend_disks(&self) {
-        for side in Side::BOTH {
-            self.disk(side).disk(|disk| disk.faults.clear());
-            self.disk(side).set_slow(None);
-        }
-    }
-
     /// A disk that failed is taken into use again when its worker starts again.
     fn attach(&mut self) -> Result<(), Failure> {
         let serving = self.serving;
@@ -152,8 +145,8 @@ impl Field {
         if self.view(serving)?.is("local disk", "detached") {
             self.say("the primary's disk is attached again");
             self.silence()?;
-            self.node(serving).role("init", RESOURCE)?;
-            self.node(serving).role("primary", RESOURCE)?;
+            self.set_role(serving, "init")?;
+            self.set_role(serving, "primary")?;
         }
         Ok(())
     }
@@ -168,7 +161,7 @@ impl Field {
             return Ok(());
         }
         self.start(secondary)?;
-        self.node(secondary).role("secondary", RESOURCE)
+        self.set_role(secondary, "secondary")
     }
 
     fn both(&mut self) -> Result<(), Failure> {
@@ -287,7 +280,7 @@ impl Field {
             if !self.faulty {
                 return Failure::because("after a planned change the new primary refuses");
             }
-            self.node(new).role("secondary", RESOURCE)?;
+            self.set_role(new, "secondary")?;
             return self.call_off(old);
         }
         self.serving = new;
@@ -295,7 +288,7 @@ impl Field {
         self.read_everything().context("after a planned change of roles")?;
         if !self.is_up(old) {
             self.start(old)?;
-            self.node(old).role("secondary", RESOURCE)?;
+            self.set_role(old, "secondary")?;
         }
         self.pace.resume();
         self.go_on(300)
@@ -305,7 +298,7 @@ impl Field {
     fn call_off(&mut self, old: Side) -> Result<(), Failure> {
         self.mend_disks();
         self.start(old)?;
-        self.node(old).role("primary", RESOURCE)
+        self.set_role(old, "primary")
     }
 
     fn blows(&mut self) -> Result<(), Failure> {
