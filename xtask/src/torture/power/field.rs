@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use hast_format::layout::METADATA_SIZE;
 use hast_format::metadata::Metadata;
+use hast_nbd::client::Client;
 use hast_sim::random::Random;
 use hast_tests::{Context, Failure, Node, Pair, wait_until};
 use nix::sys::signal::{Signal, killpg};
@@ -266,6 +267,22 @@ impl Field {
                 self.say(format!("{} cannot be {role} with this disk: {failure}", self.node(side).name()));
                 self.mend_disks();
                 self.node(side).role(role, RESOURCE)
+            }
+            result => result,
+        }
+    }
+
+    /// A client of our own on the device. A bad disk is mended if there is no device otherwise.
+    ///
+    /// # Errors
+    /// There is no device.
+    pub(super) fn client(&self) -> Result<Client, Failure> {
+        match self.node(self.serving).client(RESOURCE) {
+            Err(failure) if self.faulty => {
+                self.say(format!("no device with this disk: {failure}"));
+                self.mend_disks();
+                self.set_role(self.serving, "primary")?;
+                self.node(self.serving).client(RESOURCE)
             }
             result => result,
         }

@@ -157,7 +157,7 @@ impl Field {
             let kept = primary.number("keepdirty")?.saturating_mul(primary.number("extentsize")?);
             Ok(field.is_in_step()? && primary.number("dirty")? <= kept)
         })?;
-        let client = self.node(self.serving).client(RESOURCE)?;
+        let client = self.client()?;
         // The first flush after a disk was bad tells of one that failed when nobody waited for it.
         let mut flushed = ask(&*self.record, &client, What::Flush);
         if !flushed && self.faulty {
@@ -215,7 +215,7 @@ impl Field {
     /// # Errors
     /// Something in it is not what it may be.
     pub(super) fn read_everything(&self) -> Result<(), Failure> {
-        let client = self.node(self.serving).client(RESOURCE)?;
+        let client = self.client()?;
         self.read_with(&client, self.faulty)?;
         client.disconnect().context("disconnect")
     }

@@ -4,7 +4,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hast_nbd::client::Client;
 use hast_sim::random::Random;
 use hast_tests::{Context, Failure};
 use nix::sys::signal::{Signal, kill};
@@ -125,11 +124,13 @@ impl Field {
         self.say("calm");
         self.mend_disks();
         self.pair.link.restore();
+        self.keep_role(self.serving, "primary")?;
         if let Some(left) = self.left.take() {
             self.reunite(left)?;
         }
         self.resume()?;
         self.bring_secondary_back()?;
+        self.keep_role(self.serving.other(), "secondary")?;
         self.attach()?;
         self.wait_in_step()?;
         self.verify(None)?;
@@ -215,12 +216,19 @@ impl Field {
         } else {
             self.cut();
         }
-        match self.random.below(3) {
+        match self.random.below(4) {
             0 => self.silence()?,
-            1 => self.pace.resume(),
+            1 => {
+                self.silence()?;
+                self.write_a_little()?;
+            }
+            2 => {
+                self.pace.resume();
+                self.write_a_little()?;
+            }
             _ => {}
         }
-        self.go_on(600)?;
+        self.go_on(500)?;
         let how = self.some_death();
         self.die(&[self.serving], how)?;
         if !self.take_over(false)? {
@@ -333,7 +341,7 @@ impl Field {
         Ok(())
     }
 
-    /// A client of our own writes and flushes.
+    /// A client of our own writes, and perhaps flushes.
     fn write_a_little(&mut self) -> Result<(), Failure> {
         let client = self.client()?;
         for _ in 0..1 + self.random.below(4) {
@@ -342,12 +350,19 @@ impl Field {
             // A disk of theirs may be faulty.
             let _ = ask(&*self.record, &client, What::Write(range, through));
         }
-        let _ = ask(&*self.record, &client, What::Flush);
+        if self.random.one_in(2) {
+            let _ = ask(&*self.record, &client, What::Flush);
+        }
         Ok(())
     }
 
-    fn client(&self) -> Result<Client, Failure> {
-        self.node(self.serving).client(RESOURCE)
+    /// A node that is up has its role back, if it could not keep it with a bad disk.
+    fn keep_role(&self, side: Side, role: &str) -> Result<(), Failure> {
+        if !self.faulty || !self.is_up(side) || self.view(side)?.is("role", role) {
+            return Ok(());
+        }
+        self.say(format!("{} was not {role} any more", self.node(side).name()));
+        self.set_role(side, role)
     }
 
     fn range(&mut self, bytes: u64) -> Range<usize> {
