@@ -92,7 +92,16 @@ fn carry_out(engine: &mut Primary, sent: &mut VecDeque<u64>) {
 fn primary(outstanding: u64) -> f64 {
     let host = Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros };
     let (metadata, layout, map) = (metadata(Role::Primary), layout(), map());
-    let start = PrimaryStart { settings: settings(), metadata, layout, map, random: 7, host, forced: false };
+    let start = PrimaryStart {
+        settings: settings(),
+        metadata,
+        layout,
+        map,
+        random: 7,
+        host,
+        forced: false,
+        detached: false,
+    };
     let (mut engine, mut sent) = (Primary::new(start, Duration::ZERO), VecDeque::new());
     carry_out(&mut engine, &mut sent);
     engine.handle_connected(Duration::ZERO, Side::Out);

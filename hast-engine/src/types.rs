@@ -3,6 +3,7 @@
 use core::fmt;
 use core::time::Duration;
 
+use hast_format::metadata::Metadata;
 use hast_net::Replication;
 use hast_net::buffer::Buffer;
 use hast_net::errno::Errno;
@@ -197,6 +198,11 @@ pub enum Action {
     },
     /// Something that hooks are told.
     Event(Event),
+    /// The local disk is given up, and the resource lives on the secondary's: a worker that replaces this one begins with
+    /// this metadata and without the disk ([`crate::PrimaryStart::detached`]).
+    Detached(Box<Metadata>),
+    /// The local disk is in use again, and says what it has to: a worker that replaces this one begins with it.
+    Attached,
     /// From now on the device may, or may not, read the local disk without asking (L17). Off at the start.
     DirectReads(bool),
     /// The worker is to end with this exit status.

@@ -83,6 +83,16 @@ impl H {
         for b in bits {
             map[*b as usize / 8] |= 1 << (b % 8);
         }
+        H::started(metadata, layout, map, policy, false)
+    }
+    /// A primary that replaces one which had given its disk up and left this.
+    fn detached(metadata: Metadata) -> H {
+        let layout = Layout::open(&metadata, 4096 + 512 + metadata.datasize, 512).unwrap();
+        let map = vec![0; layout.map_bytes() as usize];
+        H::started(metadata, layout, map, Box::new(|_| Some(Err(Errno::EIO))), true)
+    }
+    fn started(metadata: Metadata, layout: Layout, map: Vec<u8>, policy: Policy, detached: bool) -> H {
+        let size = layout.localoff() + layout.datasize();
         let mut disk = metadata.encode().to_vec();
         disk.resize(size as usize + 4096, 0);
         disk[4096..4096 + map.len()].copy_from_slice(&map);
@@ -96,6 +106,7 @@ impl H {
                 random: 7,
                 host: Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros },
                 forced: false,
+                detached,
             },
             Duration::ZERO,
         );

@@ -108,6 +108,7 @@ impl OurPrimary {
             random: 7,
             host: Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros },
             forced: false,
+            detached: false,
         };
         let engine = Primary::new(start, Duration::ZERO);
         let mut primary = OurPrimary { engine, disk, sent: Vec::new(), then: Vec::new() };

@@ -9,12 +9,13 @@ mod fate;
 pub(crate) use chores::Chore;
 
 use hast_engine::Event;
+use hast_format::metadata::Reading;
 use hast_format::metadata::Role;
 use hast_net::Replication;
 
 use crate::branch::Fork;
 use crate::clock::Clock;
-use crate::disk::{Deleted, Disk};
+use crate::disk::Disk;
 use crate::faults::{Fault, FaultSet};
 use crate::node::Node;
 use crate::random::Random;
@@ -44,6 +45,9 @@ pub(crate) struct Administrator {
     in_step: bool,
     /// What a node's disk was once.
     snapshots: [Option<Disk>; 2],
+    /// The primary that died had counted, though the secondary that took over lacks nothing and was not marked: a
+    /// split-brain then loses nothing, and nobody should have to decide.
+    counted_for_nothing: bool,
     /// The mode has changed, and may have been looser than it is.
     pub(crate) loose: bool,
 }
@@ -56,11 +60,7 @@ impl Node {
             self.clock = Clock::new(Duration::from_secs(random.below(1_000_000)), rate);
         }
         self.disk.drops_later = faults.has(Fault::DropsLater) && random.one_in(2);
-        if faults.has(Fault::NoDelete) && random.one_in(2) {
-            self.disk.deleted = Deleted::Refused;
-        } else if faults.has(Fault::DeleteGarbage) && random.one_in(2) {
-            self.disk.deleted = Deleted::Garbage(u8::try_from(random.below(256)).unwrap_or(0));
-        }
+        self.disk.deletes = !(faults.has(Fault::NoDelete) && random.one_in(2));
     }
 }
 
@@ -126,15 +126,22 @@ impl World {
 
     /// Whether `node` says that its data is out of date, or is known not to be what it was.
     fn is_suspect(&self, node: usize) -> bool {
-        let marked = |metadata: hast_format::metadata::Metadata| {
-            metadata.extension.mark.is_some() || metadata.resuid == 0
+        let suspect = |node: &Node| {
+            let marked =
+                |reading: Reading| reading.metadata.extension.mark.is_some() || reading.metadata.resuid == 0;
+            node.unsure || node.read_metadata().map_or(true, marked)
         };
-        self.admin.exchanged == Some(node) || self.metadata_of(node).map_or(true, marked)
+        self.admin.exchanged == Some(node) || self.nodes.get(node).is_none_or(suspect)
     }
 
     /// The mode is not one in which both nodes have stored what is complete, or was not.
     pub(crate) fn is_loose(&self) -> bool {
         self.admin.loose || self.mode != Replication::Fullsync
+    }
+
+    /// The disk of `node` is another one from now on, until the nodes are in step.
+    pub(crate) fn note_exchange(&mut self, node: usize) {
+        self.admin.exchanged = Some(node);
     }
 
     /// A split-brain would be no surprise.
@@ -153,6 +160,12 @@ impl World {
             Event::Disconnect if node == self.serving => self.admin.cut_off = true,
             Event::Connect if node == self.serving && self.plan.faults.has(Fault::EarlyFailover) => {
                 self.die_soon();
+            }
+            Event::SplitBrain if self.admin.counted_for_nothing && self.admin.fork.is_none() => {
+                self.excused = true;
+                self.needless_splits += 1;
+                self.fail("a split-brain after a failover that has lost nothing".into());
+                return true;
             }
             Event::SplitBrain if self.may_be_split() => {
                 self.settle_split();
@@ -202,6 +215,7 @@ impl World {
         self.trace(|| "in step".into());
         self.nodes.iter_mut().for_each(|node| node.lost_power = false);
         self.admin.exchanged = None;
+        self.admin.counted_for_nothing = false;
         self.admin.settled = None;
         self.refused.clear();
         self.join();

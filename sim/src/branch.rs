@@ -47,6 +47,7 @@ impl World {
     /// was promoted by force.
     pub(crate) fn join(&mut self) {
         let Some(fork) = self.admin.fork.take() else { return };
+        self.expect_otherwise();
         self.trace(|| "one history again, without a split-brain".into());
         let Some(data) = self.nodes.get(self.serving).and_then(|node| node.data().ok()) else { return };
         for (at, bytes) in data.chunks(SECTOR).enumerate() {
@@ -62,6 +63,7 @@ impl World {
     /// The administrator has decided, after a split-brain, that the history of `survivor` goes on.
     pub(crate) fn decide_for(&mut self, survivor: usize) {
         let Some(fork) = self.admin.fork.take() else { return };
+        self.expect_otherwise();
         let (own, other) =
             if survivor == fork.new { (fork.branch, fork.older) } else { (fork.older, fork.branch) };
         self.memory = own;
@@ -95,7 +97,15 @@ impl World {
         count: usize,
     ) {
         let now = self.now;
-        self.memories(node).for_each(|memory| memory.begin(now, write, delete, first, count));
+        // What an original leaves of a deleted range is anybody's guess; ours leaves zeros (D1).
+        let zeroes = delete && self.mixed.is_none();
+        self.memories(node).for_each(|memory| {
+            if zeroes {
+                memory.begin_zeroes(now, write, first, count);
+            } else {
+                memory.begin(now, write, delete, first, count);
+            }
+        });
     }
 
     pub(crate) fn write_ended(&mut self, node: usize, write: WriteId, acknowledged: bool) {
@@ -105,6 +115,7 @@ impl World {
 
     pub(crate) fn was_flushed(&mut self, node: usize, invoked: Duration) {
         self.memories(node).for_each(|memory| memory.flushed(invoked));
+        self.expect_otherwise();
     }
 
     /// Whether `node` may give a client `bytes` for sector `at`.
@@ -152,6 +163,7 @@ impl World {
     /// A loss of power has left `bytes` in sector `at` of `node`, and nobody can tell which nodes will hold that.
     pub(crate) fn remember_torn(&mut self, at: usize, bytes: &[u8]) {
         self.memory.may_be_torn(at, bytes);
+        self.expect_otherwise();
         if let Some(fork) = &mut self.admin.fork {
             fork.branch.may_be_torn(at, bytes);
             fork.older.may_be_torn(at, bytes);

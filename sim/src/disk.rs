@@ -1,7 +1,7 @@
 //! A disk with a volatile cache: what was written is readable at once, but survives a loss of power only
 //! once a flush has covered it, or by luck.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hast_engine::{DiskOp, DiskResult};
 use hast_net::buffer::Buffer;
@@ -25,17 +25,6 @@ pub struct Chances {
     pub flush: u64,
 }
 
-/// What becomes of a range that was deleted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Deleted {
-    /// It reads as zeros.
-    Zeros,
-    /// It reads as this byte, over and over.
-    Garbage(u8),
-    /// Nothing: the disk cannot delete.
-    Refused,
-}
-
 /// Bytes of a disk, from its start, that go on failing until they are taken off [`Disk::bad`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Region {
@@ -47,19 +36,21 @@ pub struct Region {
     pub unreadable: bool,
     /// Writes and deletes that touch it fail.
     pub unwritable: bool,
+    /// It can be read again once all of it has been written.
+    pub heals: bool,
 }
 
 impl Region {
     /// `length` bytes that cannot be read, though a write to them succeeds.
     #[must_use]
     pub fn unreadable(from: u64, length: u64) -> Region {
-        Region { from, to: from.saturating_add(length), unreadable: true, unwritable: false }
+        Region { from, to: from.saturating_add(length), unreadable: true, unwritable: false, heals: false }
     }
 
     /// `length` bytes that cannot be written, though what they hold can be read.
     #[must_use]
     pub fn unwritable(from: u64, length: u64) -> Region {
-        Region { from, to: from.saturating_add(length), unreadable: false, unwritable: true }
+        Region { from, to: from.saturating_add(length), unreadable: false, unwritable: true, heals: false }
     }
 
     /// `length` bytes that can be neither read nor written.
@@ -95,14 +86,16 @@ pub struct Disk {
     pub bad: Vec<Region>,
     /// The next flush fails, and none after it.
     pub next_flush_fails: bool,
-    /// What deletes do.
-    pub deleted: Deleted,
+    /// What is deleted reads as zeros; otherwise nothing can be deleted, as where nobody knows what it would leave.
+    pub deletes: bool,
     /// A flush that fails also drops what was written after it began.
     pub drops_later: bool,
     /// What lies below this byte is not dropped when a flush fails.
     pub spares_below: u64,
     /// Bytes that a loss of power leaves written as one, or not: 512 or 4096.
     pub unit: usize,
+    /// How often each sector is in the cache, by byte offset.
+    cached: BTreeMap<usize, usize>,
     /// The byte offsets of sectors of which something has changed, on the medium or in the cache, since they
     /// were last [taken](Disk::take_touched).
     touched: BTreeSet<usize>,
@@ -124,10 +117,11 @@ impl Disk {
             chances: Chances::default(),
             bad: Vec::new(),
             next_flush_fails: false,
-            deleted: Deleted::Zeros,
+            deletes: true,
             drops_later: false,
             spares_below: 0,
             unit: SECTOR,
+            cached: BTreeMap::new(),
             touched: BTreeSet::new(),
             no_cache: false,
         }
@@ -171,18 +165,16 @@ impl Disk {
                 Ok(None)
             }
             DiskOp::Delete { offset, length } => {
-                let left = match self.deleted {
-                    Deleted::Zeros => 0,
-                    Deleted::Garbage(byte) => byte,
-                    Deleted::Refused => return Err(Errno::EOPNOTSUPP),
-                };
+                if !self.deletes {
+                    return Err(Errno::EOPNOTSUPP);
+                }
                 if !self.is_writable(*offset, *length) {
                     return Err(Errno::EIO);
                 }
                 let fails = fails(self.chances.delete, random);
                 let sectors = length / SECTOR as u64;
                 let sectors = if fails { random.below(sectors + 1) } else { sectors };
-                let data = vec![left; usize::try_from(*length).unwrap_or(0)];
+                let data = vec![0; usize::try_from(*length).unwrap_or(0)];
                 self.write(*offset, &data, usize::try_from(sectors).unwrap_or(0));
                 if fails { Err(Errno::EIO) } else { Ok(None) }
             }
@@ -199,6 +191,7 @@ impl Disk {
                     self.touched.insert(at);
                 }
                 self.cache = kept;
+                self.count_cached();
                 Ok(None)
             }
         }
@@ -210,7 +203,9 @@ impl Disk {
         !self.bad.iter().any(|region| region.unreadable && region.touches(offset, length))
     }
 
-    fn is_writable(&self, offset: u64, length: u64) -> bool {
+    /// Whether none of these bytes goes on failing to be written.
+    #[must_use]
+    pub fn is_writable(&self, offset: u64, length: u64) -> bool {
         !self.bad.iter().any(|region| region.unwritable && region.touches(offset, length))
     }
 
@@ -230,6 +225,14 @@ impl Disk {
             }
             kept
         });
+        self.count_cached();
+    }
+
+    fn count_cached(&mut self) {
+        self.cached.clear();
+        for (_, at, _) in &self.cache {
+            *self.cached.entry(*at).or_default() += 1;
+        }
     }
 
     /// The system could not write back some of what is cached: that is dropped now, and the next flush to end says so.
@@ -292,6 +295,7 @@ impl Disk {
             self.touched.insert(at);
         }
         self.touched.append(&mut self.dropped);
+        self.cached.clear();
         self.next_flush_fails = false;
         self.current.clone_from(&self.durable);
         torn_at
@@ -320,6 +324,7 @@ impl Disk {
         for (_, at, bytes) in std::mem::take(&mut self.cache) {
             self.touched.insert(at);
             put(&mut self.durable, at, &bytes);
+            self.cached.remove(&at);
         }
     }
 
@@ -342,7 +347,8 @@ impl Disk {
     pub fn versions(&self, at: usize) -> impl Iterator<Item = &[u8]> {
         let whole = [&self.current, &self.durable];
         let whole = whole.into_iter().filter_map(move |all| all.get(at..at + SECTOR));
-        let cached = self.cache.iter().filter(move |(_, cached, _)| *cached == at);
+        let count = self.cached.get(&at).copied().unwrap_or(0);
+        let cached = self.cache.iter().rev().filter(move |(_, cached, _)| *cached == at).take(count);
         whole.chain(cached.map(|(_, _, bytes)| bytes.as_slice()))
     }
 
@@ -376,6 +382,8 @@ impl Disk {
 
     fn write(&mut self, offset: u64, data: &[u8], sectors: usize) {
         self.writes += 1;
+        let end = offset.saturating_add((data.len() as u64).min(sectors.saturating_mul(SECTOR) as u64));
+        self.bad.retain(|region| !(region.heals && offset <= region.from && region.to <= end));
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
         for (index, chunk) in data.chunks_exact(SECTOR).take(sectors).enumerate() {
             let at = start.saturating_add(index * SECTOR);
@@ -387,6 +395,7 @@ impl Disk {
                 put(&mut self.durable, at, &bytes);
             } else {
                 self.cache.push((self.writes, at, bytes));
+                *self.cached.entry(at).or_default() += 1;
             }
         }
     }

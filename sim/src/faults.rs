@@ -44,12 +44,10 @@ faults! {
     Rollback,
     /// A secondary's disk becomes a copy of the primary's.
     Clone,
-    /// A node cannot delete.
+    /// A node cannot delete, or not so that zeros are left.
     NoDelete,
     /// Deletes fail now and then.
     DeleteFails,
-    /// What was deleted reads as anything but zeros.
-    DeleteGarbage,
     /// hast.conf is read again, with other addresses or not.
     Reload,
     /// ... with another replication mode.

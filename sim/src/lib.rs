@@ -17,6 +17,7 @@ mod mixed;
 mod network;
 mod node;
 mod operator;
+mod oracle;
 mod original;
 pub mod random;
 mod scenes;

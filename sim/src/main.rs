@@ -4,13 +4,15 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use hast_engine::rule::Rule;
-use hast_sim::{Plan, Scene};
+use hast_sim::{Plan, Scene, World};
 
 const USAGE: &str = "\
 usage: hast-sim play PLAN           one history, told step by step
        hast-sim scene NAME COUNT [FAULTS]
                                     COUNT histories of one scene, with these faults: how many fail
        hast-sim search SECONDS      fresh histories until one fails
+       hast-sim storms SECONDS [FAULTS]
+                                    fresh histories with all faults, or these: every one that fails
        hast-sim mutant RULE SECONDS histories that notice when RULE is broken
 A plan is a seed, or a scene, a mode and a seed: Storm async 14";
 
@@ -22,6 +24,9 @@ fn main() -> ExitCode {
             scene.parse().and_then(|scene| in_scene(scene, number(count)?, faults.first()))
         }
         Some(("search", [seconds])) => number(seconds).map(search),
+        Some(("storms", [seconds, faults @ ..])) if faults.len() < 2 => {
+            number(seconds).and_then(|seconds| storms(seconds, faults.first()))
+        }
         Some(("mutant", [rule, seconds])) => {
             parse(rule).and_then(|rule| number(seconds).map(|seconds| hunt(rule, seconds)))
         }
@@ -69,22 +74,33 @@ fn replay(plan: Plan) -> bool {
     }
 }
 
-/// Failing histories of one scene that are told of.
-const TOLD: u64 = 5;
+/// Plays a history. The engine checks itself; a panic is a failure like any other.
+fn attempt(plan: Plan) -> Result<World, String> {
+    let played = std::panic::catch_unwind(|| hast_sim::play(plan));
+    played.unwrap_or_else(|_| Err(format!("{plan}: a panic, see above")))
+}
+
+/// Failing histories that are told of, at most.
+const TOLD: u64 = 10;
 
 /// The first `count` histories of a scene, one mode after the other.
 fn in_scene(scene: Scene, count: u64, faults: Option<&String>) -> Result<bool, String> {
     let faults = faults.map(|faults| faults.parse()).transpose()?;
-    let mut failed = 0;
+    let (mut failed, mut needless) = (0, 0);
     for seed in 0..count {
         let plan = Plan::in_scene(scene, seed);
-        let Some(how) = hast_sim::notices(Plan { faults: faults.unwrap_or(plan.faults), ..plan }) else {
-            continue;
-        };
-        failed += 1;
-        if failed <= TOLD {
-            println!("{how}");
+        match attempt(Plan { faults: faults.unwrap_or(plan.faults), ..plan }) {
+            Ok(world) => needless += world.needless_splits(),
+            Err(how) => {
+                failed += 1;
+                if failed <= TOLD {
+                    println!("{how}");
+                }
+            }
         }
+    }
+    if needless > 0 {
+        println!("{needless} histories end in a split-brain after a failover that has lost nothing");
     }
     println!("{scene:?}: {failed} of {count} histories fail");
     Ok(failed == 0)
@@ -104,9 +120,7 @@ fn search(seconds: u64) -> bool {
         }
         // One in four with an original on one side.
         let plan = if seed % 4 == 0 { Plan::mixed(seed) } else { Plan::of(seed) };
-        // The engine checks itself; a panic is a failure like any other.
-        let played = std::panic::catch_unwind(|| hast_sim::play(plan));
-        match played.unwrap_or_else(|_| Err(format!("{plan}: a panic, see above"))) {
+        match attempt(plan) {
             Ok(world) => happenings += world.happenings(),
             Err(error) => {
                 println!("{error}\nto see it again: cargo xtask sim --plan '{plan}'");
@@ -115,6 +129,44 @@ fn search(seconds: u64) -> bool {
         }
     }
     true
+}
+
+/// Fresh histories with everything that may go wrong, or with these faults alone, until the time is over; those that fail
+/// are named.
+fn storms(seconds: u64, faults: Option<&String>) -> Result<bool, String> {
+    let faults = faults.map(|faults| faults.parse()).transpose()?;
+    let begin = Instant::now();
+    let first = fresh();
+    println!("histories from seed {first} on");
+    let (mut seed, mut happenings, mut failed, mut needless) = (first, 0, 0, 0);
+    while begin.elapsed() < Duration::from_secs(seconds) {
+        let storm = Plan::in_scene(Scene::AllFaults, seed);
+        let plan = match seed % 8 {
+            _ if faults.is_some() => Plan { faults: faults.unwrap_or_default(), ..storm },
+            0 => Plan::mixed(seed),
+            1 => Plan::of(seed),
+            _ => storm,
+        };
+        match attempt(plan) {
+            Ok(world) => {
+                happenings += world.happenings();
+                needless += world.needless_splits();
+            }
+            Err(error) => {
+                failed += 1;
+                if failed <= TOLD {
+                    println!("{error}\nto see it again: cargo xtask sim --plan '{plan}'");
+                }
+            }
+        }
+        seed += 1;
+    }
+    let (count, last) = (seed - first, seed.saturating_sub(1));
+    println!("{count} histories, seeds {first} to {last}, {happenings} things happened: {failed} fail");
+    if needless > 0 {
+        println!("{needless} ended in a split-brain after a failover that has lost nothing");
+    }
+    Ok(failed == 0)
 }
 
 /// How many histories are looked for: the engine changes, and chance with it.

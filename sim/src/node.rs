@@ -1,5 +1,6 @@
 //! A node: its disk, its role, its worker, and as much of a supervisor as the engine can notice.
 
+use core::ops::Range;
 use core::time::Duration;
 use std::collections::BTreeMap;
 
@@ -9,6 +10,7 @@ use hast_engine::{
 };
 use hast_format::bitmap::Bitmap;
 use hast_format::layout::Layout;
+use hast_format::metadata::Reading;
 use hast_format::metadata::{Metadata, Role};
 use hast_net::Replication;
 use hast_net::extensions::Extensions;
@@ -123,6 +125,8 @@ pub(crate) struct Node {
     /// Its last secondary ended because it could not rely on the disk: the supervisor tells the next one, and does not
     /// promote it unforced (B1).
     pub(crate) unsure: bool,
+    /// The worker of this primary has given its disk up: what the supervisor starts the next one with (A5).
+    pub(crate) detached: Option<Metadata>,
     /// The device may be read without asking the engine.
     pub(crate) direct_reads: bool,
 }
@@ -156,6 +160,7 @@ impl Node {
             timer: None,
             boot: 1,
             unsure: false,
+            detached: None,
             direct_reads: false,
         })
     }
@@ -182,7 +187,7 @@ impl Node {
         self.disk.no_cache = former.no_cache;
         self.disk.keeps = former.keeps;
         self.disk.unit = former.unit;
-        self.disk.deleted = former.deleted;
+        self.disk.deletes = former.deletes;
         self.disk.drops_later = former.drops_later;
         self.disk.touch_all();
         Ok(())
@@ -218,10 +223,31 @@ impl Node {
         self.shape
     }
 
-    /// Whether metadata and map can be read: without them no worker starts.
+    /// The sectors between two bytes that cannot be read, as offsets from the first of them.
+    fn holes(&self, from: u64, to: u64) -> Vec<Range<usize>> {
+        let size = u64::from(self.shape.sectorsize);
+        let offsets = (from..to).step_by(self.shape.sectorsize as usize);
+        let bad = offsets.filter(|at| !self.disk.is_readable(*at, size)).map(|at| at - from);
+        let byte = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
+        bad.map(|at| byte(at)..byte(at + size)).collect()
+    }
+
+    /// The metadata as a supervisor or a worker reads them, around what cannot be read.
+    pub(crate) fn read_metadata(&self) -> Result<Reading, String> {
+        let block = self.disk.contents();
+        Metadata::read_around(block, &self.holes(0, 4096)).map_err(|error| format!("metadata: {error}"))
+    }
+
+    /// Whether a worker can start: what cannot be read of metadata and map can be written again.
     pub(crate) fn can_start(&self) -> bool {
-        let localoff = self.layout().map_or(0, |layout| layout.localoff());
-        self.disk.is_readable(0, localoff)
+        let (Ok(reading), Ok(layout)) = (self.read_metadata(), self.layout()) else { return false };
+        let begin = layout.map_offset();
+        let whole = |holes: Vec<Range<usize>>| {
+            let mut holes = holes.iter().map(|hole| (begin + hole.start as u64, hole.len() as u64));
+            holes.all(|(offset, length)| self.disk.is_writable(offset, length))
+        };
+        (reading.state.is_sound() || self.disk.is_writable(0, 4096))
+            && whole(self.holes(begin, layout.localoff()))
     }
 
     pub(crate) fn metadata(&self) -> Result<Metadata, String> {
@@ -235,8 +261,8 @@ impl Node {
         if let Some(low) = boot.first_chunk_mut::<8>() {
             *low = self.boot.to_le_bytes();
         }
-        // As the simulated disk does.
-        Host { boot, wall: 0, deletes: Deletes::LeaveZeros }
+        let deletes = if self.disk.deletes { Deletes::LeaveZeros } else { Deletes::Refused };
+        Host { boot, wall: 0, deletes }
     }
 
     pub(crate) fn layout(&self) -> Result<Layout, String> {
@@ -276,18 +302,44 @@ impl Node {
         }
     }
 
-    /// A metadata block that is damaged is made whole before anything else is written, as hast-provider does.
+    /// A metadata block that is damaged is made whole before anything else is written, and what cannot be read of the map
+    /// counts as set, as hast-provider does.
     fn recover(&mut self) -> Result<(), String> {
         if self.original {
             return Ok(());
         }
-        let reading = Metadata::read(self.disk.contents()).map_err(|error| format!("metadata: {error}"))?;
+        let reading = self.read_metadata()?;
         if !reading.state.is_sound() {
             for (offset, data) in reading.metadata.writes(self.shape.sectorsize) {
                 self.disk.write_through(offset, &data);
             }
         }
+        let layout = self.layout()?;
+        for hole in self.holes(layout.map_offset(), layout.localoff()) {
+            let first = hole.start as u64 * 8;
+            let set = |at: u64| {
+                (0..8)
+                    .filter(|bit| first + at * 8 + bit < layout.nextents())
+                    .fold(0, |byte, bit| byte | 1 << bit)
+            };
+            let bytes: Vec<u8> = (0..hole.len() as u64).map(set).collect();
+            self.disk.write_through(layout.map_offset() + hole.start as u64, &bytes);
+        }
         Ok(())
+    }
+
+    /// Metadata, layout and map; nothing of a disk that is given up is read.
+    fn read_for_primary(&mut self) -> Result<(Metadata, Layout, Vec<u8>), String> {
+        if let Some(metadata) = self.detached.clone() {
+            let size = self.disk.contents().len() as u64;
+            let layout = Layout::open(&metadata, size, self.shape.sectorsize)
+                .map_err(|error| format!("layout: {error}"))?;
+            let map = vec![0; usize::try_from(layout.map_bytes()).unwrap_or(0)];
+            return Ok((metadata, layout, map));
+        }
+        self.recover()?;
+        let layout = self.layout()?;
+        Ok((self.metadata()?, layout, self.map(&layout)))
     }
 
     pub(crate) fn start_primary(
@@ -298,18 +350,19 @@ impl Node {
         forced: bool,
     ) -> Result<(), String> {
         self.unsure = false;
-        self.recover()?;
         let now = self.clock.shows(now);
         self.ended_well = false;
-        let layout = self.layout()?;
+        let detached = self.detached.is_some();
+        let (metadata, layout, map) = self.read_for_primary()?;
         let start = PrimaryStart {
             settings: self.settings(mode),
-            metadata: self.metadata()?,
-            map: self.map(&layout),
+            metadata,
+            map,
             layout,
             random,
             host: self.host(),
             forced,
+            detached,
         };
         self.direct_reads = false;
         self.incarnation += 1;

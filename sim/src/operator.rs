@@ -167,5 +167,11 @@ impl World {
             node.disk.next_flush_fails = false;
             (node.slow, node.drops_early) = (0, 0);
         }
+        // A disk that was given up, and works again, is used again after a change of roles.
+        for node in 0..2 {
+            if self.nodes.get(node).is_some_and(|node| node.detached.is_some() && node.is_primary()) {
+                self.set_role(node, Role::Primary);
+            }
+        }
     }
 }

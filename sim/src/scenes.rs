@@ -84,11 +84,13 @@ pub enum Scene {
     Rollback,
     /// The secondary fails a client's flush; both nodes die, and it is made primary by force and written (C1 b).
     FlushFailsCounted,
+    /// The primary's disk fails everything for a long time (A5).
+    DeadDisk,
 }
 
 impl Scene {
     /// Every scene, storms more often.
-    pub const ALL: [Scene; 25] = [
+    pub const ALL: [Scene; 37] = [
         Scene::Storm,
         Scene::SplitBrain,
         Scene::Storm,
@@ -114,11 +116,6 @@ impl Scene {
         Scene::Discard,
         Scene::Spare,
         Scene::Discard,
-    ];
-
-    /// Scenes that show a fault which the engine still has: each moves to [`Scene::ALL`] with its mend.
-    pub const UNMENDED: &[Scene] = &[
-        Scene::AllFaults,
         Scene::RepairFails,
         Scene::FlushedAlone,
         Scene::FlushNotMarked,
@@ -130,7 +127,11 @@ impl Scene {
         Scene::UnrecordableCut,
         Scene::Rollback,
         Scene::FlushFailsCounted,
+        Scene::DeadDisk,
     ];
+
+    /// Scenes that are played by name alone.
+    pub const UNMENDED: &[Scene] = &[Scene::AllFaults];
 
     /// The scenes with a model of the original; they are not among [`Scene::ALL`].
     pub const MIXED: [Scene; 3] = [Scene::MixedOurPrimary, Scene::MixedOurSecondary, Scene::MixedDiscard];
@@ -185,6 +186,7 @@ impl World {
             Scene::UnrecordableCut => self.unrecordable(true),
             Scene::Rollback => self.rollback(),
             Scene::FlushFailsCounted => self.flush_fails_counted(),
+            Scene::DeadDisk => self.dead_disk(),
         }
     }
 

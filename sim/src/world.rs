@@ -23,6 +23,7 @@ use crate::faults::FaultSet;
 use crate::mixed::Mixed;
 use crate::network::{Conn, ConnId};
 use crate::node::{InFlight, Node, Shape, Worker};
+use crate::oracle::Oracle;
 use crate::random::Random;
 use crate::scenes::Scene;
 
@@ -81,14 +82,20 @@ pub struct World {
     /// What the administrator of a storm with all faults is about to do, and knows.
     pub(crate) admin: Administrator,
     pub(crate) memory: Memory,
+    /// What must be true at every step; of pairs with an original nothing is known.
+    pub(crate) oracle: Option<Oracle>,
     /// Sectors that the secondary's disk failed to store, of which the primary, in step, has not heard yet.
     pub(crate) refused: BTreeSet<usize>,
     requests: BTreeMap<RequestId, Asked>,
     next_id: u64,
+    /// Requests of the client that were answered with an error.
+    failed_requests: u64,
     /// Events of the engines, counted by name.
     events: BTreeMap<&'static str, u64>,
     /// How often a worker has ended by itself with each exit status.
     exits: BTreeMap<i32, u64>,
+    /// How often a split-brain came of a failover that has lost nothing.
+    pub(crate) needless_splits: u64,
     /// Happenings so far.
     happenings: u64,
     failure: Option<String>,
@@ -188,6 +195,7 @@ impl World {
             nodes.iter_mut().for_each(|node| node.beset(plan.faults, &mut random));
         }
         let bytes = nodes.iter().filter_map(|node| node.data().ok()).map(<[u8]>::len).min();
+        let oracle = nodes.first().filter(|_| !mixed).map(Oracle::new).transpose()?;
         let mut memory = Memory::new(bytes.unwrap_or(0) / SECTOR);
         memory.set_firm(Duration::ZERO, plan.mode != Replication::Async);
         Ok(World {
@@ -209,11 +217,14 @@ impl World {
             expect_split: false,
             admin: Administrator::default(),
             memory,
+            oracle,
             refused: BTreeSet::new(),
             requests: BTreeMap::new(),
             next_id: 0,
+            failed_requests: 0,
             events: BTreeMap::new(),
             exits: BTreeMap::new(),
+            needless_splits: 0,
             happenings: 0,
             failure: None,
         })
@@ -223,6 +234,18 @@ impl World {
     #[must_use]
     pub fn happenings(&self) -> u64 {
         self.happenings
+    }
+
+    /// How many of the client's requests were answered with an error.
+    pub(crate) fn failed_requests(&self) -> u64 {
+        self.failed_requests
+    }
+
+    /// How often the nodes reported a split-brain, and so refused to go on, after a failover that has lost nothing; the
+    /// history ended there.
+    #[must_use]
+    pub fn needless_splits(&self) -> u64 {
+        self.needless_splits
     }
 
     /// How often hooks were told of each event.
@@ -292,6 +315,7 @@ impl World {
             self.now = at;
             self.happenings += 1;
             self.happen(happening);
+            self.look();
         }
     }
 
@@ -442,6 +466,9 @@ impl World {
                 }
                 Action::Send { side, version, message } => {
                     self.mixed_sends(node, &message);
+                    if let Err(error) = self.check_sent(node, &message) {
+                        self.fail(error);
+                    }
                     let Some(n) = self.nodes.get_mut(node) else { return };
                     self.asked_to_count |=
                         matches!(&message, Message::Mark(Mark { kind: MarkKind::Stale { .. }, .. }));
@@ -462,11 +489,14 @@ impl World {
                 }
                 Action::Close => self.hang_up(node),
                 Action::DirectReads(allowed) => n.direct_reads = allowed,
+                Action::Attached => n.detached = None,
+                Action::Detached(metadata) => n.detached = Some(*metadata),
                 Action::Complete { id, result } => self.completed(node, id, result),
                 Action::Event(event) => {
                     self.trace(|| format!("node {node}: event {}", event.as_str()));
                     *self.events.entry(event.as_str()).or_insert(0) += 1;
                     self.mixed_event(node, event);
+                    self.look_again();
                     if event == Event::Disconnect && node == self.serving {
                         self.memory.doubt_nothing();
                     }
@@ -504,6 +534,9 @@ impl World {
 
     /// The node's engine wants something of its disk.
     fn ask_disk(&mut self, node: usize, id: OpId, op: DiskOp) {
+        if let Err(error) = self.check_issued(node, &op) {
+            self.fail(error);
+        }
         let all_faults = self.plan.scene == Scene::AllFaults;
         let mut after = self.latency(2_000);
         let Some(n) = self.nodes.get_mut(node) else { return };

@@ -47,12 +47,17 @@ cargo xtask torture --power [--cycles N | --minutes M] [--seed N] [--mode MODE]
     the engine, which has to be noticed. Linux with FUSE; root, or a user who may
     open /dev/fuse and make user namespaces.
 
-cargo xtask sim [--seed N | --plan 'SCENE MODE N'] [--minutes M]
-    Two nodes of the shipping engine in a simulated world. With a seed, or a
-    plan as a failure names it, one history is told step by step; otherwise
-    fresh histories are played until one fails or M minutes (one) are over.
+cargo xtask sim [--minutes M] [--faults A,B]
+    Two nodes of the shipping engine in a simulated world: fresh histories for M
+    minutes (one), most of them storms in which everything may go wrong that
+    sim/src/faults.rs lists, or A and B alone. Says how many, of which seeds, and
+    which of them fail.
 
-cargo xtask sim --scene NAME [--count N]
+cargo xtask sim --seed N | --plan 'SCENE MODE N [A,B]'
+    One history, told step by step: that of a seed, or a plan as a failure names
+    it.
+
+cargo xtask sim --scene NAME [--count N] [--faults A,B]
     N histories of one scene (sim/src/scenes.rs), 150 unless told otherwise, and
     how many of them fail.
 

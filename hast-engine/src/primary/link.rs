@@ -48,6 +48,8 @@ pub(super) enum Awaited {
     SyncDone,
     /// The secondary remembers what this request's local write missed.
     Told(Key),
+    /// The secondary remembers that its copy of everything is the right one.
+    Left,
 }
 
 /// The two connections, seen as one.
@@ -194,6 +196,11 @@ impl Link {
         self.stage == Stage::Merging
     }
 
+    /// Whom the connection is to, as hast.conf had it when it was made.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     pub(super) fn version(&self) -> u8 {
         self.version
     }
@@ -222,6 +229,11 @@ impl Link {
     /// The number of the latest request.
     pub(super) fn last_seq(&self) -> u64 {
         self.last_seq
+    }
+
+    /// Whether some write or delete has not been answered.
+    pub(super) fn awaits_writes(&self) -> bool {
+        !self.writes.is_empty()
     }
 
     /// Whether a write or delete numbered up to `seq` has not been answered.
@@ -606,7 +618,9 @@ impl Primary {
         if self.link.stage != Stage::Merging {
             return;
         }
-        if !self.map.to_synchronise().iter().all(|extent| self.map.is_durable(extent..extent + 1)) {
+        let detached = self.detachment.is_detached();
+        let open = self.map.to_synchronise();
+        if !detached && !open.iter().all(|extent| self.map.is_durable(extent..extent + 1)) {
             return;
         }
         if !self.meta.is_durable(self.link.merge_save) {
@@ -629,7 +643,10 @@ impl Primary {
         if std::mem::take(&mut self.metadata.extension.full_sync_owed) {
             self.save_metadata();
         }
-        if self.secondary_lacks_something() {
+        if detached {
+            self.enter(Stage::Marking);
+            self.tell_all();
+        } else if self.secondary_lacks_something() {
             self.enter(Stage::Marking);
             self.mark(Awaited::SyncStart, MarkKind::SyncStart);
         } else {
@@ -703,6 +720,7 @@ impl Primary {
             Awaited::SyncStart => self.marked(outcome),
             Awaited::SyncDone => self.equal_there(outcome),
             Awaited::Told(key) => self.told(key, outcome),
+            Awaited::Left => self.left(outcome),
             Awaited::SyncRead(key) => {
                 let read = outcome.and_then(|()| data.ok_or(Errno::EIO));
                 self.block_read_remotely(key, read);
@@ -767,6 +785,7 @@ impl Primary {
             match why {
                 Awaited::Request(key) => self.remote_lost(key),
                 Awaited::Told(key) => self.told(key, Err(Errno::ENOTCONN)),
+                Awaited::Left => self.left_after_flush(false),
                 Awaited::Flush
                 | Awaited::SyncRead(_)
                 | Awaited::SyncWrite(_)

@@ -65,9 +65,12 @@ impl Request {
         self.local == Half::Awaited
     }
 
-    /// Whether some of `extents` belong to it.
-    fn touches(&self, extents: &Range<u32>) -> bool {
-        self.extents.start < extents.end && extents.start < self.extents.end
+    /// Whether the device has its answer, and the secondary has yet to store some of `extents`.
+    fn is_owed(&self, extents: &Range<u32>) -> bool {
+        self.stage == (Stage::Completed { well: true })
+            && self.remote == Half::Awaited
+            && self.extents.start < extents.end
+            && extents.start < self.extents.end
     }
 }
 
@@ -179,7 +182,7 @@ impl Primary {
             return self.issue_read(key);
         }
         self.map.start(extents.clone());
-        if self.map.is_durable(extents) || !keeps(Rule::M1) {
+        if self.map.is_durable(extents) || self.detachment.is_detached() || !keeps(Rule::M1) {
             self.issue_write(key);
         } else {
             self.set_stage(key, Stage::Map);
@@ -320,12 +323,13 @@ impl Primary {
             return self.refuse_delete(key); // another secondary has come meanwhile
         }
         let up = self.link.is_up() && !repairing;
+        let detached = self.detachment.is_detached();
         let memsync = self.settings.replication == Replication::Memsync && self.link.version() >= 2;
         let Some(request) = self.requests.get_mut(&key) else { return };
         request.suspect = false;
         request.flushed = false;
         request.epoch = self.link.epoch();
-        request.local = Half::Awaited;
+        request.local = if detached { Half::Failed(Errno::EIO) } else { Half::Awaited };
         request.remote = if up { Half::Awaited } else { Half::NotAsked };
         if !repairing {
             self.set_stage(key, Stage::Issued);
@@ -347,7 +351,9 @@ impl Primary {
             let memsync = memsync && command == Command::Write;
             self.ask(Awaited::Request(key), command, offset, length, memsync, data);
         }
-        self.disk(Purpose::Request(key), op);
+        if !detached {
+            self.disk(Purpose::Request(key), op);
+        }
     }
 
     /// `key` was given to nobody and never will be.

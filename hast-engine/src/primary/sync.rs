@@ -199,12 +199,6 @@ impl Sync {
         !self.blocks.is_empty()
     }
 
-    /// `extent` is right here again; true if it was stale.
-    pub(super) fn no_longer_stale(&mut self, extent: u32) -> bool {
-        self.lone.remove(extent);
-        self.stale.remove(extent)
-    }
-
     /// The stale extents as runs.
     pub(super) fn stale_runs(&self) -> Vec<Run> {
         runs_of(&self.stale)
@@ -231,6 +225,15 @@ pub(super) fn runs_of(extents: &Bitmap) -> Vec<Run> {
 }
 
 impl Primary {
+    /// `extent` is right here again, if our disk is in use; true if it was stale.
+    pub(super) fn no_longer_stale(&mut self, extent: u32) -> bool {
+        if self.detachment.is_detached() {
+            return false;
+        }
+        self.sync.lone.remove(extent);
+        self.sync.stale.remove(extent)
+    }
+
     /// The nodes may differ, or their counts do: copy, flush, equalise.
     pub(super) fn begin_session(&mut self) {
         self.sync.step = Step::Copying;
@@ -315,6 +318,7 @@ impl Primary {
         let ours = self.link.has(Extensions::SYNC_MARKS);
         let window = self.sync.window.blocks().min(if ours { usize::MAX } else { MOST_OF_ORIGINAL });
         while self.sync.session
+            && !self.detachment.is_detached()
             && self.link.is_up()
             && self.phase == Phase::Serving
             && self.sync.blocks.len() + self.sync.pauses.len() < window
@@ -558,11 +562,11 @@ impl Primary {
         let Some(copy) = self.sync.copies.remove(&extent) else { return };
         if copy.failed && keeps(Rule::L15) {
             self.copy_later(extent);
-        } else if !copy.spoiled {
+        } else if !copy.spoiled && !self.detachment.is_detached() {
             if copy.from == SyncSource::Secondary {
                 self.durable.forget(extent); // no flush has failed since the copy began
             }
-            if self.sync.no_longer_stale(extent) {
+            if self.no_longer_stale(extent) {
                 self.save_metadata();
             }
             self.sync.copied = true;

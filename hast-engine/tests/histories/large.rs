@@ -31,8 +31,16 @@ fn primary(extents: u64, extentsize: u32, bits: &[u32]) -> H {
     h.disk.resize(size as usize + 4096, 0);
     h.disk[4096..4096 + map.len()].copy_from_slice(&map);
     let host = Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros };
-    let start =
-        PrimaryStart { settings: H::settings(), metadata, layout, map, random: 7, host, forced: false };
+    let start = PrimaryStart {
+        settings: H::settings(),
+        metadata,
+        layout,
+        map,
+        random: 7,
+        host,
+        forced: false,
+        detached: false,
+    };
     h.sent.clear();
     h.p = Primary::new(start, h.t);
     h.pump();

@@ -210,6 +210,7 @@ impl Supervisor {
             boot: self.workers.boot,
             forced,
             unsure: resource.unsure,
+            detached: resource.detached.clone(),
             provider: OwnedFd::from(provider.as_file().try_clone()?),
             kind,
         };
@@ -286,6 +287,7 @@ impl Supervisor {
         resource.device = None;
         resource.restart = None;
         resource.forced = false;
+        resource.detached = None;
     }
 
     /// Something is on a worker's channel.
@@ -314,6 +316,11 @@ impl Supervisor {
                 ToSupervisor::Connect { side, id } => self.connect(index, side, id, now),
                 ToSupervisor::Cancel { id } => self.cancel_connect(index, Some(id)),
                 ToSupervisor::Begun => self.primary_begun(index),
+                ToSupervisor::Detached(metadata) => {
+                    if let Some(resource) = self.resources.get_mut(index) {
+                        resource.detached = metadata;
+                    }
+                }
                 ToSupervisor::ClientLost => self.attach_again(index),
                 ToSupervisor::Event { event, complete, dirty } => {
                     self.note(index, event);

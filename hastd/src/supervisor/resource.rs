@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use hast_format::metadata::Role;
+use hast_format::metadata::{Metadata, Role};
 use hast_net::control::Divergence;
 use hast_net::handshake::{Extensions, SecondHello, Token};
 use hast_provider::Provider;
@@ -48,6 +48,8 @@ pub(super) struct Resource {
     /// The last worker of this secondary ended because it could not rely on its disk, and perhaps could not write that
     /// down: the next one does, and the node does not become primary unforced (B1).
     pub(super) unsure: bool,
+    /// The worker of this primary has given its disk up: what the next one begins with instead.
+    pub(super) detached: Option<Box<Metadata>>,
     /// When to start the worker of a primary again.
     pub(super) restart: Option<Instant>,
     /// Connections of a primary that have no worker yet.
@@ -83,6 +85,7 @@ impl Resource {
             worker: None,
             forced: false,
             unsure: false,
+            detached: None,
             restart: None,
             pending: Pending::None,
             split_brain: false,

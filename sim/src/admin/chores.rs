@@ -3,6 +3,7 @@
 use super::*;
 use crate::node::Worker;
 use crate::world::Trouble;
+use hast_format::metadata::Metadata;
 
 /// How often is looked whether the next step can be taken.
 const LOOK: Duration = Duration::from_millis(5);
@@ -123,7 +124,14 @@ impl World {
         if !connected {
             self.fork(node, false);
         }
-        self.trace(|| format!("node {node} takes over, power lost before: {after_loss}"));
+        let counts = |node| self.metadata_of(node).map_or((0, 0), |m| (m.localcnt, m.remotecnt));
+        self.admin.counted_for_nothing = connected && counts(old).0 > counts(node).1;
+        let counted = self.admin.counted_for_nothing;
+        self.trace(|| {
+            format!(
+                "node {node} takes over, power lost before: {after_loss}; the other has counted: {counted}"
+            )
+        });
         if beside {
             self.serving = node;
             let after = Duration::from_millis(self.random.below(20_000));
@@ -272,7 +280,7 @@ impl World {
     /// Whether the other node has everything: `status -v` says so. Before the first contact the nodes would not know
     /// that this one does not hold what it held when it was created.
     fn can_do_without(&self, node: usize) -> bool {
-        let whole = |metadata: hast_format::metadata::Metadata| {
+        let whole = |metadata: Metadata| {
             let extension = metadata.extension;
             metadata.resuid != 0
                 && !extension.target
@@ -299,8 +307,16 @@ impl World {
         if self.admin.loser.is_some() || self.admin.settled.is_some_and(late) {
             return;
         }
-        let loser =
-            if self.admin.fork.is_some() && self.random.one_in(2) { self.serving } else { 1 - self.serving };
+        // Which copy is whole, `status -v` says.
+        let whole = |node: usize| {
+            let metadata = self.metadata_of(node);
+            metadata.is_ok_and(|Metadata { extension, .. }| {
+                extension.mark.is_none() && !extension.target && extension.stale.is_empty()
+            })
+        };
+        let choice = self.admin.fork.is_some() && whole(1 - self.serving);
+        let forced = choice && !whole(self.serving);
+        let loser = if forced || (choice && self.random.one_in(2)) { self.serving } else { 1 - self.serving };
         self.trace(|| format!("split-brain: node {loser} is to give its changes up"));
         self.admin.loser = Some(loser);
         self.chore(LOOK_AGAIN, Chore::Settle);
@@ -317,7 +333,9 @@ impl World {
             }
             return self.chore(LOOK_AGAIN, Chore::Settle);
         }
-        let create = self.random.one_in(2);
+        // What is stale on the survivor the loser alone has.
+        let whole = self.metadata_of(1 - loser).is_ok_and(|metadata| metadata.extension.stale.is_empty());
+        let create = whole && self.random.one_in(2);
         self.wipe(loser, create);
         self.decide_for(1 - loser);
         self.admin.loser = None;
@@ -350,7 +368,7 @@ impl World {
         let fine = self.is_orderly() && self.can_do_without(node);
         let Some(disk) = snapshot.filter(|_| fine) else { return };
         let generation = |contents: &[u8]| {
-            let reading = hast_format::metadata::Metadata::read(contents);
+            let reading = Metadata::read(contents);
             reading.map_or(0, |reading| reading.metadata.extension.connection)
         };
         let here = self.nodes.get(node).map_or(0, |node| generation(node.disk.contents()));
@@ -377,9 +395,9 @@ impl World {
         self.admin.exchanged = Some(node);
         self.admin.in_step = false;
         let Some(n) = self.nodes.get_mut(node) else { return };
-        let (deleted, bad) = (n.disk.deleted, std::mem::take(&mut n.disk.bad));
+        let (deletes, bad) = (n.disk.deletes, std::mem::take(&mut n.disk.bad));
         n.disk = disk;
-        (n.disk.deleted, n.disk.bad) = (deleted, bad);
+        (n.disk.deletes, n.disk.bad) = (deletes, bad);
         n.disk.touch_all();
     }
 

@@ -158,8 +158,9 @@ impl World {
     }
 
     fn spoil_for_a_while(&mut self, node: usize, from: u64, length: u64) {
-        let region = match self.random.below(3) {
+        let region = match self.random.below(4) {
             0 => Region::unreadable(from, length),
+            3 => Region { heals: true, ..Region::unreadable(from, length) },
             1 => Region::unwritable(from, length),
             _ => Region::dead(from, length),
         };

@@ -237,7 +237,9 @@ impl World {
         self.stop_role(1)?;
         if let Some(node) = self.nodes.get_mut(1) {
             node.disk = former;
+            node.disk.touch_all();
         }
+        self.note_exchange(1);
         self.set_role(1, Role::Secondary);
         self.quiet()
     }
@@ -258,6 +260,42 @@ impl World {
         self.write_some(1, 1, true)?;
         self.back(0, Role::Secondary);
         self.split_or_quiet()
+    }
+
+    /// A5. The primary's disk answers EIO to everything. Writes, to marked extents and others, flushes and reads go on
+    /// with the secondary, through lost connections and a new worker; then the disk is well again.
+    pub(super) fn dead_disk(&mut self) -> Result<(), String> {
+        self.flushed_pair()?;
+        self.write_some(0, 4, true)?;
+        self.spoil(0, Region::dead(0, u64::MAX));
+        for _ in 0..5 {
+            let failed = self.failed_requests();
+            self.write_some(0, 6, true)?;
+            self.flush_and_wait()?;
+            self.read_everything(0)?;
+            if self.failed_requests() != failed {
+                return Err("A5: a request failed although the secondary is well".into());
+            }
+            match self.random.below(4) {
+                0 => self.cut(),
+                1 if self.nodes.first().is_some_and(|node| node.detached.is_some()) => {
+                    let detached = self.nodes.first().and_then(|node| node.detached.clone());
+                    self.kill(0, false);
+                    if let Some(node) = self.nodes.first_mut() {
+                        node.detached = detached; // the supervisor lives
+                    }
+                    self.back(0, Role::Primary);
+                }
+                2 => {
+                    self.kill(1, true);
+                    self.back(1, Role::Secondary);
+                }
+                _ => {}
+            }
+            let connected = |world: &World| world.nodes.first().is_some_and(Node::is_connected);
+            self.until("the nodes are connected", connected)?;
+        }
+        self.quiet()
     }
 
     /// A pair in step that has flushed everything.

@@ -221,7 +221,9 @@ impl World {
                 }
             }
             Ok(Hello::Second(hello)) => match n.pending.take() {
-                Some((token, out, ext)) if token == hello.token && n.role == Role::Secondary => {
+                Some((token, out, ext))
+                    if token == hello.token && n.role == Role::Secondary && n.can_start() =>
+                {
                     if let Err(error) = n.start_secondary(self.now, mode, hello, ext) {
                         return self.fail(error);
                     }

@@ -149,6 +149,7 @@ impl World {
             return self.fail(format!("node {node} completes request {} which is not open", id.0));
         };
         self.trace(|| format!("client: request {} ends: {:?}", id.0, result.as_ref().err()));
+        self.failed_requests += u64::from(result.is_err());
         match (what, result) {
             (What::Read { first, count }, Ok(Some(data))) => {
                 if data.len() != count * SECTOR {

@@ -62,7 +62,13 @@ impl World {
         } else {
             self.forget_dropped(node, true);
         }
+        // The worker alone, and its supervisor remembers that the disk is given up; or all of the node.
+        let detached = self.nodes.get(node).is_some_and(|node| node.detached.is_some());
+        let forgets = detached && (power || self.random.one_in(2));
         let Some(n) = self.nodes.get_mut(node) else { return };
+        if forgets {
+            n.detached = None;
+        }
         n.pending = None;
         n.waiting = None;
         n.next_role = None;
@@ -152,12 +158,15 @@ impl World {
         let Some(n) = self.nodes.get_mut(node) else { return };
         n.role = role;
         n.pending = None;
+        if role != Role::Primary || !matches!(n.worker, Worker::None) {
+            n.detached = None;
+        }
         if !matches!(n.worker, Worker::None) {
             n.next_role = Some(role);
             n.handle_stop(now);
             return self.pump(node);
         }
-        if role == Role::Primary && n.running && !n.can_start() {
+        if role == Role::Primary && n.running && n.detached.is_none() && !n.can_start() {
             self.trace(|| format!("node {node}: metadata or map cannot be read"));
             return self.schedule(Duration::from_secs(1), Happening::Back { node, role });
         }

@@ -128,7 +128,7 @@ impl Primary {
                 return Some(0);
             }
             let extents = request.extents();
-            if extents.clone().all(|extent| self.is_known_stale(extent)) {
+            if self.detachment.is_detached() || extents.clone().all(|extent| self.is_known_stale(extent)) {
                 return Some(0); // on disk long since
             }
             let staled = extents.clone().filter(|extent| !self.sync.stale.contains(*extent)).collect();
@@ -145,7 +145,7 @@ impl Primary {
             return Some(save);
         }
         for extent in fresh {
-            self.sync.no_longer_stale(extent);
+            self.no_longer_stale(extent);
             self.durable.forget(extent); // written as a whole, and no flush has failed since
         }
         Some(self.save_metadata())
@@ -186,7 +186,7 @@ impl Primary {
             || self.map.to_synchronise().iter().any(|extent| self.is_behind(extent))
         {
             for extent in new {
-                self.sync.no_longer_stale(extent);
+                self.no_longer_stale(extent);
             }
             return false;
         }
@@ -201,8 +201,7 @@ impl Primary {
 
     /// Whether the secondary has yet to store some of `extents` that the device relies on already.
     pub(in crate::primary) fn is_owed(&self, extents: &Range<u32>) -> bool {
-        let owed = |key| self.requests.get(key).is_some_and(|request| request.touches(extents));
-        self.waiting.owed.iter().any(owed)
+        self.link.awaits_writes() && self.requests.values().any(|request| request.is_owed(extents))
     }
 
     /// What a flush has to reach on the secondary, because reads of `extents` go there.
@@ -258,7 +257,7 @@ impl Primary {
             }
             if relied && !ours && !confirmed && !self.is_behind(extent) {
                 self.give_up(extent..extent + 1);
-            } else if here && covered && self.sync.no_longer_stale(extent) {
+            } else if here && covered && self.no_longer_stale(extent) {
                 self.durable.forget(extent);
                 self.save_metadata();
             }
@@ -345,7 +344,7 @@ impl Primary {
             return;
         }
         for extent in staled {
-            self.sync.no_longer_stale(extent);
+            self.no_longer_stale(extent);
             self.map.mark_dirty(extent);
             // Nobody has looked after it meanwhile.
             self.durable.may_have_dropped(extent..extent + 1);
@@ -399,6 +398,7 @@ impl Primary {
     /// gone.
     pub(in crate::primary) fn end_relying(&mut self, well: bool) {
         self.sync.relying = if well { Relying::Durable } else { Relying::No };
+        self.left_after_flush(well);
         for key in std::mem::take(&mut self.waiting.relying) {
             if !(well && self.tell(key)) {
                 self.told(key, Err(Errno::EIO));
