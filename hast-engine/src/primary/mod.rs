@@ -44,6 +44,8 @@ use crate::ranges::{Key, RangeQueue};
 use crate::rule::{Rule, keeps};
 use crate::types::{Action, DiskOp, DiskResult, Host, Op, OpId, RequestId, Settings};
 
+/// Exit status of a planned end that leaves a secondary behind which does not know it (C4).
+pub const EXIT_PEER_BEHIND: i32 = 69;
 /// Requests that may be in flight at once; the idle queue of the status counts down from it.
 const SLOTS: usize = 255;
 /// Requests under way from which on no more are wanted: many, because in mode async a long link holds what the
@@ -533,6 +535,14 @@ impl Primary {
             return;
         }
         match drain.after {
+            AfterDrain::Exit if drain.connected && self.leaves_behind() => {
+                log::error!(
+                    "{} lacks something that was written here, and does not know it: make this node primary again and \
+                     let them synchronize before that one becomes primary.",
+                    self.link.name()
+                );
+                self.exit(EXIT_PEER_BEHIND);
+            }
             AfterDrain::Exit => self.exit(0),
             AfterDrain::Reconnect => {
                 self.phase = Phase::Connecting;
