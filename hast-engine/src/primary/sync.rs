@@ -698,7 +698,9 @@ impl Primary {
 
     fn equalised(&mut self) {
         self.sync.unable_to_record = false;
-        self.sync.relying = Relying::No;
+        if !self.detachment.is_leaving() && !self.is_about_to_rely() {
+            self.sync.relying = Relying::No;
+        }
         self.sync.unconfirmed = false;
         self.forget_count();
         self.sync.marked = Marked::No;
