@@ -139,15 +139,19 @@ fn a_forced_primary_whose_worker_dies_at_once() {
     let facts = verbose(&place).facts.unwrap();
     assert_eq!((facts.target, facts.stale_bytes, facts.inconsistent_since), (false, 0, None));
     place.wait_for_log("[WARNING] [disk0] (primary) This copy is used as it is, though it was out of date.");
-    // Once that is written down, the next one is like any other.
-    let worker = place.status("disk0").workerpid;
-    mark(&place, "disk0");
-    kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();
-    wait_for("another worker", || {
-        let pid = place.status("disk0").workerpid;
-        (pid != 0 && pid != worker).then_some(())
+    // Once that is written down, and the daemon has heard of it, the next one is like any other. One that is killed in
+    // between is followed by another that is forced.
+    wait_for("a worker that is not forced", || {
+        let worker = place.status("disk0").workerpid;
+        mark(&place, "disk0");
+        kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();
+        wait_for("another worker", || {
+            let pid = place.status("disk0").workerpid;
+            (pid != 0 && pid != worker).then_some(())
+        });
+        let facts = wait_for("its answer", || verbose(&place).facts);
+        facts.target.then_some(())
     });
-    wait_for("its answer", || verbose(&place).facts.filter(|facts| facts.target));
 }
 
 #[test]

@@ -576,7 +576,9 @@ impl Primary {
             }
         };
         if self.meta.has_failed(save) && !self.leave_disk() {
-            log::error!("What the local disk misses could not be written down. The data here is out of date.");
+            log::error!(
+                "What the local disk misses could not be written down. The data here is out of date."
+            );
             self.exit(66);
         }
         true

@@ -86,11 +86,11 @@ fn manuals(around: &Surroundings) -> Outcome {
     pass(Command::new("mandoc").args(["-T", "lint", "-W", "warning"]).args(pages))
 }
 
-/// Every history that once failed, some thousand that are always the same, and fresh ones for half a minute. The
+/// Every history that once failed, some hundred that are always the same, and fresh ones for half a minute. The
 /// output names the first of those, and one that fails with the command that plays it again.
 fn simulator(around: &Surroundings) -> Outcome {
     let mut histories = around.cargo("test --quiet --release -p hast-sim --test histories --test mixed");
-    match pass(histories.env("HAST_SIM_COUNT", "2000")) {
+    match pass(histories.env("HAST_SIM_COUNT", "800")) {
         Outcome::Passed => pass(&mut around.cargo("run --quiet --release -p hast-sim -- search 30")),
         outcome => outcome,
     }
