@@ -16,8 +16,13 @@ const EXTENTS: u64 = SECTOR * 8;
 /// The first sector of the map.
 const MAP: u64 = 8;
 
-/// A disk that nbdkit plays: a file, and a directory with the numbers of the sectors that cannot be read.
+/// A disk that nbdkit plays: a file, a directory with the numbers of the sectors that cannot be read, and a file beside
+/// that which is there while the disk fails everything.
 const READ: &str = r#"
+if [ -e "$bad.all" ]; then
+    echo "EIO a dead disk" >&2
+    exit 1
+fi
 for path in "$bad"/*; do
     [ -e "$path" ] || continue
     at=$((${path##*/} * 512))
@@ -29,6 +34,10 @@ done
 dd if="$image" bs=64k iflag=skip_bytes,count_bytes skip="$4" count="$3" status=none
 "#;
 const WRITE: &str = r#"
+if [ -e "$bad.all" ]; then
+    echo "EIO a dead disk" >&2
+    exit 1
+fi
 dd of="$image" bs=64k conv=notrunc oflag=seek_bytes seek="$4" status=none || exit 1
 for path in "$bad"/*; do
     [ -e "$path" ] || continue
@@ -39,7 +48,14 @@ for path in "$bad"/*; do
 done
 "#;
 
-struct BadDisk {
+const FLUSH: &str = r#"
+if [ -e "$bad.all" ]; then
+    echo "EIO a dead disk" >&2
+    exit 1
+fi
+"#;
+
+pub(crate) struct BadDisk {
     bad: PathBuf,
     mount: PathBuf,
     /// On top of the file that nbdfuse shows.
@@ -74,7 +90,7 @@ impl BadDisk {
         nbdkit.args(["--foreground", "--exit-with-parent", "-U"]).arg(&socket).arg("eval");
         nbdkit.arg(method("get_size", "stat -c %s \"$image\""));
         nbdkit.arg(method("pread", READ)).arg(method("pwrite", WRITE));
-        nbdkit.args(["can_write=exit 0", "can_flush=exit 0", "flush=exit 0"]);
+        nbdkit.arg(method("flush", FLUSH)).args(["can_write=exit 0", "can_flush=exit 0"]);
         // They have a word for each sector that is asked for.
         disk.programs.push(nbdkit.stdin(Stdio::null()).stderr(Stdio::null()).spawn()?);
         wait_until("nbdkit to listen", SHORT, || Ok(socket.exists()))?;
@@ -114,6 +130,17 @@ impl BadDisk {
         Ok(())
     }
 
+    /// From now on the disk fails everything, or works again.
+    pub(crate) fn fail(&self, everything: bool) -> Outcome {
+        let all = self.bad.with_extension("bad.all");
+        if everything {
+            std::fs::write(all, "")?
+        } else {
+            std::fs::remove_file(all)?
+        }
+        Ok(())
+    }
+
     /// The sectors that are still bad.
     fn left(&self) -> Result<usize, Failure> {
         Ok(std::fs::read_dir(&self.bad)?.count())
@@ -138,7 +165,12 @@ impl Drop for BadDisk {
 
 /// A pair of which node a has such a disk, created; nothing runs yet.
 fn pair(device: bool) -> Result<Option<(Pair, BadDisk)>, Failure> {
-    let mut pair = Pair::blank(Setup { extent: EXTENT, ..Setup::default() })?;
+    pair_of(device, EXTENT)
+}
+
+/// The same with extents of so many bytes.
+pub(crate) fn pair_of(device: bool, extent: u64) -> Result<Option<(Pair, BadDisk)>, Failure> {
+    let mut pair = Pair::blank(Setup { extent, ..Setup::default() })?;
     let Some(disk) = BadDisk::over(&pair.a.provider("disk0"), device)? else {
         pair.finish()?;
         return Ok(None);

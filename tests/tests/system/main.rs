@@ -7,6 +7,7 @@ mod bad_input;
 mod bad_sectors;
 mod clients;
 mod daemon;
+mod dead_disk;
 mod exit_codes;
 mod foresight;
 mod hooks;
