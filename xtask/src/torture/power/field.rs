@@ -313,10 +313,23 @@ impl Field {
     /// # Errors
     /// Its metadata cannot be read: no loss of power may bring that about.
     pub(super) fn counts(&self, side: Side) -> Result<(u64, u64), Failure> {
+        let metadata = self.metadata(side)?;
+        Ok((metadata.localcnt, metadata.remotecnt))
+    }
+
+    /// Some extents of a node are right on the other one alone.
+    ///
+    /// # Errors
+    /// As of [`Field::counts`].
+    pub(super) fn is_stale(&self, side: Side) -> Result<bool, Failure> {
+        Ok(!self.metadata(side)?.extension.stale.is_empty())
+    }
+
+    fn metadata(&self, side: Side) -> Result<Metadata, Failure> {
         let length = usize::try_from(METADATA_SIZE)?;
         let block = self.disk(side).disk(|disk| disk.seen().get(..length).unwrap_or_default().to_vec());
         let reading = Metadata::read(&block).context(format!("metadata of {}", self.node(side).name()))?;
-        Ok((reading.metadata.localcnt, reading.metadata.remotecnt))
+        Ok(reading.metadata)
     }
 
     /// What `hastctl list -v` says of a node.
