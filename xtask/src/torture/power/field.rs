@@ -252,7 +252,14 @@ impl Field {
                 ledger.forget_unflushed();
             }
         });
-        self.start(self.serving)?;
+        let (serving, other) = (self.serving, self.serving.other());
+        self.start(serving)?;
+        if !self.is_up(other) && self.counts(other)?.0 > self.counts(serving)?.1 {
+            // It lived on the other one's disk, and its own could not write that down: alone it does not know.
+            self.say(format!("{} has more, and is back first", self.node(other).name()));
+            self.start(other)?;
+            self.set_role(other, "secondary")?;
+        }
         self.say(format!("{} is primary again", self.node(self.serving).name()));
         self.set_role(self.serving, "primary")
     }
