@@ -721,7 +721,7 @@ fn a_worker_does_not_end_before_a_write_that_only_it_has_is_counted() {
     h.p.handle_lost(h.t, "gone");
     h.pump();
     h.tick(5);
-    assert!(h.other.iter().any(|action| matches!(action, Action::Exit(0))));
+    assert_eq!(h.exit(), Some(EXIT_PEER_BEHIND));
     assert!(Metadata::read(&h.disk).unwrap().metadata.localcnt > 1);
 }
 

@@ -53,7 +53,7 @@ fn stale_entry() -> Reply {
 }
 
 fn was(role: &str) -> Reply {
-    Reply::Entries(vec![Entry::RoleWas { name: "disk0".into(), role: role.into() }])
+    Reply::Entries(vec![Entry::RoleWas { name: "disk0".into(), role: role.into(), peer_behind: false }])
 }
 
 fn is_locked(place: &Place) -> bool {

@@ -55,7 +55,15 @@ pub struct Memory {
     /// A write that begins from then on is acknowledged once both nodes have it: any mode but async.
     firm_since: Option<Duration>,
     /// What else a sector may hold: what a loss of power has left of a write that was not flushed.
-    torn: BTreeMap<usize, Vec<[u8; SECTOR]>>,
+    torn: BTreeMap<usize, Vec<Torn>>,
+}
+
+/// What a loss of power has left of a write to a sector.
+#[derive(Clone, Debug)]
+struct Torn {
+    bytes: [u8; SECTOR],
+    /// As that of a [`Candidate`].
+    superseded: Option<Duration>,
 }
 
 impl Memory {
@@ -144,7 +152,9 @@ impl Memory {
             if acknowledged && !doubtful {
                 let firmly = self.firm_since.is_some_and(|since| invoked >= since);
                 sector.iter_mut().for_each(|candidate| candidate.supersede(invoked, now, firmly));
-                self.torn.remove(&at);
+                for torn in self.torn.get_mut(&at).into_iter().flatten() {
+                    torn.superseded.get_or_insert(now);
+                }
             }
         }
     }
@@ -154,17 +164,24 @@ impl Memory {
         for sector in &mut self.sectors {
             sector.retain(|candidate| candidate.superseded.is_none_or(|at| at >= invoked));
         }
+        for torn in self.torn.values_mut() {
+            torn.retain(|torn| torn.superseded.is_none_or(|at| at >= invoked));
+        }
     }
 
     /// A loss of power has left `bytes` in sector `at`, of a write that was not flushed.
     pub fn may_be_torn(&mut self, at: usize, bytes: &[u8]) {
         if let Some(bytes) = bytes.first_chunk() {
-            self.torn.entry(at).or_default().push(*bytes);
+            self.torn.entry(at).or_default().push(Torn { bytes: *bytes, superseded: None });
         }
     }
 
-    fn is_torn(&self, at: usize, bytes: &[u8]) -> bool {
-        self.torn.get(&at).is_some_and(|versions| versions.iter().any(|version| version == bytes))
+    /// Whether `bytes` are what a loss of power has left, and nothing was acknowledged since before `invoked`, if that
+    /// matters.
+    fn is_torn(&self, at: usize, bytes: &[u8], invoked: Option<Duration>) -> bool {
+        let current = |torn: &Torn| torn.superseded.zip(invoked).is_none_or(|(at, invoked)| at >= invoked);
+        let mut versions = self.torn.get(&at).into_iter().flatten();
+        versions.any(|torn| torn.bytes == bytes && current(torn))
     }
 
     /// Whether sector `at` may hold `bytes` after a loss of power of all that holds it: nothing that was flushed is lost
@@ -173,7 +190,7 @@ impl Memory {
     pub fn may_survive(&self, at: usize, bytes: &[u8]) -> bool {
         let (id, whole) = Memory::read(bytes);
         let fine = |candidate: &Candidate| candidate.anything || (whole && candidate.holds == id);
-        self.sectors.get(at).is_none_or(|sector| sector.iter().any(fine)) || self.is_torn(at, bytes)
+        self.sectors.get(at).is_none_or(|sector| sector.iter().any(fine)) || self.is_torn(at, bytes, None)
     }
 
     /// Sector `at` may also be what another memory says of it.
@@ -205,6 +222,7 @@ impl Memory {
     /// back as they were before.
     pub fn unflushed_may_be_lost(&mut self) {
         self.sectors.iter_mut().flatten().for_each(Candidate::may_come_back);
+        self.torn.values_mut().flatten().for_each(|torn| torn.superseded = None);
     }
 
     /// The other node takes over: what was acknowledged before it had it, as async permits, and was not flushed since
@@ -217,6 +235,7 @@ impl Memory {
     /// The same of this sector alone.
     pub fn may_be_lost(&mut self, at: usize) {
         self.sectors.get_mut(at).into_iter().flatten().for_each(Candidate::may_come_back);
+        self.torn.get_mut(&at).into_iter().flatten().for_each(|torn| torn.superseded = None);
     }
 
     /// The only node that holds what is being written now is gone, and those who could tell do not know yet: its
@@ -257,7 +276,7 @@ impl Memory {
             (candidate.anything || (whole && candidate.holds == id))
                 && candidate.superseded.is_none_or(|superseded| superseded >= invoked)
         };
-        if sector.iter().any(fine) || self.is_torn(at, bytes) {
+        if sector.iter().any(fine) || self.is_torn(at, bytes, Some(invoked)) {
             return Ok(());
         }
         Err(format!("sector {at} holds write {id}, but may hold only {:?}", self.possible(at)))

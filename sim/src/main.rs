@@ -13,7 +13,8 @@ usage: hast-sim play PLAN           one history, told step by step
        hast-sim search SECONDS      fresh histories until one fails
        hast-sim storms SECONDS [FAULTS]
                                     fresh histories with all faults, or these: every one that fails
-       hast-sim mutant RULE SECONDS histories that notice when RULE is broken
+       hast-sim mutant RULE SECONDS [SCENE]
+                                    histories, or those of one scene, that notice when RULE is broken
 A plan is a seed, or a scene, a mode and a seed: Storm async 14";
 
 fn main() -> ExitCode {
@@ -27,9 +28,10 @@ fn main() -> ExitCode {
         Some(("storms", [seconds, faults @ ..])) if faults.len() < 2 => {
             number(seconds).and_then(|seconds| storms(seconds, faults.first()))
         }
-        Some(("mutant", [rule, seconds])) => {
-            parse(rule).and_then(|rule| number(seconds).map(|seconds| hunt(rule, seconds)))
-        }
+        Some(("mutant", [rule, seconds, scene @ ..])) if scene.len() < 2 => parse(rule).and_then(|rule| {
+            let scene = scene.first().map(|name| name.parse()).transpose()?;
+            number(seconds).map(|seconds| hunt(rule, seconds, scene))
+        }),
         _ => Err(USAGE.to_owned()),
     };
     match outcome {
@@ -173,7 +175,7 @@ fn storms(seconds: u64, faults: Option<&String>) -> Result<bool, String> {
 const WANTED: usize = 3;
 
 /// Histories in which breaking `rule` shows: true if one was found.
-fn hunt(rule: Rule, seconds: u64) -> bool {
+fn hunt(rule: Rule, seconds: u64, scene: Option<Scene>) -> bool {
     if !hast_sim::break_rule(Some(rule)) {
         eprintln!("this build has no mutants: cargo xtask sim --mutant {rule:?}");
         return false;
@@ -185,7 +187,11 @@ fn hunt(rule: Rule, seconds: u64) -> bool {
             println!("# {rule:?}: noticed in {found} of {seed} histories");
             return found > 0;
         }
-        for plan in [Plan::of(seed), Plan::mixed(seed)] {
+        let plans = match scene {
+            Some(scene) => vec![Plan { scene, originals: scene.originals(), ..Plan::of(seed) }],
+            None => vec![Plan::of(seed), Plan::mixed(seed)],
+        };
+        for plan in plans {
             let Some(how) = hast_sim::notices(plan) else { continue };
             println!("{rule:?} {plan}\t# {}", how.replace('\n', " "));
             found += 1;

@@ -164,7 +164,6 @@ impl World {
         for node in &mut self.nodes {
             node.disk.chances = Chances::default();
             node.disk.bad.clear();
-            node.disk.next_flush_fails = false;
             (node.slow, node.drops_early) = (0, 0);
         }
         // A disk that was given up, and works again, is used again after a change of roles.

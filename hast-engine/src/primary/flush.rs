@@ -411,7 +411,8 @@ impl Primary {
             counting = Some(self.save_metadata());
         }
         let counting = counting.filter(|save| good && !self.meta.is_durable(*save));
-        let mark = good && !flushed_there && keeps(Rule::L9Marked);
+        // It may lack something that it has refused although its flush was good.
+        let mark = good && keeps(Rule::L9Marked);
         for id in clients {
             let result = result.clone();
             match counting {
@@ -423,7 +424,8 @@ impl Primary {
 
     /// Whether some extent is not known to be durable on the secondary, other than those that are stale here.
     fn secondary_may_lack(&self) -> bool {
-        self.map.has_not_durable()
+        !self.map_is_ours
+            || self.map.has_not_durable()
             || self.is_owed(&(0..u32::MAX))
             || self.map.to_synchronise().iter().any(|extent| !self.sync.stale.contains(extent))
     }

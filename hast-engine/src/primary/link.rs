@@ -455,9 +455,11 @@ impl Primary {
         self.link.number = number;
         let last = self.metadata.extension.parted;
         let parting = known.then(|| Parting { last, next: number, divergence: self.divergence() });
-        let generations = self.link.has(Extensions::CONNECTION).then(|| Meeting {
-            met: met(&self.metadata.extension),
-            draw: (draw(self.random, self.link.epoch) >> 32) as u32,
+        // G1: the secondary must not store that it has met a node which may not remember that.
+        let certain = self.meta.certain_met(&self.metadata.extension);
+        let generations = certain.filter(|_| self.link.has(Extensions::CONNECTION)).map(|met| {
+            let draw = (draw(self.random, self.link.epoch) >> 32) as u32;
+            Meeting { met, draw }
         });
         let hello = SecondHello {
             resource: self.metadata.resource.clone(),
@@ -568,13 +570,13 @@ impl Primary {
     /// G1: the secondary has stored the generation of this connection, and says which it had before.
     fn met_again(&mut self, theirs: Met) {
         self.link.connection = theirs.last;
-        let (here, there) = (self.metadata.extension.connection, theirs.before);
+        let (here, there) = (self.meta.met().last, theirs.before);
         let theirs = Met { last: there, before: 0 };
         if theirs.last == 0 || here == 0 || self.link.connection == 0 {
             return;
         }
         // What the secondary decides from may include the generation before; only what it decided counts.
-        match compare(met(&self.metadata.extension), theirs) {
+        match compare(self.meta.met(), theirs) {
             Histories::PrimaryAhead => {
                 log::error!(
                     "The disk of {} is older than its last connection (generation {there:x}, here {here:x}): it was \
@@ -665,6 +667,7 @@ impl Primary {
         self.enter(Stage::Up);
         self.link.attempts = 0;
         self.link.complaint.clear();
+        self.map_is_ours = true;
         self.counted = None;
         self.flush.peer_connected();
         log::info!("Connected to {}.", self.link.name);
@@ -865,8 +868,8 @@ impl Primary {
     }
 }
 
-/// The generations that a node has stored.
-fn met(extension: &Extension) -> Met {
+/// The generations in a node's metadata.
+pub(super) fn met(extension: &Extension) -> Met {
     Met { last: extension.connection, before: extension.connection_before }
 }
 

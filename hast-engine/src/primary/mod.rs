@@ -44,6 +44,8 @@ use crate::ranges::{Key, RangeQueue};
 use crate::rule::{Rule, keeps};
 use crate::types::{Action, DiskOp, DiskResult, Host, Op, OpId, RequestId, Settings};
 
+/// Exit status of a planned end that leaves a secondary behind which does not know it (C4).
+pub const EXIT_PEER_BEHIND: i32 = 69;
 /// Requests that may be in flight at once; the idle queue of the status counts down from it.
 const SLOTS: usize = 255;
 /// Requests under way from which on no more are wanted: many, because in mode async a long link holds what the
@@ -114,6 +116,11 @@ pub struct Primary {
     statistics: Statistics,
     /// When the device last asked for something.
     last_request: Option<Duration>,
+    /// The map says what the secondary may lack: this node kept it as the primary before, or has been connected since.
+    /// A secondary that takes over does not know what the node that was primary had flushed.
+    map_is_ours: bool,
+    /// During a planned end: the save that is to record what is stale here.
+    recording: Option<u64>,
 }
 
 /// What the primary is about to do with the device's requests.
@@ -175,6 +182,7 @@ impl Primary {
         let counts = Counts { local: metadata.localcnt, remote: metadata.remotecnt };
         let counts = counts.at_start(metadata.resuid);
         (metadata.localcnt, metadata.remotecnt) = (counts.local, counts.remote);
+        let was_primary = metadata.prevrole == Role::Primary;
         metadata.prevrole = Role::Primary;
         let extension = &mut metadata.extension;
         if forced && (extension.mark.is_some() || extension.target || !extension.stale.is_empty()) {
@@ -195,7 +203,7 @@ impl Primary {
             detachment: detached::Detachment::default(),
             map: Activemap::new(extents, metadata.keepdirty, layout.sectorsize(), &map),
             map_io: storage::MapIo::new(settings.metaflush),
-            meta: storage::MetaIo::default(),
+            meta: storage::MetaIo::new(&metadata.extension),
             flush: flush::Flush::default(),
             durable: Durable::new(extents),
             settings,
@@ -220,6 +228,8 @@ impl Primary {
             counted: None,
             statistics: Statistics::default(),
             last_request: None,
+            map_is_ours: was_primary,
+            recording: None,
         };
         if detached {
             primary.detachment = detached::Detachment::resumed(now);
@@ -529,16 +539,47 @@ impl Primary {
             self.kick_flush();
             return self.check_drained();
         }
-        if self.ends_unmarked() {
+        if self.ends_unmarked() || self.ends_unrecorded() {
             return;
         }
         match drain.after {
+            AfterDrain::Exit if drain.connected && self.leaves_behind() => {
+                log::error!(
+                    "{} lacks something that was written here, and does not know it: make this node primary again and \
+                     let them synchronize before that one becomes primary.",
+                    self.link.name()
+                );
+                self.exit(EXIT_PEER_BEHIND);
+            }
             AfterDrain::Exit => self.exit(0),
             AfterDrain::Reconnect => {
                 self.phase = Phase::Connecting;
                 self.reconnect();
             }
         }
+    }
+
+    /// L3, S1: what is stale here is written down before a planned end, on our disk or on the secondary's: this node would
+    /// come back as the source of what it does not have. True if that has to be waited for; if it cannot be done, the
+    /// worker has ended with an error.
+    fn ends_unrecorded(&mut self) -> bool {
+        if self.detachment.is_detached() || self.sync.stale.is_subset(&self.sync.known) {
+            return false;
+        }
+        let save = match self.recording {
+            Some(save) if !self.meta.is_durable(save) => save,
+            _ => {
+                let save = self.save_metadata();
+                self.recording = Some(save);
+                self.kick_metadata();
+                save
+            }
+        };
+        if self.meta.has_failed(save) && !self.leave_disk() {
+            log::error!("What the local disk misses could not be written down. The data here is out of date.");
+            self.exit(66);
+        }
+        true
     }
 
     fn exit(&mut self, code: i32) {

@@ -4,10 +4,12 @@ use core::time::Duration;
 use std::collections::VecDeque;
 
 use hast_format::bitmap::Bitmap;
-use hast_format::extension::{Run, STALE_RUNS};
+use hast_format::extension::{Extension, Run, STALE_RUNS};
 use hast_net::buffer::Buffer;
 use hast_net::errno::Errno;
+use hast_net::handshake::Met;
 
+use super::link::met;
 use super::sync::runs_of;
 use super::{Phase, Primary, Purpose};
 use crate::counts::Counts;
@@ -77,9 +79,37 @@ pub(super) struct MetaIo {
     retry_at: Option<Duration>,
     /// localcnt has to rise, durably, for what somebody relies on already (C1 (b), (c)).
     owes_count: bool,
+    /// The generations of connections that the save under way names, and those that are on disk: what is in memory alone
+    /// would be gone after a crash, and the other node would take this one's disk for another (G1).
+    saving_met: Met,
+    durable_met: Met,
+    /// A save that failed may have left others on disk.
+    met_is_doubtful: bool,
 }
 
 impl MetaIo {
+    /// As an earlier worker has left it.
+    pub(super) fn new(left: &Extension) -> MetaIo {
+        MetaIo { durable_met: met(left), ..MetaIo::default() }
+    }
+
+    /// The generations of connections that are on disk.
+    pub(super) fn met(&self) -> Met {
+        self.durable_met
+    }
+
+    /// The same, if they are certain to stay there: no save that names others has failed, is under way or is to come.
+    pub(super) fn certain_met(&self, extension: &Extension) -> Option<Met> {
+        let saving = self.writing.is_none() || self.saving_met == self.durable_met;
+        let certain = saving && !self.met_is_doubtful && met(extension) == self.durable_met;
+        certain.then_some(self.durable_met)
+    }
+
+    /// Whether this save has failed.
+    pub(super) fn has_failed(&self, save: u64) -> bool {
+        self.failed >= save && self.durable < save
+    }
+
     pub(super) fn is_durable(&self, save: u64) -> bool {
         self.durable >= save
     }
@@ -279,6 +309,7 @@ impl Primary {
         (metadata.localcnt, metadata.remotecnt) = (counts.local, counts.remote);
         let unsure = std::mem::take(&mut self.meta.unsure);
         let (saving, next) = Saving::begin(&metadata, unsure, self.layout.sectorsize(), shrinks);
+        self.meta.saving_met = met(&metadata.extension);
         self.meta.doubtful = None;
         self.meta.writing = Some((self.meta.wanted, saving));
         self.meta.saving_stale = Some(named);
@@ -336,6 +367,12 @@ impl Primary {
 
     fn metadata_saved(&mut self, failure: Option<Errno>) {
         let Some((save, saving)) = self.meta.writing.take() else { return };
+        if failure.is_none() {
+            self.meta.durable_met = self.meta.saving_met;
+            self.meta.met_is_doubtful = false;
+        } else {
+            self.meta.met_is_doubtful |= self.meta.saving_met != self.meta.durable_met;
+        }
         if self.detachment.is_detached() {
             if failure.is_some() {
                 self.meta.unsure = saving.unsure();

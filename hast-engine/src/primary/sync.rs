@@ -58,6 +58,8 @@ pub(super) struct Sync {
     pub(super) unconfirmed: bool,
     /// The secondary was told that it is out of date.
     marked: Marked,
+    /// ... when the last connection ended.
+    knew: bool,
     /// The device was told that it may read the local disk without asking.
     direct_reads: bool,
     /// ... and must not any more.
@@ -172,6 +174,7 @@ impl Sync {
             relying: Relying::No,
             unconfirmed: !dirty.is_empty(),
             marked: Marked::No,
+            knew: false,
             direct_reads: false,
             direct_reads_off: false,
             announced: false,
@@ -263,6 +266,7 @@ impl Primary {
         }
         self.sync.session = false;
         self.sync.announced = false;
+        self.sync.knew = self.sync.marked == Marked::Yes;
         self.sync.marked = Marked::No;
         self.sync.direct_reads_off = true;
         self.sync.step = Step::Copying;
@@ -340,6 +344,14 @@ impl Primary {
     /// C4: whether a planned end has to wait for the secondary to mark itself, which lacks something; asks it to.
     pub(super) fn ends_unmarked(&mut self) -> bool {
         self.link.is_up() && keeps(Rule::C4Marked) && !self.secondary_is_marked()
+    }
+
+    /// C4: whether a secondary that was there lacks something that is complete, so that localcnt has risen since (C1), and
+    /// does not know it.
+    pub(super) fn leaves_behind(&self) -> bool {
+        let knows = if self.link.is_up() { self.sync.marked == Marked::Yes } else { self.sync.knew };
+        let lacks = self.map.to_synchronise().iter().any(|extent| self.is_behind(extent));
+        self.counted.is_some() && lacks && !knows
     }
 
     /// L6: whether the secondary has to know that it is out of date; all that it may lack but a flush it does
@@ -686,7 +698,9 @@ impl Primary {
 
     fn equalised(&mut self) {
         self.sync.unable_to_record = false;
-        self.sync.relying = Relying::No;
+        if !self.detachment.is_leaving() && !self.is_about_to_rely() {
+            self.sync.relying = Relying::No;
+        }
         self.sync.unconfirmed = false;
         self.forget_count();
         self.sync.marked = Marked::No;

@@ -373,3 +373,17 @@ fn a_disk_is_not_given_up_for_a_secondary_that_cannot_be_relied_on() {
     assert_eq!(h.result(2), Some(Err(Errno::EIO)));
     assert!(!h.p.status().facts.detached);
 }
+
+/// C4: ... and if it cannot be told, because the link is gone by then, the worker says so with its exit status.
+#[test]
+fn a_planned_end_that_cannot_mark_the_secondary_says_so() {
+    let mut h = H::in_step();
+    h.set_mode(Replication::Async);
+    h.w(1, 7);
+    h.p.handle_stop(h.t);
+    h.pump();
+    h.serve_all(|message| is(Command::Write)(message).then_some(Some(Errno::EIO)));
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    assert_eq!(h.exit(), Some(EXIT_PEER_BEHIND));
+}

@@ -243,9 +243,10 @@ impl Supervisor {
     }
 
     fn answer_role(&mut self, index: usize, waiter: Option<Waiter>, was: Role) {
-        let Some(resource) = self.resources.get(index) else { return };
+        let Some(resource) = self.resources.get_mut(index) else { return };
+        let peer_behind = std::mem::take(&mut resource.peer_behind);
         let Some(waiter) = waiter else { return };
-        let name = resource.config.name.clone();
-        self.answer(waiter.client, &[waiter.slot], Entry::RoleWas { name, role: was.as_str().to_owned() });
+        let (name, role) = (resource.config.name.clone(), was.as_str().to_owned());
+        self.answer(waiter.client, &[waiter.slot], Entry::RoleWas { name, role, peer_behind });
     }
 }

@@ -25,8 +25,11 @@ impl World {
         self.schedule(after, Happening::Arrival { conn, to, bytes });
     }
 
-    /// `node` closes its connections.
+    /// `node` closes its connections, and opens no more of those that it was opening.
     pub(super) fn hang_up(&mut self, node: usize) {
+        self.queue.retain(
+            |_, happening| !matches!(happening, Happening::Connected { node: of, .. } if *of == node),
+        );
         let Some(n) = self.nodes.get_mut(node) else { return };
         for conn in std::mem::take(&mut n.conns).into_iter().flatten() {
             self.close_end(conn, node);
@@ -178,6 +181,10 @@ impl World {
         let Some(n) = self.nodes.get(to) else { return };
         let known = n.conns.contains(&Some(id));
         if !is_primary && !known {
+            let conn = self.conns.get_mut(&id);
+            if conn.is_some_and(|conn| std::mem::replace(&mut conn.greeted, true)) {
+                return; // its worker has gone
+            }
             return self.hello(id, to, &frame);
         }
         if !known || (is_primary != n.is_primary()) {

@@ -1,5 +1,7 @@
 //! Workers: how they start and end, and what is left of what their disks were doing.
 
+use hast_engine::EXIT_PEER_BEHIND;
+
 use super::*;
 use crate::faults::Fault;
 
@@ -34,7 +36,8 @@ impl World {
             let role = self.nodes.get(node).map_or(Role::Init, |node| node.role);
             return self.schedule(Duration::from_secs(1), Happening::Back { node, role });
         }
-        if code != 0 && (was_primary || !(refused || matches!(code, 66 | 75))) {
+        let fine = code == 0 || (was_primary && code == EXIT_PEER_BEHIND);
+        if !fine && (was_primary || !(refused || matches!(code, 66 | 75))) {
             self.fail(format!("the worker of node {node} ended with {code}"));
         }
     }

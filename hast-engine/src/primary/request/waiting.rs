@@ -70,6 +70,11 @@ impl Waiting {
             && self.alone.is_empty())
     }
 
+    /// Whether a write waits for the secondary to flush, or to write down what our disk cannot.
+    pub(super) fn is_about_to_rely(&self) -> bool {
+        !self.relying.is_empty() || !self.telling.is_empty()
+    }
+
     /// Whether it says of `key` what the request does.
     pub(in crate::primary) fn agrees(&self, key: Key, request: &Request) -> bool {
         let mut expected = Waiting::default();

@@ -394,6 +394,11 @@ impl Primary {
         true
     }
 
+    /// Whether a write waits for the secondary to become the right copy of everything.
+    pub(in crate::primary) fn is_about_to_rely(&self) -> bool {
+        self.waiting.is_about_to_rely()
+    }
+
     /// The flush that was to cover all that was complete has ended on the secondary, `well` or not, or the secondary is
     /// gone.
     pub(in crate::primary) fn end_relying(&mut self, well: bool) {
