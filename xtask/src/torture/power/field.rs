@@ -252,7 +252,14 @@ impl Field {
                 ledger.forget_unflushed();
             }
         });
-        self.start(self.serving)?;
+        let (serving, other) = (self.serving, self.serving.other());
+        self.start(serving)?;
+        if !self.is_up(other) && self.counts(other)?.0 > self.counts(serving)?.1 {
+            // It lived on the other one's disk, and its own could not write that down: alone it does not know.
+            self.say(format!("{} has more, and is back first", self.node(other).name()));
+            self.start(other)?;
+            self.set_role(other, "secondary")?;
+        }
         self.say(format!("{} is primary again", self.node(self.serving).name()));
         self.set_role(self.serving, "primary")
     }
@@ -313,10 +320,23 @@ impl Field {
     /// # Errors
     /// Its metadata cannot be read: no loss of power may bring that about.
     pub(super) fn counts(&self, side: Side) -> Result<(u64, u64), Failure> {
+        let metadata = self.metadata(side)?;
+        Ok((metadata.localcnt, metadata.remotecnt))
+    }
+
+    /// Some extents of a node are right on the other one alone.
+    ///
+    /// # Errors
+    /// As of [`Field::counts`].
+    pub(super) fn is_stale(&self, side: Side) -> Result<bool, Failure> {
+        Ok(!self.metadata(side)?.extension.stale.is_empty())
+    }
+
+    fn metadata(&self, side: Side) -> Result<Metadata, Failure> {
         let length = usize::try_from(METADATA_SIZE)?;
         let block = self.disk(side).disk(|disk| disk.seen().get(..length).unwrap_or_default().to_vec());
         let reading = Metadata::read(&block).context(format!("metadata of {}", self.node(side).name()))?;
-        Ok((reading.metadata.localcnt, reading.metadata.remotecnt))
+        Ok(reading.metadata)
     }
 
     /// What `hastctl list -v` says of a node.

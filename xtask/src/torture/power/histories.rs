@@ -127,7 +127,14 @@ impl Field {
     /// Decides who survives a split-brain, as docs/failover.md says.
     fn choose(&mut self, left: Left) -> Result<(), Failure> {
         let (serving, old) = (self.serving, self.serving.other());
-        let loser = if self.random.one_in(2) { serving } else { old };
+        // What is stale on the survivor it can take from the other one alone, with whatever was written there since: so
+        // the one with a bad disk is no survivor.
+        let loser = match (self.is_stale(serving)?, self.is_stale(old)?) {
+            (true, false) => serving,
+            (false, true) => old,
+            _ if self.random.one_in(2) => serving,
+            _ => old,
+        };
         self.say(format!("{} gives its changes up", self.node(loser).name()));
         if loser == serving {
             self.set_role(serving, "secondary")?;
