@@ -113,6 +113,8 @@ pub struct Secondary {
     doubt: doubt::Doubt,
     /// ... and was to be written down a second time.
     doubted_again: bool,
+    /// The generation before this connection's is forgotten, and the disk does not say so yet (G1).
+    forgets_before: bool,
     /// The first flush has failed: this worker ends.
     unflushable: bool,
     /// The map is being cleared.
@@ -197,6 +199,8 @@ enum Save {
     Mark(u64),
     /// That something may be gone (B1).
     Doubt,
+    /// That the primary has stored this connection's generation (G1).
+    Met,
 }
 
 /// Why a disk operation was asked for.
@@ -256,6 +260,7 @@ impl Secondary {
             failures: 0,
             doubt: doubt::Doubt::default(),
             doubted_again: false,
+            forgets_before: false,
             unflushable: false,
             clearing: false,
             doubtful: None,
@@ -525,6 +530,7 @@ impl Secondary {
         self.find_oldest();
         self.kick_dropped();
         self.kick_doubt();
+        self.kick_met();
         let Phase::Ending { code, flushing: false, deadline } = self.phase else { return };
         let own_idle = self.own.as_ref().is_none_or(own_map::OwnMap::is_idle);
         if !self.requests.is_empty() || !self.ops.is_empty() || !own_idle || self.has_dropped() {
@@ -540,6 +546,7 @@ impl Secondary {
 
     /// Writes the metadata as it is now, for `why`.
     fn save(&mut self, why: Save) {
+        self.forgets_before = false; // all that is to be said goes with it
         let extension = &mut self.metadata.extension;
         extension.generation = extension.generation.saturating_add(1);
         extension.boot = self.host.boot;
@@ -574,6 +581,7 @@ impl Secondary {
             Save::Parting => self.parting_saved(result),
             Save::Mark(seq) => self.mark_saved(seq, result),
             Save::Doubt => self.doubt_saved(result),
+            Save::Met => self.next_mark(), // if not now, with the next mark
         }
     }
 
