@@ -114,7 +114,7 @@ fn entry(source: &mut Source<'_>) -> Entry {
     let name = text(source);
     match source.below(3) {
         0 => Entry::Error { name, error: error(source) },
-        1 => Entry::RoleWas { name, role: text(source) },
+        1 => Entry::RoleWas { name, role: text(source), peer_behind: source.flag() },
         _ => Entry::Status { name, status: Box::new(status(source)) },
     }
 }

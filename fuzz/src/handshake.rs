@@ -236,6 +236,7 @@ fn pair(source: &mut Source<'_>) {
         random: RESUID,
         host: host(source),
         forced: source.one_in(8),
+        detached: false,
     };
     let mut primary = Primary::new(start, Duration::ZERO);
     let mut secondary: Option<Secondary> = None;

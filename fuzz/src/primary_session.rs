@@ -82,7 +82,7 @@ impl node::Session for Session {
                         assert_eq!(got, length as usize, "a read brings what it was asked for");
                     }
                 }
-                Action::Event(_) | Action::DirectReads(_) => {}
+                Action::Event(_) | Action::DirectReads(_) | Action::Detached(_) | Action::Attached => {}
                 Action::Exit(code) => {
                     assert!([0, 66].contains(&code), "exit {code}");
                     self.node.over = true;
@@ -108,6 +108,7 @@ impl Session {
             random: source.number(),
             host: host(source),
             forced: source.one_in(8),
+            detached: false,
         };
         Session {
             node: Node::new(Primary::new(start, Duration::ZERO), provider),
@@ -257,6 +258,7 @@ impl Session {
             boot: source.flag().then(|| [source.byte() & 3; 16]),
             peer_timeout: source.choose(&[None, Some(0), Some(1), Some(5), Some(u32::MAX)]),
             met: source.flag().then(|| met(source)),
+            zero_deletes: source.flag(),
         };
         to_bytes(&Message::SecondAnswer(answer, map), 2, stages)
     }

@@ -1,6 +1,6 @@
 //! A small simulated provider under an engine: it holds what was written, and checks where.
 
-use hast_engine::{DiskOp, DiskResult, Host, OpId, Settings};
+use hast_engine::{Deletes, DiskOp, DiskResult, Host, OpId, Settings};
 use hast_format::extension::{Extension, Mark, Run};
 use hast_format::layout::Layout;
 use hast_format::metadata::{Metadata, Role};
@@ -328,7 +328,9 @@ pub fn settings(source: &mut Source<'_>) -> Settings {
 
 /// What a node knows of itself.
 pub fn host(source: &mut Source<'_>) -> Host {
-    Host { boot: [source.byte() & 3; 16], wall: 1_800_000_000 }
+    let byte = source.byte();
+    let deletes = if byte & 4 == 0 { Deletes::LeaveZeros } else { Deletes::Refused };
+    Host { boot: [byte & 3; 16], wall: 1_800_000_000, deletes }
 }
 
 /// Generations that a node may have stored: few, so that two nodes often have one in common.

@@ -93,7 +93,11 @@ impl node::Session for Session {
                     self.node.over = true;
                 }
                 Action::Event(_) => {}
-                Action::Connect(_) | Action::Complete { .. } | Action::DirectReads(_) => {
+                Action::Connect(_)
+                | Action::Complete { .. }
+                | Action::DirectReads(_)
+                | Action::Attached
+                | Action::Detached(_) => {
                     panic!("a secondary asks for {action:?}")
                 }
             }

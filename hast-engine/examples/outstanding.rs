@@ -9,8 +9,8 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use hast_engine::{
-    Action, DiskOp, Host, Op, OpId, Primary, PrimaryStart, RequestId, Secondary, SecondaryStart, Settings,
-    Side,
+    Action, Deletes, DiskOp, Host, Op, OpId, Primary, PrimaryStart, RequestId, Secondary, SecondaryStart,
+    Settings, Side,
 };
 use hast_format::extension::Extension;
 use hast_format::layout::Layout;
@@ -90,9 +90,18 @@ fn carry_out(engine: &mut Primary, sent: &mut VecDeque<u64>) {
 }
 
 fn primary(outstanding: u64) -> f64 {
-    let host = Host { boot: [1; 16], wall: 0 };
+    let host = Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros };
     let (metadata, layout, map) = (metadata(Role::Primary), layout(), map());
-    let start = PrimaryStart { settings: settings(), metadata, layout, map, random: 7, host, forced: false };
+    let start = PrimaryStart {
+        settings: settings(),
+        metadata,
+        layout,
+        map,
+        random: 7,
+        host,
+        forced: false,
+        detached: false,
+    };
     let (mut engine, mut sent) = (Primary::new(start, Duration::ZERO), VecDeque::new());
     carry_out(&mut engine, &mut sent);
     engine.handle_connected(Duration::ZERO, Side::Out);
@@ -113,6 +122,7 @@ fn primary(outstanding: u64) -> f64 {
         boot: Some([2; 16]),
         peer_timeout: None,
         met: None,
+        zero_deletes: false,
     };
     engine.handle_frame(Duration::ZERO, Side::Out, frame(&Message::SecondAnswer(answer, None)));
     carry_out(&mut engine, &mut sent);
@@ -156,7 +166,7 @@ fn secondary(outstanding: u64) -> f64 {
         map: map(),
         version: 2,
         ext: Extensions::ALL,
-        host: Host { boot: [1; 16], wall: 0 },
+        host: Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros },
         hello,
         unsure: false,
     };

@@ -30,10 +30,12 @@ mod verdict;
 pub use connection::{Histories, before, compare, judged, next as next_generation};
 pub use counts::{Counts, Decision, Hello, MapToSend, decide, must_be_marked, written_alone};
 pub use durable::{Durable, Whom};
-pub use primary::{Primary, PrimaryStart, Turning};
+pub use primary::{EXIT_PEER_BEHIND, Primary, PrimaryStart, Turning};
 pub use ranges::{Key, RangeQueue};
 pub use secondary::{DISK_PATIENCE, Secondary, SecondaryStart};
-pub use types::{Action, DiskOp, DiskResult, Event, Host, MAX_REQUEST, Op, OpId, RequestId, Settings, Side};
+pub use types::{
+    Action, Deletes, DiskOp, DiskResult, Event, Host, MAX_REQUEST, Op, OpId, RequestId, Settings, Side,
+};
 pub use verdict::{FlushEnding, Flushed, Half, Standing, Verdict, flush_ending};
 
 /// The rules by name, and in mutants the switch that breaks one.

@@ -3,6 +3,7 @@
 use core::fmt;
 use core::time::Duration;
 
+use hast_format::metadata::Metadata;
 use hast_net::Replication;
 use hast_net::buffer::Buffer;
 use hast_net::errno::Errno;
@@ -55,7 +56,8 @@ pub enum Op {
         /// What to write.
         data: Buffer,
     },
-    /// Forget the contents of a range.
+    /// Free a range. Completed well it reads as zeros, as if those had been written; EOPNOTSUPP says that nothing was
+    /// done, because one of the nodes cannot do that, or is needed and away.
     Delete {
         /// First byte.
         offset: u64,
@@ -109,7 +111,7 @@ pub enum DiskOp {
         /// What to write.
         data: Buffer,
     },
-    /// Forget the contents of a range.
+    /// Free a range so that it reads as zeros ([`Deletes::LeaveZeros`]).
     Delete {
         /// First byte.
         offset: u64,
@@ -196,10 +198,25 @@ pub enum Action {
     },
     /// Something that hooks are told.
     Event(Event),
+    /// The local disk is given up, and the resource lives on the secondary's: a worker that replaces this one begins with
+    /// this metadata and without the disk ([`crate::PrimaryStart::detached`]).
+    Detached(Box<Metadata>),
+    /// The local disk is in use again, and says what it has to: a worker that replaces this one begins with it.
+    Attached,
     /// From now on the device may, or may not, read the local disk without asking (L17). Off at the start.
     DirectReads(bool),
     /// The worker is to end with this exit status.
     Exit(i32),
+}
+
+/// What a provider can do with a range that is no longer needed (D1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Deletes {
+    /// Nothing that is known to leave zeros: a [`DiskOp::Delete`] fails with EOPNOTSUPP.
+    #[default]
+    Refused,
+    /// Free it, so that it reads as zeros; durable with the next flush, like a write.
+    LeaveZeros,
 }
 
 /// What a node knows of itself when its worker starts.
@@ -209,6 +226,8 @@ pub struct Host {
     pub boot: [u8; 16],
     /// The time at the start of the engine's clock, in seconds since 1970: marks say since when.
     pub wall: u64,
+    /// What its provider can do with deletes.
+    pub deletes: Deletes,
 }
 
 /// What hast.conf says about a resource, as far as replication is concerned.

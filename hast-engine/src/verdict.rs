@@ -48,7 +48,7 @@ impl Half {
 pub struct Standing {
     /// The resource's mode.
     pub mode: Replication,
-    /// A write, not a delete.
+    /// A write, not a delete: that is never complete early, and never without a secondary that is there (D1).
     pub is_write: bool,
     /// The part of the primary's disk.
     pub local: Half,
@@ -97,6 +97,9 @@ impl Standing {
         let enough = self.is_enough();
         if !answered && !enough {
             return Verdict::Wait;
+        }
+        if !self.is_write && matches!(self.remote, Half::Failed(_)) {
+            return Verdict::Fail;
         }
         if answered && self.relies && !there && matches!(self.remote, Half::Lost | Half::Done) {
             return Verdict::TakeBack;
@@ -158,9 +161,9 @@ impl Standing {
             }
     }
 
-    /// Whether a loss of the secondary's power could take what nobody would find here. A delete promises nothing.
+    /// Whether a loss of the secondary's power could take what nobody would find here.
     fn rests_there(&self, here: bool, there: bool) -> bool {
-        self.is_write && there && !self.flushed && (!here || self.relies)
+        there && !self.flushed && (!here || self.relies)
     }
 
     /// Whether localcnt must rise for it although the device has its answer, a good one, already (C1 (b), (c)).
@@ -180,17 +183,9 @@ impl Standing {
     /// Once both parts are known: what the map learns.
     #[must_use]
     pub fn outcome(&self) -> Outcome {
-        // A delete that no disk can carry out has changed nothing.
-        let nothing = !self.is_write
-            && self.local == Half::Failed(Errno::EOPNOTSUPP)
-            && matches!(self.remote, Half::Failed(Errno::EOPNOTSUPP) | Half::NotAsked);
         // M3: what the secondary stored before the connection broke it may not have flushed.
         let same_connection = self.same_connection || !keeps(Rule::M3) || !keeps(Rule::L1);
-        match (nothing, self.is_confirmed() && same_connection) {
-            (true, _) => Outcome::NotIssued,
-            (false, true) => Outcome::StoredOnBoth,
-            (false, false) => Outcome::Unconfirmed,
-        }
+        if self.is_confirmed() && same_connection { Outcome::StoredOnBoth } else { Outcome::Unconfirmed }
     }
 
     /// Whether a mutant takes for stored what the secondary never confirmed.
@@ -245,15 +240,15 @@ mod tests {
         [Half::NotAsked, Half::Awaited, Half::Done, Half::Failed(Errno::EIO), Half::Lost];
     const MODES: [Replication; 3] = [Replication::Fullsync, Replication::Memsync, Replication::Async];
 
-    /// Every write on a connection that may have broken since.
+    /// Every write and delete on a connection that may have broken since.
     fn all() -> impl Iterator<Item = Standing> {
-        (0..128).flat_map(|bits: u32| {
+        (0..256).flat_map(|bits: u32| {
             let bit = move |n: u32| bits & (1 << n) != 0;
             MODES.into_iter().flat_map(move |mode| {
                 HALVES.into_iter().flat_map(move |local| {
                     HALVES.into_iter().map(move |remote| Standing {
                         mode,
-                        is_write: true,
+                        is_write: bit(7),
                         local,
                         remote,
                         received: bit(0),

@@ -15,6 +15,8 @@ use std::time::Duration;
 
 #[path = "histories/decisions.rs"]
 mod decisions;
+#[path = "histories/deletes.rs"]
+mod deletes;
 #[path = "histories/doubts.rs"]
 mod doubts;
 #[path = "histories/durability.rs"]
@@ -81,6 +83,16 @@ impl H {
         for b in bits {
             map[*b as usize / 8] |= 1 << (b % 8);
         }
+        H::started(metadata, layout, map, policy, false)
+    }
+    /// A primary that replaces one which had given its disk up and left this.
+    fn detached(metadata: Metadata) -> H {
+        let layout = Layout::open(&metadata, 4096 + 512 + metadata.datasize, 512).unwrap();
+        let map = vec![0; layout.map_bytes() as usize];
+        H::started(metadata, layout, map, Box::new(|_| Some(Err(Errno::EIO))), true)
+    }
+    fn started(metadata: Metadata, layout: Layout, map: Vec<u8>, policy: Policy, detached: bool) -> H {
+        let size = layout.localoff() + layout.datasize();
         let mut disk = metadata.encode().to_vec();
         disk.resize(size as usize + 4096, 0);
         disk[4096..4096 + map.len()].copy_from_slice(&map);
@@ -92,8 +104,9 @@ impl H {
                 layout,
                 map,
                 random: 7,
-                host: Host { boot: [1; 16], wall: 0 },
+                host: Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros },
                 forced: false,
+                detached,
             },
             Duration::ZERO,
         );
@@ -156,7 +169,11 @@ impl H {
                     self.disk[*offset as usize..*offset as usize + data.len()].copy_from_slice(data);
                     Ok(None)
                 }
-                _ => Ok(None),
+                (DiskOp::Delete { offset, length }, _) => {
+                    self.disk[*offset as usize..(*offset + *length) as usize].fill(0);
+                    Ok(None)
+                }
+                (DiskOp::Flush, _) => Ok(None),
             };
             n += 1;
             if n > 2000 {
@@ -224,6 +241,7 @@ impl H {
             boot: Some([2; 16]),
             peer_timeout: None,
             met: None,
+            zero_deletes: true,
         }
     }
     fn reply(&mut self, seq: u64, error: Option<Errno>, data: Option<Buffer>) {
@@ -442,20 +460,6 @@ fn marked_survives_sync_done() {
         h.result(1).is_none() || !marks.is_empty(),
         "write complete, the secondary lacks it, and its mark goes with SyncDone"
     );
-}
-
-#[test]
-fn trim_without_discard_on_either_node() {
-    let mut h = H::in_step();
-    h.policy = Box::new(|op| {
-        Some(if matches!(op, DiskOp::Delete { .. }) { Err(Errno::EOPNOTSUPP) } else { Ok(()) })
-    });
-    h.req(1, Op::Delete { offset: 0, length: 24 * 4096 });
-    h.serve_all(|m| match m {
-        Message::Request(Request { command: Command::Delete, .. }) => Some(Some(Errno::EOPNOTSUPP)),
-        _ => None,
-    });
-    assert_eq!(h.p.status().facts.to_synchronise_bytes, 0, "nothing was changed on either node");
 }
 
 #[test]
@@ -732,7 +736,7 @@ fn a_worker_does_not_end_before_a_write_that_only_it_has_is_counted() {
     h.p.handle_lost(h.t, "gone");
     h.pump();
     h.tick(5);
-    assert!(h.other.iter().any(|action| matches!(action, Action::Exit(0))));
+    assert_eq!(h.exit(), Some(EXIT_PEER_BEHIND));
     assert!(Metadata::read(&h.disk).unwrap().metadata.localcnt > 1);
 }
 
@@ -1216,17 +1220,24 @@ impl S {
         S::patient(known, NEVER, ext, bits)
     }
     fn patient(known: Extensions, peer_timeout: Duration, ext: Extension, bits: &[u32]) -> S {
-        S::started(known, peer_timeout, ext, bits, None)
+        let host = Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros };
+        S::started(known, peer_timeout, ext, bits, host, None)
+    }
+    /// On a host of which this is known.
+    fn with(known: Extensions, host: Host) -> S {
+        S::started(known, NEVER, Extension::default(), &[], host, None)
     }
     /// Under a primary that says this of generations.
     fn meeting(meeting: Option<Meeting>, ext: Extension) -> S {
-        S::started(Extensions::ALL, NEVER, ext, &[], meeting)
+        let host = Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros };
+        S::started(Extensions::ALL, NEVER, ext, &[], host, meeting)
     }
     fn started(
         known: Extensions,
         peer_timeout: Duration,
         ext: Extension,
         bits: &[u32],
+        host: Host,
         meeting: Option<Meeting>,
     ) -> S {
         let size = 4096 + 512 + 24 * u64::from(ES);
@@ -1277,7 +1288,7 @@ impl S {
                 map,
                 version: 2,
                 ext: known,
-                host: Host { boot: [1; 16], wall: 0 },
+                host,
                 hello,
                 unsure: false,
             },

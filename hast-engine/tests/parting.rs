@@ -106,8 +106,9 @@ impl OurPrimary {
             metadata,
             layout: layout(),
             random: 7,
-            host: Host { boot: [1; 16], wall: 0 },
+            host: Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros },
             forced: false,
+            detached: false,
         };
         let engine = Primary::new(start, Duration::ZERO);
         let mut primary = OurPrimary { engine, disk, sent: Vec::new(), then: Vec::new() };
@@ -172,6 +173,7 @@ impl OurPrimary {
             boot: None,
             peer_timeout: None,
             met: None,
+            zero_deletes: false,
         };
         self.hear(Side::Out, &Message::SecondAnswer(answer, Some(Buffer::from(bytes))));
     }
@@ -203,7 +205,7 @@ impl OurSecondary {
             layout: layout(),
             version: 2,
             ext,
-            host: Host { boot: [3; 16], wall: 0 },
+            host: Host { boot: [3; 16], wall: 0, deletes: Deletes::LeaveZeros },
             hello,
             unsure: false,
         };

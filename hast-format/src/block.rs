@@ -19,6 +19,7 @@
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
+use core::ops::Range;
 
 use crate::extension::{self, AREA, Found};
 use crate::layout::METADATA_SIZE;
@@ -33,6 +34,9 @@ const BLOCK: usize = METADATA_SIZE as usize;
 const COPY_OFFSET: usize = 1024;
 /// Where the area begins. What is before it is written at once: the *list part*.
 const AREA_OFFSET: usize = BLOCK - AREA;
+
+/// A byte that neither an area with its check sum nor the beginning of a list is full of, nor what is between them.
+const DAMAGE: u8 = 0xff;
 
 /// What a metadata block says, and where that was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +66,8 @@ pub enum BlockState {
     AreaDamaged,
     /// Neither area nor copy can be used. The list was: what a reference would know.
     AreaLost,
+    /// There is no area, and something that says nothing cannot be read. The list was used: nothing is lost.
+    RestUnreadable,
 }
 
 impl BlockState {
@@ -88,6 +94,9 @@ impl fmt::Display for BlockState {
             BlockState::AreaLost => {
                 "the extension area and its copy are damaged; the list was used, and whether the node was \
                  inconsistent or had stale extents is lost"
+            }
+            BlockState::RestUnreadable => {
+                "a part of the block that says nothing cannot be read; the list was used"
             }
         })
     }
@@ -121,6 +130,29 @@ impl Metadata {
             _ => (Metadata::decode(block)?, BlockState::AreaLost),
         };
         Ok(Reading { metadata, state })
+    }
+
+    /// The same of a block of which some bytes could not be read from the disk: `unreadable`, as ranges of it. They
+    /// count as damaged, whatever they are in `block`.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Metadata::read).
+    pub fn read_around(block: &[u8], unreadable: &[Range<usize>]) -> Result<Reading, MetadataError> {
+        if unreadable.is_empty() {
+            return Metadata::read(block);
+        }
+        let mut block = block.to_vec();
+        for range in unreadable {
+            if let Some(bytes) = block.get_mut(range.clone()) {
+                bytes.fill(DAMAGE);
+            }
+        }
+        let mut reading = Metadata::read(&block)?;
+        if reading.state.is_sound() {
+            reading.state = BlockState::RestUnreadable;
+        }
+        Ok(reading)
     }
 
     /// The whole block. The list takes at most its first 510 bytes, so that it lies within one sector; area

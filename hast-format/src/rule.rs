@@ -55,13 +55,15 @@ pub enum Rule {
     C4Marked,
     /// A secondary that is not sure of what it stored says so (durability.md B1).
     B1,
+    /// A disk that cannot be written is given up, and the resource lives on the secondary's (durability.md, A5).
+    A5,
     /// Nodes that did not see the same connections know it (durability.md G1).
     G1,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 40] = [
+    pub const ALL: [Rule; 41] = [
         Rule::L1,
         Rule::L2,
         Rule::L3,
@@ -101,6 +103,7 @@ impl Rule {
         Rule::R1,
         Rule::C4Marked,
         Rule::B1,
+        Rule::A5,
         Rule::G1,
     ];
 }

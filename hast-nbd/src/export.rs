@@ -17,6 +17,9 @@ pub struct Export {
     pub maximum_payload: u32,
     /// Whether writes, trims and zeroing are refused.
     pub read_only: bool,
+    /// Whether clients are told that they may trim. One that trims all the same is served: a kernel goes by what
+    /// it was told first, and the disk may be another one since.
+    pub trims: bool,
 }
 
 impl Export {
@@ -30,6 +33,7 @@ impl Export {
             preferred_block: 4096,
             maximum_payload: MAX_PAYLOAD,
             read_only: false,
+            trims: true,
         }
     }
 

@@ -209,7 +209,6 @@ impl Negotiation {
         let mut flags = transmission::HAS_FLAGS
             | transmission::SEND_FLUSH
             | transmission::SEND_FUA
-            | transmission::SEND_TRIM
             | transmission::SEND_WRITE_ZEROES
             | transmission::CAN_MULTI_CONN
             | transmission::SEND_CACHE;
@@ -218,6 +217,9 @@ impl Negotiation {
         }
         if self.export.read_only {
             flags |= transmission::READ_ONLY;
+        }
+        if self.export.trims {
+            flags |= transmission::SEND_TRIM;
         }
         flags
     }

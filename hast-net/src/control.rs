@@ -185,6 +185,8 @@ pub enum Entry {
         name: String,
         /// The role that it had before.
         role: String,
+        /// It was primary, and the other node lacks something that was written here without knowing it.
+        peer_behind: bool,
     },
     /// Answer to [`Command::Status`].
     Status {
@@ -207,7 +209,12 @@ impl Entry {
         list.str("resource", self.name());
         match self {
             Entry::Error { error, .. } => list.i16("error", *error),
-            Entry::RoleWas { role, .. } => list.str("role", role),
+            Entry::RoleWas { role, peer_behind, .. } => {
+                list.str("role", role);
+                if *peer_behind {
+                    list.bool("x_peer_behind", true);
+                }
+            }
             Entry::Status { status, .. } => status.encode(list),
         }
     }
@@ -224,7 +231,10 @@ impl Entry {
             return Ok(Entry::Status { name, status: Box::new(ResourceStatus::decode(index, pairs)) });
         }
         match pairs.text("role", index) {
-            Some(role) => Ok(Entry::RoleWas { name, role }),
+            Some(role) => {
+                let peer_behind = pairs.bool("x_peer_behind", index).unwrap_or(false);
+                Ok(Entry::RoleWas { name, role, peer_behind })
+            }
             None => Err(ReplyError { name }),
         }
     }

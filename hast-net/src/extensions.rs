@@ -27,12 +27,16 @@ impl Extensions {
     /// `connection`: each connection has a generation, which both nodes store; nodes that did not store the same one have
     /// not seen the same writes ([`crate::handshake::Met`]).
     pub const CONNECTION: Extensions = Extensions(1 << 4);
+    /// `zero-deletes`: the secondary says whether it can delete so that the range reads as zeros, and to one that
+    /// cannot no delete is sent ([`crate::handshake::SecondAnswer::zero_deletes`]).
+    pub const ZERO_DELETES: Extensions = Extensions(1 << 5);
     /// All that this program knows.
     pub const ALL: Extensions = Extensions::SYNC_MARKS
         .union(Extensions::BUSY)
         .union(Extensions::PARTING)
         .union(Extensions::ALIVE)
-        .union(Extensions::CONNECTION);
+        .union(Extensions::CONNECTION)
+        .union(Extensions::ZERO_DELETES);
 
     /// Whether all of these are in the set.
     #[must_use]
@@ -81,12 +85,13 @@ impl fmt::Display for Extensions {
 }
 
 /// Each extension's word, in the order in which they are sent.
-const WORDS: [(Extensions, &str); 5] = [
+const WORDS: [(Extensions, &str); 6] = [
     (Extensions::SYNC_MARKS, "sync-marks"),
     (Extensions::BUSY, "busy"),
     (Extensions::PARTING, "parting"),
     (Extensions::ALIVE, "alive"),
     (Extensions::CONNECTION, "connection"),
+    (Extensions::ZERO_DELETES, "zero-deletes"),
 ];
 
 #[cfg(test)]

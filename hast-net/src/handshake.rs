@@ -366,6 +366,9 @@ pub struct SecondAnswer {
     /// If `connection` is active: the generation of this connection, which the secondary has stored, and the one that it
     /// had before. A secondary that could not store it says 0.
     pub met: Option<Met>,
+    /// A delete leaves zeros on the secondary's disk, durable with the next flush, or fails; only said if
+    /// `zero-deletes` is active.
+    pub zero_deletes: bool,
 }
 
 impl SecondAnswer {
@@ -383,6 +386,9 @@ impl SecondAnswer {
         }
         if let Some(met) = self.met {
             met.put(&mut nv);
+        }
+        if self.zero_deletes {
+            nv.u8("hast_zero_deletes", 1);
         }
         nv
     }
@@ -409,6 +415,7 @@ impl SecondAnswer {
             boot: boot(list),
             peer_timeout: list.u32("hast_peer_timeout"),
             met: Met::get(list),
+            zero_deletes: list.u8("hast_zero_deletes") == Some(1),
         })
     }
 
@@ -674,6 +681,7 @@ mod tests {
             boot: None,
             peer_timeout: Some(5),
             met: Some(Met { last: 7 << 32, before: 6 << 32 }),
+            zero_deletes: false,
         };
         assert_eq!(read(&good.encode(), SecondReply::decode), Ok(SecondReply::Answer(good.clone())));
         let negative = SecondAnswer { datasize: u64::MAX, ..good.clone() };
@@ -709,6 +717,38 @@ mod tests {
             assert_eq!(read(&refusal.encode(), SecondReply::decode), Ok(SecondReply::Refused(expected)));
             assert!(refusal.encode().as_bytes().starts_with(refusal_of_an_original().as_bytes()));
         }
+    }
+
+    #[test]
+    fn that_deletes_leave_zeros_comes_last_and_is_said_with_a_one_alone() {
+        let plain = SecondAnswer {
+            datasize: 1 << 20,
+            extentsize: 1 << 12,
+            localcnt: 1,
+            remotecnt: 2,
+            virgin: false,
+            syncsrc: SyncSource::Primary,
+            mapsize: 0,
+            boot: Some([3; 16]),
+            peer_timeout: Some(5),
+            zero_deletes: false,
+            met: None,
+        };
+        let promising = SecondAnswer { zero_deletes: true, ..plain.clone() };
+        assert_eq!(
+            read(&promising.encode(), SecondReply::decode),
+            Ok(SecondReply::Answer(promising.clone()))
+        );
+        assert!(promising.encode().as_bytes().starts_with(plain.encode().as_bytes()));
+        assert_eq!(names(&promising.encode()).last().unwrap(), "hast_zero_deletes");
+        for other in [0, 2, u8::MAX] {
+            let mut nv = plain.encode();
+            nv.u8("hast_zero_deletes", other);
+            assert_eq!(read(&nv, SecondAnswer::decode), Ok(plain.clone()), "{other}");
+        }
+        let mut nv = plain.encode();
+        nv.u32("hast_zero_deletes", 1);
+        assert_eq!(read(&nv, SecondAnswer::decode), Ok(plain));
     }
 
     fn refusal_of_an_original() -> Writer {

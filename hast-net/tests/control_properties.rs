@@ -95,7 +95,11 @@ fn entry() -> impl Strategy<Value = Entry> {
     let error = any::<i16>().prop_filter("no error", |error| *error != 0);
     prop_oneof![
         (text(), error).prop_map(|(name, error)| Entry::Error { name, error }),
-        (text(), text()).prop_map(|(name, role)| Entry::RoleWas { name, role }),
+        (text(), text(), any::<bool>()).prop_map(|(name, role, peer_behind)| Entry::RoleWas {
+            name,
+            role,
+            peer_behind
+        }),
         (text(), status()).prop_map(|(name, status)| Entry::Status { name, status: Box::new(status) }),
     ]
 }
@@ -252,7 +256,11 @@ fn a_global_error_voids_the_reply() {
         Ok(Reply::Error(5))
     );
     // Zero is no error, and neither is one of another type.
-    let expected = Ok(Reply::Entries(vec![Entry::RoleWas { name: "a".into(), role: "init".into() }]));
+    let expected = Ok(Reply::Entries(vec![Entry::RoleWas {
+        name: "a".into(),
+        role: "init".into(),
+        peer_behind: false,
+    }]));
     assert_eq!(reply(|l| _ = l.i16("error", 0).str("resource0", "a").str("role0", "init")), expected);
     assert_eq!(reply(|l| _ = l.i32("error", 5).str("resource0", "a").str("role0", "init")), expected);
 }

@@ -178,9 +178,15 @@ fn met() -> impl Strategy<Value = Met> {
 
 fn second_answer() -> impl Strategy<Value = Message> {
     let numbers = (0..u64::MAX >> 1, 0..u32::MAX >> 1, any::<u64>(), any::<u64>());
-    let extended = (any::<Option<[u8; 16]>>(), any::<Option<u32>>(), prop::option::of(met()));
+    let extended = (any::<Option<[u8; 16]>>(), any::<Option<u32>>(), prop::option::of(met()), any::<bool>());
     (numbers, any::<bool>(), any::<bool>(), prop::option::of(data()), extended).prop_map(
-        |((datasize, extentsize, localcnt, remotecnt), virgin, secondary, map, (boot, peer_timeout, met))| {
+        |(
+            (datasize, extentsize, localcnt, remotecnt),
+            virgin,
+            secondary,
+            map,
+            (boot, peer_timeout, met, zero_deletes),
+        )| {
             let syncsrc = if secondary { SyncSource::Secondary } else { SyncSource::Primary };
             let mapsize = map.as_ref().map_or(0, |map| map.len() as u32);
             Message::SecondAnswer(
@@ -195,6 +201,7 @@ fn second_answer() -> impl Strategy<Value = Message> {
                     boot,
                     peer_timeout,
                     met,
+                    zero_deletes,
                 },
                 map,
             )
@@ -560,6 +567,7 @@ fn a_raised_payload_limit_holds_from_the_next_header_on() {
         boot: None,
         peer_timeout: None,
         met: None,
+        zero_deletes: false,
     };
     let none = Stages { compression: Compression::None, checksum: Checksum::None };
     let bytes = sent(&Message::SecondAnswer(answer, Some(map.clone())), 2, none);

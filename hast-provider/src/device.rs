@@ -7,7 +7,18 @@ use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
 
-pub(crate) use system::{DISK, flush, forget_cached, is_disk, mediasize, sectorsize};
+pub(crate) use system::{DISK, flush, forget_cached, is_disk, mediasize, past_the_cache, sectorsize};
+
+/// Whether a transfer failed because of the sectors that it was about, and not because of the disk as a whole, the
+/// system or what was asked for.
+pub(crate) fn is_bad_sector(error: &io::Error) -> bool {
+    error.raw_os_error().is_some_and(|raw| raw == libc::EIO || system::BAD_SECTOR.contains(&raw))
+}
+
+/// Whether the system cannot do what [`past_the_cache`] is for, or not in pieces as small as a sector.
+pub(crate) fn is_unsupported(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
+}
 
 /// flock(2), exclusive, without waiting. The lock lives as long as the open file, across fork and exec
 /// and whoever the descriptor is passed to: `nix`'s guard would end it with this process's handle.
@@ -23,6 +34,9 @@ mod system {
     use std::os::unix::fs::FileTypeExt;
 
     pub(crate) const DISK: &str = "block device";
+    /// What disks and file systems answer besides EIO: a medium error, an error of the target, a checksum of the
+    /// disk's or the file system's that is wrong.
+    pub(crate) const BAD_SECTOR: &[i32] = &[libc::ENODATA, libc::EREMOTEIO, libc::EILSEQ, libc::EBADMSG];
 
     nix::ioctl_read_bad! {
         #[allow(unreachable_pub)]
@@ -63,6 +77,17 @@ mod system {
         // Clean pages only: what is yet to be written stays.
         posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).map_err(io::Error::from)
     }
+
+    /// Carries out `work`, with reads and writes of `file` that go to the disk as they are. Nobody else uses the
+    /// file meanwhile. Offsets, lengths and the memory are aligned to sectors.
+    pub(crate) fn past_the_cache<T>(file: &File, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        use nix::fcntl::{FcntlArg, OFlag, fcntl};
+        let flags = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL)?);
+        fcntl(file, FcntlArg::F_SETFL(flags | OFlag::O_DIRECT))?;
+        let result = work();
+        fcntl(file, FcntlArg::F_SETFL(flags))?;
+        result
+    }
 }
 
 #[cfg(target_os = "freebsd")]
@@ -71,6 +96,8 @@ mod system {
     use std::os::unix::fs::FileTypeExt;
 
     pub(crate) const DISK: &str = "GEOM provider";
+    /// What a file system answers besides EIO: a checksum that is wrong (EINTEGRITY, EBADMSG).
+    pub(crate) const BAD_SECTOR: &[i32] = &[97, libc::EBADMSG];
 
     nix::ioctl_read! {
         #[allow(unreachable_pub)]
@@ -121,5 +148,10 @@ mod system {
 
     pub(crate) fn forget_cached(_file: &File) -> io::Result<()> {
         Ok(())
+    }
+
+    /// Not needed: disks have no page cache here.
+    pub(crate) fn past_the_cache<T>(_file: &File, _work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
     }
 }

@@ -1,26 +1,38 @@
 //! A resource's local provider: the disk, partition or regular file that holds metadata, activemap and
 //! data (spec/on-disk.md).
 //!
-//! Owns how a provider is opened, measured, locked and flushed, and how its metadata block and map are read
-//! and written as a whole. `hastctl create` and `dump`, the supervisor and the workers share it. It knows
-//! nothing of requests, peers or roles, and never touches the data area.
+//! Owns how a provider is opened, measured, locked and flushed, how its metadata block and map are read and
+//! written as a whole, and what becomes of sectors of either that cannot be read (A3): of the metadata they count
+//! as damaged, in the map as set bits. `hastctl create` and `dump`, the supervisor and the workers share it. It
+//! knows nothing of requests, peers or roles, and never touches the data area.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `device` | the system calls of which each system has its own |
+//! | `sectors` | reading and writing around sectors that cannot be read |
+//! | `map` | the activemap, read and repaired |
+//! | `error` | why a provider cannot be used |
 #![warn(missing_docs)]
 
 mod device;
+mod error;
+mod map;
+mod sectors;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use hast_format::layout::{Layout, METADATA_SIZE};
-use hast_format::metadata::{Metadata, MetadataError, Reading};
-use hast_log::error_text;
+use hast_format::metadata::{Metadata, Reading};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+pub use error::ProviderError;
 
 /// The sector size that regular files are said to have, in bytes.
 pub const FILE_SECTORSIZE: u32 = 512;
@@ -33,6 +45,9 @@ pub struct Provider {
     mediasize: u64,
     sectorsize: u32,
     is_device: bool,
+    /// Sectors that a test has made bad.
+    #[cfg(test)]
+    faults: tests::Faults,
 }
 
 impl Provider {
@@ -131,18 +146,35 @@ impl Provider {
         }
     }
 
-    /// Reads the metadata block and says which parts of it were good. Nothing is repaired.
+    /// Reads the metadata block and says which parts of it were good. A sector that cannot be read is a part that
+    /// was not. Nothing is repaired.
     ///
     /// # Errors
     ///
-    /// When it cannot be read, or is no metadata. Whether the numbers fit the provider, [`Layout::open`] says.
+    /// When nothing of it can be read, or what can be is no metadata. Whether the numbers fit the provider,
+    /// [`Layout::open`] says.
     pub fn read_metadata_block(&self) -> Result<Reading, ProviderError> {
+        let path = || self.path.clone();
         let available = usize::try_from(self.mediasize.min(METADATA_SIZE)).unwrap_or_default();
         let mut block = vec![0; available];
-        self.file
-            .read_exact_at(&mut block, 0)
-            .map_err(|error| ProviderError::ReadMetadata { path: self.path.clone(), error })?;
-        Metadata::read(&block).map_err(|error| ProviderError::BadMetadata { path: self.path.clone(), error })
+        let holes = self
+            .read_around(&mut block, 0)
+            .map_err(|error| ProviderError::ReadMetadata { path: path(), error })?;
+        let unreadable: Vec<_> = holes.iter().map(|hole| hole.within.clone()).collect();
+        let read = Metadata::read_around(&block, &unreadable);
+        read.map_err(|error| match holes.into_iter().next() {
+            None => ProviderError::BadMetadata { path: path(), error },
+            Some(hole) if hole.within.len() == available => {
+                ProviderError::ReadMetadata { path: path(), error: hole.error }
+            }
+            Some(hole) => ProviderError::UnreadableMetadata {
+                path: path(),
+                offset: hole.offset,
+                length: hole.within.len(),
+                error: hole.error,
+                rest: error,
+            },
+        })
     }
 
     /// The same, and checks that the block is that of `resource`.
@@ -210,19 +242,6 @@ impl Provider {
     /// knows no flush has no cache to lose, which is no error.
     pub fn write_metadata(&self, metadata: &Metadata) -> Result<(), ProviderError> {
         self.write_block(&metadata.writes(self.sectorsize))
-    }
-
-    /// Reads the activemap of the data area: `layout.map_bytes()` bytes, from right behind the metadata.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be read in full.
-    pub fn read_map(&self, layout: &Layout) -> Result<Vec<u8>, ProviderError> {
-        let read = |error| ProviderError::ReadMap { path: self.path.clone(), error };
-        let length = usize::try_from(layout.map_bytes()).map_err(|error| read(io::Error::other(error)))?;
-        let mut map = vec![0; length];
-        self.file.read_exact_at(&mut map, layout.map_offset()).map_err(read)?;
-        Ok(map)
     }
 
     /// Makes a fresh provider of it: an empty map and `metadata`, durably.
@@ -294,8 +313,7 @@ impl Provider {
     /// One after the other, each durable before the next.
     fn write_block(&self, writes: &[(u64, Vec<u8>)]) -> Result<(), ProviderError> {
         for (offset, bytes) in writes {
-            self.file
-                .write_all_at(bytes, *offset)
+            self.write_around(bytes, *offset)
                 .and_then(|()| self.flush_if_known())
                 .map_err(|error| ProviderError::WriteMetadata { path: self.path.clone(), error })?;
         }
@@ -307,7 +325,7 @@ impl Provider {
         while length > 0 {
             let piece = usize::try_from(length).unwrap_or(ZEROS).min(ZEROS);
             let (piece, _) = zeros.split_at(piece);
-            self.file.write_all_at(piece, offset)?;
+            self.write_around(piece, offset)?;
             offset = offset.saturating_add(piece.len() as u64);
             length = length.saturating_sub(piece.len() as u64);
         }
@@ -335,7 +353,15 @@ impl Provider {
         } else {
             return Err(ProviderError::NotAProvider { path: path.to_owned() });
         };
-        Ok(Provider { file, path: path.to_owned(), mediasize, sectorsize, is_device })
+        Ok(Provider {
+            file,
+            path: path.to_owned(),
+            mediasize,
+            sectorsize,
+            is_device,
+            #[cfg(test)]
+            faults: tests::Faults::default(),
+        })
     }
 }
 
@@ -347,126 +373,6 @@ const ZEROS: usize = 1 << 20;
 const UDEV: Duration = Duration::from_millis(500);
 /// How long it waits in between.
 const PAUSE: Duration = Duration::from_millis(50);
-
-/// Why a provider cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ProviderError {
-    /// It cannot be opened.
-    #[error("Unable to open {}: {}.", path.display(), error_text(error))]
-    Open {
-        /// The provider.
-        path: PathBuf,
-        /// The system's reason.
-        error: io::Error,
-    },
-    /// The kernel has given the disk to somebody else.
-    #[error(
-        "Provider {} is in use: a file system, swap, a volume or hastd (in the primary or secondary role) has it \
-         open exclusively. Unmount it, or change the role to init, first.",
-        path.display()
-    )]
-    Mounted {
-        /// The provider.
-        path: PathBuf,
-    },
-    /// Nothing can be learned about it.
-    #[error("Unable to stat {}: {}.", path.display(), error_text(error))]
-    Stat {
-        /// The provider.
-        path: PathBuf,
-        /// The system's reason.
-        error: io::Error,
-    },
-    /// A device that does not tell its size: no disk.
-    #[error("Unable obtain provider {} mediasize: {}.", path.display(), error_text(error))]
-    Mediasize {
-        /// The provider.
-        path: PathBuf,
-        /// The system's reason.
-        error: io::Error,
-    },
-    /// A device that does not tell its sector size: no disk.
-    #[error("Unable obtain provider {} sectorsize: {}.", path.display(), error_text(error))]
-    Sectorsize {
-        /// The provider.
-        path: PathBuf,
-        /// The system's reason.
-        error: io::Error,
-    },
-    /// A directory, FIFO, socket or the like.
-    #[error("{} is neither {} nor regular file.", path.display(), device::DISK)]
-    NotAProvider {
-        /// The provider.
-        path: PathBuf,
-    },
-    /// Somebody holds the lock on it.
-    #[error(
-        "Provider {} is in use: another program holds an exclusive lock (flock(2)) on it, normally hastd for \
-         a resource in the primary or secondary role. Change that role to init or stop hastd first.",
-        path.display()
-    )]
-    InUse {
-        /// The provider.
-        path: PathBuf,
-    },
-    /// It cannot be locked for another reason.
-    #[error("Unable to lock {}: {}.", path.display(), error_text(error))]
-    Lock {
-        /// The provider.
-        path: PathBuf,
-        /// The system's reason.
-        error: io::Error,
-    },
-    /// The metadata block cannot be read.
-    #[error("Unable to read metadata from {}: {}.", path.display(), error_text(error))]
-    ReadMetadata {
-        /// The provider.
-        path: PathBuf,
-        /// The system's reason.
-        error: io::Error,
-    },
-    /// The metadata block is none.
-    #[error("Unable to read metadata from {}: {error}.", path.display())]
-    BadMetadata {
-        /// The provider.
-        path: PathBuf,
-        /// What is wrong with it.
-        error: MetadataError,
-    },
-    /// The metadata is that of another resource.
-    #[error("Provider {} is not part of resource {resource}.", path.display())]
-    NotPartOf {
-        /// The provider.
-        path: PathBuf,
-        /// The resource that was expected.
-        resource: String,
-    },
-    /// The metadata block cannot be written.
-    #[error("Unable to write metadata to {}: {}.", path.display(), error_text(error))]
-    WriteMetadata {
-        /// The provider.
-        path: PathBuf,
-        /// The system's reason.
-        error: io::Error,
-    },
-    /// The map cannot be read.
-    #[error("Unable to read activemap from {}: {}.", path.display(), error_text(error))]
-    ReadMap {
-        /// The provider.
-        path: PathBuf,
-        /// The system's reason.
-        error: io::Error,
-    },
-    /// The map cannot be written.
-    #[error("Unable to store initial bitmap on {}: {}.", path.display(), error_text(error))]
-    WriteMap {
-        /// The provider.
-        path: PathBuf,
-        /// The system's reason.
-        error: io::Error,
-    },
-}
 
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,11 @@ use super::*;
 use hast_format::extension::{Extension, Mark};
 use hast_format::metadata::BlockState;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
+
+mod bad_sectors;
+pub(crate) use bad_sectors::Faults;
 
 fn scratch(size: u64) -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();

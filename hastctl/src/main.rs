@@ -212,6 +212,10 @@ fn report_roles(entries: &[Entry], new: Role) {
                     explain(name, *error);
                 }
             }
+            Entry::RoleWas { role: old, peer_behind: true, .. } => log::warn!(
+                "Role changed from {old} to {new}, but the other node lacks something that was written here and does not \
+                 know it: make this node primary again and let them synchronize before that one becomes primary."
+            ),
             Entry::RoleWas { role: old, .. } if old == new.as_str() => log::trace!("Role unchanged ({old})."),
             Entry::RoleWas { role: old, .. } => log::debug!("Role changed from {old} to {new}."),
             Entry::Status { .. } => {}
@@ -240,6 +244,9 @@ fn outcome(entries: &[Entry]) -> Result<(), Failed> {
         _ => None,
     });
     match first {
+        None if entries.iter().any(|entry| matches!(entry, Entry::RoleWas { peer_behind: true, .. })) => {
+            Err(Failed(exit::TEMPFAIL))
+        }
         None => Ok(()),
         // Of a status only eight bits come through, and they must not say success.
         Some(error) => Err(Failed(u8::try_from(error & 0xff).unwrap_or(u8::MAX).max(1))),

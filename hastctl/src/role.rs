@@ -83,6 +83,7 @@ impl Prospect<'_> {
                 Ok(metadata) => Facts {
                     inconsistent_since: metadata.extension.mark.as_ref().map(|mark| mark.since),
                     inconsistent_by: metadata.extension.mark.map(|mark| mark.by).unwrap_or_default(),
+                    possibly_behind: metadata.extension.possibly_behind,
                     ..Facts::default()
                 },
                 Err(why) => return (vec![format!("would be refused: {why}")], exit::NOINPUT),

@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use hast_conf::Resource;
 use hast_engine::{Event, Side};
-use hast_format::metadata::Role;
+use hast_format::metadata::{Metadata, Role};
 use hast_net::control::WorkerStatus;
 use hast_net::handshake::{BootId, Extensions, SecondHello};
 use nix::errno::Errno;
@@ -86,6 +86,8 @@ pub struct Start {
     pub forced: bool,
     /// The last worker of a secondary could not rely on its disk, nor write that down (B1).
     pub unsure: bool,
+    /// The last worker of a primary has given its disk up ([`ToSupervisor::Detached`]).
+    pub detached: Option<Box<Metadata>>,
     /// The provider, open for reading and writing, locked by the supervisor through the same open file.
     pub provider: OwnedFd,
     /// What depends on the role.
@@ -153,6 +155,9 @@ pub enum ToSupervisor {
     },
     /// A primary has written down what was forced: no worker after it need be told.
     Begun,
+    /// A primary has given its disk up: a worker that replaces it begins with this metadata, not with the disk's. Or, with
+    /// none, the disk is in use again.
+    Detached(Option<Box<Metadata>>),
     /// A client of the NBD export has gone without taking leave: it may be the kernel's device.
     ClientLost,
     /// Something a hook wants to hear of.

@@ -23,6 +23,10 @@ use std::os::fd::AsFd;
 /// with the channel to the supervisor for its standard input.
 pub fn run() -> i32 {
     hast_log::abort_on_panic();
+    #[cfg(feature = "mutants")]
+    if let Err(status) = break_rule() {
+        return status;
+    }
     if is_worker() {
         match worker_channel() {
             Ok(channel) => worker::run(channel),
@@ -56,5 +60,26 @@ fn worker_channel() -> io::Result<ipc::Channel> {
     Ok(channel)
 }
 
-/// No build of the daemon has the switch that breaks a rule.
-const _: () = assert!(!hast_engine::rule::MUTANTS, "hastd is never built with the feature `mutants`");
+/// No build of the daemon has the switch that breaks a rule, unless it was asked for by the daemon's own feature: not
+/// because something else that is built at the same time has it.
+const _: () = assert!(
+    hast_engine::rule::MUTANTS == cfg!(feature = "mutants"),
+    "hastd has the feature `mutants` of another package"
+);
+
+/// Breaks the rule that the environment names, if it names one. The workers inherit it.
+#[cfg(feature = "mutants")]
+fn break_rule() -> Result<(), i32> {
+    use hast_engine::rule::{self, Rule};
+    let Some(name) = std::env::var_os("HASTD_BREAK_RULE") else { return Ok(()) };
+    let found = Rule::ALL.into_iter().find(|rule| name == *format!("{rule:?}"));
+    rule::break_rule(Some(found.ok_or_else(|| {
+        eprintln!("hastd: no rule {} to break", name.display());
+        EX_USAGE
+    })?));
+    Ok(())
+}
+
+/// Exit status: we were not started as we have to be.
+#[cfg(feature = "mutants")]
+const EX_USAGE: i32 = 64;

@@ -152,7 +152,11 @@ fn a_role_changes_once_and_the_former_one_is_told() {
     assert_eq!((two.role.as_str(), two.workerpid, two.worker), ("secondary", 0, None));
     assert_eq!(two.remoteaddr, "none");
     let reply = place.ask(&set_role(Role::Init, &["one", "nosuch", "two"]));
-    let was = |name: &str| Entry::RoleWas { name: name.to_owned(), role: "secondary".to_owned() };
+    let was = |name: &str| Entry::RoleWas {
+        name: name.to_owned(),
+        role: "secondary".to_owned(),
+        peer_behind: false,
+    };
     let unknown = Entry::Error { name: "nosuch".to_owned(), error: 1 };
     assert_eq!(reply, Reply::Entries(vec![was("one"), unknown, was("two")]));
     assert!(place.log().contains("[INFO] [one] (init) Role changed to secondary.\n"));

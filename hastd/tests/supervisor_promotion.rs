@@ -4,7 +4,7 @@
 mod support;
 
 use hast_format::extension::{Mark, Run};
-use hast_format::metadata::Role;
+use hast_format::metadata::{Metadata, Role};
 use hast_format::nv::{List, Writer};
 use hast_net::control::{Command, Entry, Facts, Reply, Request, ResourceStatus};
 use hast_net::frame::{self, Frame};
@@ -53,7 +53,7 @@ fn stale_entry() -> Reply {
 }
 
 fn was(role: &str) -> Reply {
-    Reply::Entries(vec![Entry::RoleWas { name: "disk0".into(), role: role.into() }])
+    Reply::Entries(vec![Entry::RoleWas { name: "disk0".into(), role: role.into(), peer_behind: false }])
 }
 
 fn is_locked(place: &Place) -> bool {
@@ -62,6 +62,13 @@ fn is_locked(place: &Place) -> bool {
 
 /// Becomes the primary of the node's `disk0`: both connections, and the answer to the second step.
 fn connect(place: &Place) -> (Stream, Stream, Frame) {
+    connect_with(place, |hello| {
+        hello.i8("virgin", 1).u64("resuid", 77).u64("localcnt", 0).u64("remotecnt", 0);
+    })
+}
+
+/// The same for a primary that says this of itself.
+fn connect_with(place: &Place, introduce: impl FnOnce(&mut Writer)) -> (Stream, Stream, Frame) {
     let mut out = place.connect_from(PEER);
     let mut hello = Writer::new();
     hello.str("resource", "disk0").u8("version", 2);
@@ -72,8 +79,8 @@ fn connect(place: &Place) -> (Stream, Stream, Frame) {
     };
     let mut in_ = place.connect_from(PEER);
     let mut hello = Writer::new();
-    hello.str("resource", "disk0").u8_array("token", &answer.token).i8("virgin", 1);
-    hello.u64("resuid", 77).u64("localcnt", 0).u64("remotecnt", 0);
+    hello.str("resource", "disk0").u8_array("token", &answer.token);
+    introduce(&mut hello);
     in_.send(2, &hello);
     let answer = out.receive().unwrap_or_else(|| panic!("{}", place.log()));
     (out, in_, answer)
@@ -194,6 +201,60 @@ fn a_node_without_a_mark_is_not_asked_twice() {
         place.create("disk0", "disk0");
     }
     assert!(!place.log().contains("out of date"), "{}", place.log());
+}
+
+/// A7: an original dies before it has copied what this node lacks, and then hastd here, with its worker.
+#[test]
+fn a_suspicion_outlives_the_worker_and_the_daemon() {
+    const WARNED: &str = "The data here may be out of date: the other node's original hastd does not tell.";
+    let place = place();
+    let provider = Provider::open(&place.path("disk0"), true).unwrap();
+    let metadata = provider.read_metadata().unwrap();
+    provider.write_metadata(&Metadata { resuid: 77, localcnt: 4, remotecnt: 4, ..metadata }).unwrap();
+    let mut daemon = place.start();
+    place.set_role(Role::Secondary, &["disk0"]);
+    let suspects = || verbose(&place).facts.unwrap().possibly_behind;
+    assert!(!suspects());
+    let connections = connect_with(&place, |hello| {
+        hello.u64("resuid", 77).u64("localcnt", 5).u64("remotecnt", 4);
+    });
+    let worker = wait_for("a worker", || Some(place.status("disk0").workerpid).filter(|pid| *pid != 0));
+    assert!(suspects());
+    daemon.signal(Signal::SIGKILL);
+    daemon.wait();
+    drop(connections);
+    wait_for("the worker to end", || (!is_alive(worker)).then_some(()));
+    drop(daemon);
+
+    let _daemon = place.start();
+    assert!(suspects(), "in role init");
+    place.set_role(Role::Secondary, &["disk0"]);
+    assert!(suspects(), "in role secondary, without a worker");
+    assert!(!place.log().contains(WARNED), "{}", place.log());
+    // Nothing is written between the two: what was true the first time still is.
+    for (times, request) in [(1, set_role(Role::Primary, &["disk0"])), (2, forced(Role::Primary))] {
+        place.set_role(Role::Init, &["disk0"]);
+        assert_eq!(place.ask(&request), was("init"));
+        place.wait_for_log_times(&format!("[WARNING] [disk0] (init) {WARNED}"), times);
+        wait_for("a worker", || (place.status("disk0").workerpid != 0).then_some(()));
+    }
+    // A worker that is started again is no decision.
+    let worker = place.status("disk0").workerpid;
+    kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();
+    wait_for("another worker", || {
+        let pid = place.status("disk0").workerpid;
+        (pid != 0 && pid != worker).then_some(())
+    });
+    assert_eq!(place.log().matches(WARNED).count(), 2);
+
+    // The nodes meet in step: it was for nothing.
+    place.set_role(Role::Secondary, &["disk0"]);
+    let _connections = connect_with(&place, |hello| {
+        hello.u64("resuid", 77).u64("localcnt", 4).u64("remotecnt", 4);
+    });
+    assert!(!suspects());
+    place.set_role(Role::Primary, &["disk0"]);
+    assert_eq!(place.log().matches(WARNED).count(), 2);
 }
 
 /// What force overrides is a mark, not the lack of data.

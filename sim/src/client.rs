@@ -52,8 +52,18 @@ pub struct Memory {
     open: BTreeMap<WriteId, (usize, usize)>,
     /// Open writes whose only holder may be gone, though its answer is still on its way.
     doubtful: BTreeSet<WriteId>,
-    /// A write is acknowledged once both nodes have it: any mode but async.
-    firm: bool,
+    /// A write that begins from then on is acknowledged once both nodes have it: any mode but async.
+    firm_since: Option<Duration>,
+    /// What else a sector may hold: what a loss of power has left of a write that was not flushed.
+    torn: BTreeMap<usize, Vec<Torn>>,
+}
+
+/// What a loss of power has left of a write to a sector.
+#[derive(Clone, Debug)]
+struct Torn {
+    bytes: [u8; SECTOR],
+    /// As that of a [`Candidate`].
+    superseded: Option<Duration>,
 }
 
 impl Memory {
@@ -74,13 +84,15 @@ impl Memory {
             sectors: vec![vec![first]; sectors],
             open: BTreeMap::new(),
             doubtful: BTreeSet::new(),
-            firm: true,
+            firm_since: Some(Duration::ZERO),
+            torn: BTreeMap::new(),
         }
     }
 
-    /// From now on a write is acknowledged once both nodes have it, or (mode async) before the other one has.
-    pub fn set_firm(&mut self, firm: bool) {
-        self.firm = firm;
+    /// A write that begins from now on is acknowledged once both nodes have it, or (mode async) before the other one
+    /// has.
+    pub fn set_firm(&mut self, now: Duration, firm: bool) {
+        self.firm_since = firm.then(|| self.firm_since.unwrap_or(now));
     }
 
     /// The bytes of a sector written by `write`.
@@ -138,7 +150,11 @@ impl Memory {
                 invoked = candidate.invoked;
             }
             if acknowledged && !doubtful {
-                sector.iter_mut().for_each(|candidate| candidate.supersede(invoked, now, self.firm));
+                let firmly = self.firm_since.is_some_and(|since| invoked >= since);
+                sector.iter_mut().for_each(|candidate| candidate.supersede(invoked, now, firmly));
+                for torn in self.torn.get_mut(&at).into_iter().flatten() {
+                    torn.superseded.get_or_insert(now);
+                }
             }
         }
     }
@@ -147,6 +163,50 @@ impl Memory {
     pub fn flushed(&mut self, invoked: Duration) {
         for sector in &mut self.sectors {
             sector.retain(|candidate| candidate.superseded.is_none_or(|at| at >= invoked));
+        }
+        for torn in self.torn.values_mut() {
+            torn.retain(|torn| torn.superseded.is_none_or(|at| at >= invoked));
+        }
+    }
+
+    /// A loss of power has left `bytes` in sector `at`, of a write that was not flushed.
+    pub fn may_be_torn(&mut self, at: usize, bytes: &[u8]) {
+        if let Some(bytes) = bytes.first_chunk() {
+            self.torn.entry(at).or_default().push(Torn { bytes: *bytes, superseded: None });
+        }
+    }
+
+    /// Whether `bytes` are what a loss of power has left, and nothing was acknowledged since before `invoked`, if that
+    /// matters.
+    fn is_torn(&self, at: usize, bytes: &[u8], invoked: Option<Duration>) -> bool {
+        let current = |torn: &Torn| torn.superseded.zip(invoked).is_none_or(|(at, invoked)| at >= invoked);
+        let mut versions = self.torn.get(&at).into_iter().flatten();
+        versions.any(|torn| torn.bytes == bytes && current(torn))
+    }
+
+    /// Whether sector `at` may hold `bytes` after a loss of power of all that holds it: nothing that was flushed is lost
+    /// by that.
+    #[must_use]
+    pub fn may_survive(&self, at: usize, bytes: &[u8]) -> bool {
+        let (id, whole) = Memory::read(bytes);
+        let fine = |candidate: &Candidate| candidate.anything || (whole && candidate.holds == id);
+        self.sectors.get(at).is_none_or(|sector| sector.iter().any(fine)) || self.is_torn(at, bytes, None)
+    }
+
+    /// Sector `at` may also be what another memory says of it.
+    pub fn widen(&mut self, at: usize, other: &Memory) {
+        if let (Some(sector), Some(others)) = (self.sectors.get_mut(at), other.sectors.get(at)) {
+            sector.extend(others.iter().cloned());
+        }
+    }
+
+    /// Sector `at` is what another memory says of it.
+    pub fn adopt(&mut self, at: usize, other: &Memory) {
+        if let (Some(sector), Some(others)) = (self.sectors.get_mut(at), other.sectors.get(at)) {
+            sector.clone_from(others);
+        }
+        if let Some(torn) = other.torn.get(&at) {
+            self.torn.insert(at, torn.clone());
         }
     }
 
@@ -162,6 +222,7 @@ impl Memory {
     /// back as they were before.
     pub fn unflushed_may_be_lost(&mut self) {
         self.sectors.iter_mut().flatten().for_each(Candidate::may_come_back);
+        self.torn.values_mut().flatten().for_each(|torn| torn.superseded = None);
     }
 
     /// The other node takes over: what was acknowledged before it had it, as async permits, and was not flushed since
@@ -174,6 +235,7 @@ impl Memory {
     /// The same of this sector alone.
     pub fn may_be_lost(&mut self, at: usize) {
         self.sectors.get_mut(at).into_iter().flatten().for_each(Candidate::may_come_back);
+        self.torn.get_mut(&at).into_iter().flatten().for_each(|torn| torn.superseded = None);
     }
 
     /// The only node that holds what is being written now is gone, and those who could tell do not know yet: its
@@ -214,7 +276,7 @@ impl Memory {
             (candidate.anything || (whole && candidate.holds == id))
                 && candidate.superseded.is_none_or(|superseded| superseded >= invoked)
         };
-        if sector.iter().any(fine) {
+        if sector.iter().any(fine) || self.is_torn(at, bytes, Some(invoked)) {
             return Ok(());
         }
         Err(format!("sector {at} holds write {id}, but may hold only {:?}", self.possible(at)))
@@ -313,7 +375,7 @@ mod tests {
     #[test]
     fn a_failover_takes_nothing_that_was_flushed_or_that_both_nodes_had() {
         let mut memory = Memory::new(1);
-        memory.set_firm(false);
+        memory.set_firm(at(0), false);
         for write in 1..4 {
             memory.begin(at(10 * write), write, false, 0, 1);
             memory.end(at(10 * write + 1), write, true);
@@ -324,7 +386,7 @@ mod tests {
         for (write, fine) in [(0, false), (1, false), (2, true), (3, true)] {
             assert_eq!(memory.check(0, &Memory::contents(write), at(50)).is_ok(), fine, "{write}");
         }
-        memory.set_firm(true);
+        memory.set_firm(at(55), true);
         memory.begin(at(60), 4, false, 0, 1);
         memory.end(at(61), 4, true);
         memory.unconfirmed_may_be_lost();

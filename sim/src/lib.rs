@@ -7,12 +7,17 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod admin;
+mod branch;
 pub mod client;
+mod clock;
 pub mod disk;
+pub mod faults;
 mod mixed;
 mod network;
 mod node;
 mod operator;
+mod oracle;
 mod original;
 pub mod random;
 mod scenes;
@@ -27,6 +32,8 @@ use std::str::FromStr;
 
 use hast_net::Replication;
 
+use crate::faults::FaultSet;
+
 impl Plan {
     /// The plan that belongs to a seed.
     #[must_use]
@@ -34,7 +41,15 @@ impl Plan {
         let pick = |n: u64, count: usize| usize::try_from(n % (count as u64).max(1)).unwrap_or(0);
         let mode = MODES.get(pick(seed, MODES.len())).copied().unwrap_or_default();
         let scene = Scene::ALL.get(pick(seed / 3, Scene::ALL.len())).copied().unwrap_or(Scene::Storm);
-        Plan { seed, scene, mode, rounds: 3, trace: false, originals: scene.originals() }
+        Plan {
+            seed,
+            scene,
+            mode,
+            faults: FaultSet::NONE,
+            rounds: 3,
+            trace: false,
+            originals: scene.originals(),
+        }
     }
 }
 
@@ -42,7 +57,9 @@ impl Plan {
     /// The plan of this scene that belongs to a seed.
     #[must_use]
     pub fn in_scene(scene: Scene, seed: u64) -> Plan {
-        Plan { scene, originals: scene.originals(), ..Plan::of(seed) }
+        let all = scene == Scene::AllFaults;
+        let faults = if all { FaultSet::drawn(seed, FaultSet::all()) } else { FaultSet::NONE };
+        Plan { scene, faults, originals: scene.originals(), ..Plan::of(seed) }
     }
 
     /// The plan of a mixed pair that belongs to a seed.
@@ -66,10 +83,15 @@ impl FromStr for Scene {
     }
 }
 
-/// `Storm async 14`: all that it takes to play the history again.
+/// `Storm async 14`: all that it takes to play the history again. If other faults are on than the seed draws, they
+/// follow: `AllFaults async 14 BothPower,BadMap`.
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} {} {}", self.scene, self.mode, self.seed)
+        write!(f, "{:?} {} {}", self.scene, self.mode, self.seed)?;
+        if self.faults == Plan::in_scene(self.scene, self.seed).faults {
+            return Ok(());
+        }
+        write!(f, " {}", self.faults)
     }
 }
 
@@ -82,11 +104,15 @@ impl FromStr for Plan {
         let seed = |word: &str| word.parse::<u64>().map_err(|error| format!("{word}: {error}"));
         match words.as_slice() {
             [number] => Ok(Plan::of(seed(number)?)),
-            [scene, mode, number] => {
+            [scene, mode, number, faults @ ..] if faults.len() < 2 => {
                 let mode = Replication::parse(mode).ok_or_else(|| format!("no mode is called {mode}"))?;
-                Ok(Plan { mode, ..Plan::in_scene(scene.parse()?, seed(number)?) })
+                let plan = Plan { mode, ..Plan::in_scene(scene.parse()?, seed(number)?) };
+                match faults.first() {
+                    Some(faults) => Ok(Plan { faults: faults.parse()?, ..plan }),
+                    None => Ok(plan),
+                }
             }
-            _ => Err(format!("neither a seed nor a scene, a mode and a seed: {text}")),
+            _ => Err(format!("neither a seed nor a scene, a mode, a seed and perhaps faults: {text}")),
         }
     }
 }

@@ -4,26 +4,34 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use hast_engine::rule::Rule;
-use hast_sim::{Plan, Scene};
+use hast_sim::{Plan, Scene, World};
 
 const USAGE: &str = "\
 usage: hast-sim play PLAN           one history, told step by step
-       hast-sim scene NAME COUNT    COUNT histories of one scene: how many fail
+       hast-sim scene NAME COUNT [FAULTS]
+                                    COUNT histories of one scene, with these faults: how many fail
        hast-sim search SECONDS      fresh histories until one fails
-       hast-sim mutant RULE SECONDS histories that notice when RULE is broken
+       hast-sim storms SECONDS [FAULTS]
+                                    fresh histories with all faults, or these: every one that fails
+       hast-sim mutant RULE SECONDS [SCENE]
+                                    histories, or those of one scene, that notice when RULE is broken
 A plan is a seed, or a scene, a mode and a seed: Storm async 14";
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match words.split_first().map(|(verb, rest)| (verb.as_str(), rest)) {
         Some(("play", plan)) => plan.join(" ").parse().map(replay),
-        Some(("scene", [scene, count])) => {
-            scene.parse().and_then(|scene| number(count).map(|count| in_scene(scene, count)))
+        Some(("scene", [scene, count, faults @ ..])) if faults.len() < 2 => {
+            scene.parse().and_then(|scene| in_scene(scene, number(count)?, faults.first()))
         }
         Some(("search", [seconds])) => number(seconds).map(search),
-        Some(("mutant", [rule, seconds])) => {
-            parse(rule).and_then(|rule| number(seconds).map(|seconds| hunt(rule, seconds)))
+        Some(("storms", [seconds, faults @ ..])) if faults.len() < 2 => {
+            number(seconds).and_then(|seconds| storms(seconds, faults.first()))
         }
+        Some(("mutant", [rule, seconds, scene @ ..])) if scene.len() < 2 => parse(rule).and_then(|rule| {
+            let scene = scene.first().map(|name| name.parse()).transpose()?;
+            number(seconds).map(|seconds| hunt(rule, seconds, scene))
+        }),
         _ => Err(USAGE.to_owned()),
     };
     match outcome {
@@ -36,8 +44,26 @@ fn main() -> ExitCode {
     }
 }
 
+/// Prints what the engines log, for a history that is told.
+struct Told;
+
+impl log::Log for Told {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        println!("             {}: {}", record.level(), record.args());
+    }
+
+    fn flush(&self) {}
+}
+
 /// One history, with everything that happens.
 fn replay(plan: Plan) -> bool {
+    if log::set_logger(&Told).is_ok() {
+        log::set_max_level(log::LevelFilter::Info);
+    }
     match hast_sim::play(Plan { trace: true, ..plan }) {
         Ok(world) => {
             println!("{plan}: kept every promise; {} things happened", world.happenings());
@@ -50,21 +76,36 @@ fn replay(plan: Plan) -> bool {
     }
 }
 
-/// Failing histories of one scene that are told of.
-const TOLD: u64 = 5;
+/// Plays a history. The engine checks itself; a panic is a failure like any other.
+fn attempt(plan: Plan) -> Result<World, String> {
+    let played = std::panic::catch_unwind(|| hast_sim::play(plan));
+    played.unwrap_or_else(|_| Err(format!("{plan}: a panic, see above")))
+}
+
+/// Failing histories that are told of, at most.
+const TOLD: u64 = 10;
 
 /// The first `count` histories of a scene, one mode after the other.
-fn in_scene(scene: Scene, count: u64) -> bool {
-    let mut failed = 0;
+fn in_scene(scene: Scene, count: u64, faults: Option<&String>) -> Result<bool, String> {
+    let faults = faults.map(|faults| faults.parse()).transpose()?;
+    let (mut failed, mut needless) = (0, 0);
     for seed in 0..count {
-        let Some(how) = hast_sim::notices(Plan::in_scene(scene, seed)) else { continue };
-        failed += 1;
-        if failed <= TOLD {
-            println!("{how}");
+        let plan = Plan::in_scene(scene, seed);
+        match attempt(Plan { faults: faults.unwrap_or(plan.faults), ..plan }) {
+            Ok(world) => needless += world.needless_splits(),
+            Err(how) => {
+                failed += 1;
+                if failed <= TOLD {
+                    println!("{how}");
+                }
+            }
         }
     }
+    if needless > 0 {
+        println!("{needless} histories end in a split-brain after a failover that has lost nothing");
+    }
     println!("{scene:?}: {failed} of {count} histories fail");
-    failed == 0
+    Ok(failed == 0)
 }
 
 /// Fresh histories until one fails or the time is over.
@@ -81,9 +122,7 @@ fn search(seconds: u64) -> bool {
         }
         // One in four with an original on one side.
         let plan = if seed % 4 == 0 { Plan::mixed(seed) } else { Plan::of(seed) };
-        // The engine checks itself; a panic is a failure like any other.
-        let played = std::panic::catch_unwind(|| hast_sim::play(plan));
-        match played.unwrap_or_else(|_| Err(format!("{plan}: a panic, see above"))) {
+        match attempt(plan) {
             Ok(world) => happenings += world.happenings(),
             Err(error) => {
                 println!("{error}\nto see it again: cargo xtask sim --plan '{plan}'");
@@ -94,11 +133,49 @@ fn search(seconds: u64) -> bool {
     true
 }
 
+/// Fresh histories with everything that may go wrong, or with these faults alone, until the time is over; those that fail
+/// are named.
+fn storms(seconds: u64, faults: Option<&String>) -> Result<bool, String> {
+    let faults = faults.map(|faults| faults.parse()).transpose()?;
+    let begin = Instant::now();
+    let first = fresh();
+    println!("histories from seed {first} on");
+    let (mut seed, mut happenings, mut failed, mut needless) = (first, 0, 0, 0);
+    while begin.elapsed() < Duration::from_secs(seconds) {
+        let storm = Plan::in_scene(Scene::AllFaults, seed);
+        let plan = match seed % 8 {
+            _ if faults.is_some() => Plan { faults: faults.unwrap_or_default(), ..storm },
+            0 => Plan::mixed(seed),
+            1 => Plan::of(seed),
+            _ => storm,
+        };
+        match attempt(plan) {
+            Ok(world) => {
+                happenings += world.happenings();
+                needless += world.needless_splits();
+            }
+            Err(error) => {
+                failed += 1;
+                if failed <= TOLD {
+                    println!("{error}\nto see it again: cargo xtask sim --plan '{plan}'");
+                }
+            }
+        }
+        seed += 1;
+    }
+    let (count, last) = (seed - first, seed.saturating_sub(1));
+    println!("{count} histories, seeds {first} to {last}, {happenings} things happened: {failed} fail");
+    if needless > 0 {
+        println!("{needless} ended in a split-brain after a failover that has lost nothing");
+    }
+    Ok(failed == 0)
+}
+
 /// How many histories are looked for: the engine changes, and chance with it.
 const WANTED: usize = 3;
 
 /// Histories in which breaking `rule` shows: true if one was found.
-fn hunt(rule: Rule, seconds: u64) -> bool {
+fn hunt(rule: Rule, seconds: u64, scene: Option<Scene>) -> bool {
     if !hast_sim::break_rule(Some(rule)) {
         eprintln!("this build has no mutants: cargo xtask sim --mutant {rule:?}");
         return false;
@@ -110,7 +187,11 @@ fn hunt(rule: Rule, seconds: u64) -> bool {
             println!("# {rule:?}: noticed in {found} of {seed} histories");
             return found > 0;
         }
-        for plan in [Plan::of(seed), Plan::mixed(seed)] {
+        let plans = match scene {
+            Some(scene) => vec![Plan { scene, originals: scene.originals(), ..Plan::of(seed) }],
+            None => vec![Plan::of(seed), Plan::mixed(seed)],
+        };
+        for plan in plans {
             let Some(how) = hast_sim::notices(plan) else { continue };
             println!("{rule:?} {plan}\t# {}", how.replace('\n', " "));
             found += 1;

@@ -15,6 +15,8 @@ pub(crate) struct Conn {
     /// The node that opened it, the primary.
     pub(crate) primary: usize,
     pub(crate) side: Side,
+    /// The secondary's supervisor has read a hello from it: what follows is for a worker.
+    pub(crate) greeted: bool,
     /// Nothing that is sent from now on arrives.
     pub(crate) cut: bool,
     /// By node.
@@ -32,7 +34,7 @@ pub(crate) struct End {
 
 impl Conn {
     pub(crate) fn new(primary: usize, side: Side) -> Conn {
-        Conn { primary, side, cut: false, ends: [End::new(), End::new()] }
+        Conn { primary, side, cut: false, greeted: false, ends: [End::new(), End::new()] }
     }
 }
 

@@ -5,14 +5,18 @@ use core::time::Duration;
 use hast_format::metadata::Role;
 use hast_net::Replication;
 
-use crate::disk::Faults;
+use crate::disk::Chances;
 use crate::node::Node;
+use crate::scenes::Scene;
 use crate::world::{Happening, World};
 
 impl World {
     pub(crate) fn operate(&mut self) {
         if !self.storm {
             return;
+        }
+        if self.plan.scene == Scene::AllFaults {
+            return self.administer();
         }
         let after = Duration::from_millis(20 + self.random.below(8_000));
         self.schedule(after, Happening::Operator);
@@ -67,9 +71,10 @@ impl World {
             && self.nodes.get(self.serving).is_some_and(Node::is_primary)
     }
 
-    fn kill_for_a_while(&mut self, node: usize, power: bool) {
+    pub(crate) fn kill_for_a_while(&mut self, node: usize, power: bool) {
         let Some(role) = self.nodes.get(node).map(|node| node.role) else { return };
         self.kill(node, power);
+        self.forget_restart(node);
         if let Some(node) = self.nodes.get_mut(node) {
             node.running = false;
         }
@@ -124,10 +129,10 @@ impl World {
         }
         let power = self.random.one_in(2);
         self.trace(|| format!("node {old} dies and node {new} takes over"));
-        if self.plan.mode == Replication::Async {
+        if self.mode == Replication::Async {
             self.memory.unconfirmed_may_be_lost();
         }
-        if self.plan.mode == Replication::Memsync {
+        if self.mode == Replication::Memsync {
             // Complete once it was received: the new primary's disk failed it, and the old one died before it heard.
             for at in std::mem::take(&mut self.refused) {
                 self.memory.may_be_lost(at);
@@ -136,18 +141,18 @@ impl World {
         // The new primary kept power: it has every acknowledged write. The old one comes back as its secondary.
         self.serving = new;
         self.kill_for_a_while(old, power);
-        self.retarget(old);
+        self.retarget(old, Role::Secondary);
         self.set_role(new, Role::Primary);
     }
 
     fn disturb_disk(&mut self) {
         let node = usize::from(self.random.one_in(2));
         let mut chance = || if self.random.one_in(2) { 0 } else { 3 + self.random.below(60) };
-        let faults = Faults { read: chance(), write: chance(), flush: chance() };
+        let chances = Chances { read: chance(), write: chance(), flush: chance(), delete: 0 };
         let length = Duration::from_millis(self.random.below(5_000));
-        self.trace(|| format!("node {node}: {faults:?} for {length:?}"));
+        self.trace(|| format!("node {node}: {chances:?} for {length:?}"));
         if let Some(node) = self.nodes.get_mut(node) {
-            node.disk.faults = faults;
+            node.disk.chances = chances;
         }
         self.schedule(length, Happening::FaultsEnd { node });
     }
@@ -157,9 +162,15 @@ impl World {
         self.network = true;
         self.stalled_until = [self.now; 2];
         for node in &mut self.nodes {
-            node.disk.faults = Faults::default();
+            node.disk.chances = Chances::default();
             node.disk.bad.clear();
-            node.disk.next_flush_fails = false;
+            (node.slow, node.drops_early) = (0, 0);
+        }
+        // A disk that was given up, and works again, is used again after a change of roles.
+        for node in 0..2 {
+            if self.nodes.get(node).is_some_and(|node| node.detached.is_some() && node.is_primary()) {
+                self.set_role(node, Role::Primary);
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use core::time::Duration;
 use hast_format::metadata::Role;
 use hast_net::Replication;
 
-use crate::disk::Faults;
+use crate::disk::Chances;
 use crate::node::{Node, Worker};
 use crate::world::World;
 
@@ -20,6 +20,8 @@ const LIMIT: Duration = Duration::from_secs(400);
 pub enum Scene {
     /// Whatever chance brings, several times, each followed by calm.
     Storm,
+    /// The same with everything else that a [`Plan`](crate::Plan) says may go wrong.
+    AllFaults,
     /// The same on providers larger than what they were created for, with small extents (L12).
     Roomy,
     /// Both nodes are written apart; it is noticed, and repaired as the manual says.
@@ -82,11 +84,13 @@ pub enum Scene {
     Rollback,
     /// The secondary fails a client's flush; both nodes die, and it is made primary by force and written (C1 b).
     FlushFailsCounted,
+    /// The primary's disk fails everything for a long time (A5).
+    DeadDisk,
 }
 
 impl Scene {
     /// Every scene, storms more often.
-    pub const ALL: [Scene; 25] = [
+    pub const ALL: [Scene; 37] = [
         Scene::Storm,
         Scene::SplitBrain,
         Scene::Storm,
@@ -112,10 +116,6 @@ impl Scene {
         Scene::Discard,
         Scene::Spare,
         Scene::Discard,
-    ];
-
-    /// Scenes that show a fault which the engine still has: each moves to [`Scene::ALL`] with its mend.
-    pub const UNMENDED: &[Scene] = &[
         Scene::RepairFails,
         Scene::FlushedAlone,
         Scene::FlushNotMarked,
@@ -127,7 +127,11 @@ impl Scene {
         Scene::UnrecordableCut,
         Scene::Rollback,
         Scene::FlushFailsCounted,
+        Scene::DeadDisk,
     ];
+
+    /// Scenes that are played by name alone.
+    pub const UNMENDED: &[Scene] = &[Scene::AllFaults];
 
     /// The scenes with a model of the original; they are not among [`Scene::ALL`].
     pub const MIXED: [Scene; 3] = [Scene::MixedOurPrimary, Scene::MixedOurSecondary, Scene::MixedDiscard];
@@ -153,7 +157,7 @@ impl Scene {
 impl World {
     pub(crate) fn play(&mut self) -> Result<(), String> {
         match self.plan.scene {
-            Scene::Storm | Scene::Roomy => self.storms(),
+            Scene::Storm | Scene::Roomy | Scene::AllFaults => self.storms(),
             Scene::SplitBrain => self.split_brain(),
             Scene::SecondFailover => self.second_failover(),
             Scene::HalfSynced => self.half_synced(),
@@ -182,6 +186,7 @@ impl World {
             Scene::UnrecordableCut => self.unrecordable(true),
             Scene::Rollback => self.rollback(),
             Scene::FlushFailsCounted => self.flush_fails_counted(),
+            Scene::DeadDisk => self.dead_disk(),
         }
     }
 
@@ -386,7 +391,7 @@ impl World {
         let node = usize::from(self.random.one_in(2));
         let flush = 1 + self.random.below(3);
         if let Some(node) = self.nodes.get_mut(node) {
-            node.disk.faults = Faults { flush, ..Faults::default() };
+            node.disk.chances = Chances { flush, ..Chances::default() };
         }
         for _ in 0..4 {
             self.write_some(0, 6, true)?;
@@ -407,7 +412,7 @@ impl World {
         let (write, flush) = (1 + self.random.below(6), self.random.below(4));
         for _ in 0..3 {
             if let Some(node) = self.nodes.first_mut() {
-                node.disk.faults = Faults { write, flush, ..Faults::default() };
+                node.disk.chances = Chances { write, flush, ..Chances::default() };
             }
             self.write_some(0, 6, true)?;
             self.kill(1, true);
@@ -422,7 +427,7 @@ impl World {
     fn peer_fails(&mut self) -> Result<(), String> {
         self.pair()?;
         if let Some(node) = self.nodes.get_mut(1) {
-            node.disk.faults = Faults { write: 1, ..Faults::default() };
+            node.disk.chances = Chances { write: 1, ..Chances::default() };
         }
         self.write_some(0, 5, true)?;
         self.pass(Duration::from_secs(2))?;

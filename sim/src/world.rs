@@ -2,6 +2,7 @@
 
 mod connections;
 mod requests;
+mod workers;
 
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,11 +16,14 @@ use hast_net::handshake::{Extensions, FirstAnswer, Hello, Refusal, texts};
 use hast_net::message::{Mark, MarkKind, Message, to_wire};
 use hast_net::payload::{Checksum, Compression, Stages};
 
+use crate::admin::{Administrator, Chore};
 use crate::client::Memory;
-use crate::disk::{Faults, SECTOR};
+use crate::disk::{Chances, Region, SECTOR};
+use crate::faults::FaultSet;
 use crate::mixed::Mixed;
 use crate::network::{Conn, ConnId};
-use crate::node::{Node, Worker};
+use crate::node::{InFlight, Node, Shape, Worker};
+use crate::oracle::Oracle;
 use crate::random::Random;
 use crate::scenes::Scene;
 
@@ -35,8 +39,10 @@ pub struct Plan {
     pub seed: u64,
     /// What is played.
     pub scene: Scene,
-    /// The replication mode.
+    /// The replication mode, in the beginning.
     pub mode: Replication,
+    /// What a storm may do beyond what every storm does.
+    pub faults: FaultSet,
     /// Stormy periods, each followed by a quiet one.
     pub rounds: u32,
     /// Say what happens.
@@ -50,6 +56,8 @@ pub struct World {
     pub(crate) plan: Plan,
     pub(crate) random: Random,
     pub(crate) now: Duration,
+    /// The replication mode now.
+    pub(crate) mode: Replication,
     queue: BTreeMap<(Duration, u64), Happening>,
     number: u64,
     pub(crate) nodes: [Node; 2],
@@ -71,15 +79,23 @@ pub struct World {
     pub(crate) mixed: Option<Mixed>,
     /// The nodes have been written apart on purpose.
     pub(crate) expect_split: bool,
+    /// What the administrator of a storm with all faults is about to do, and knows.
+    pub(crate) admin: Administrator,
     pub(crate) memory: Memory,
+    /// What must be true at every step; of pairs with an original nothing is known.
+    pub(crate) oracle: Option<Oracle>,
     /// Sectors that the secondary's disk failed to store, of which the primary, in step, has not heard yet.
     pub(crate) refused: BTreeSet<usize>,
     requests: BTreeMap<RequestId, Asked>,
     next_id: u64,
+    /// Requests of the client that were answered with an error.
+    failed_requests: u64,
     /// Events of the engines, counted by name.
     events: BTreeMap<&'static str, u64>,
     /// How often a worker has ended by itself with each exit status.
     exits: BTreeMap<i32, u64>,
+    /// How often a split-brain came of a failover that has lost nothing.
+    pub(crate) needless_splits: u64,
     /// Happenings so far.
     happenings: u64,
     failure: Option<String>,
@@ -88,6 +104,7 @@ pub struct World {
 /// A client's request.
 #[derive(Clone, Debug)]
 struct Asked {
+    node: usize,
     invoked: Duration,
     what: What,
 }
@@ -140,6 +157,16 @@ pub(crate) enum Happening {
     FaultsEnd {
         node: usize,
     },
+    /// Something that only storms with all faults know.
+    Admin(Chore),
+}
+
+/// What is wrong with a disk for a while.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Trouble {
+    Region(Region),
+    Slow,
+    DropsEarly,
 }
 
 impl World {
@@ -150,25 +177,29 @@ impl World {
     pub fn new(plan: Plan) -> Result<World, String> {
         let mut random = Random::new(plan.seed);
         let keepdirty = u32::try_from(random.below(6)).unwrap_or(0) + 1;
-        let roomy = plan.scene == Scene::Roomy;
         let mixed = plan.originals.contains(&true);
         let no_cache = (plan.scene == Scene::Storm || mixed) && random.one_in(8);
         // The original cannot do with one (spec/on-disk.md).
         let keepdirty = if mixed { keepdirty.max(2) } else { keepdirty };
         let mut originals = plan.originals.into_iter();
         let mut node = || {
-            let mut node = Node::created(keepdirty, roomy)?;
+            let mut node = Node::created(keepdirty, Shape::of(&plan))?;
             node.original = originals.next().unwrap_or(false);
             // The original runs on FreeBSD, which has no page cache for disks.
             node.disk.keeps = node.original;
             node.disk.no_cache = no_cache && random.one_in(2);
             Ok::<Node, String>(node)
         };
-        let nodes = [node()?, node()?];
+        let mut nodes = [node()?, node()?];
+        if plan.scene == Scene::AllFaults {
+            nodes.iter_mut().for_each(|node| node.beset(plan.faults, &mut random));
+        }
         let bytes = nodes.iter().filter_map(|node| node.data().ok()).map(<[u8]>::len).min();
+        let oracle = nodes.first().filter(|_| !mixed).map(Oracle::new).transpose()?;
         let mut memory = Memory::new(bytes.unwrap_or(0) / SECTOR);
-        memory.set_firm(plan.mode != Replication::Async);
+        memory.set_firm(Duration::ZERO, plan.mode != Replication::Async);
         Ok(World {
+            mode: plan.mode,
             plan,
             random,
             now: Duration::from_secs(1),
@@ -184,12 +215,16 @@ impl World {
             excused: false,
             mixed: mixed.then(Mixed::default),
             expect_split: false,
+            admin: Administrator::default(),
             memory,
+            oracle,
             refused: BTreeSet::new(),
             requests: BTreeMap::new(),
             next_id: 0,
+            failed_requests: 0,
             events: BTreeMap::new(),
             exits: BTreeMap::new(),
+            needless_splits: 0,
             happenings: 0,
             failure: None,
         })
@@ -199,6 +234,18 @@ impl World {
     #[must_use]
     pub fn happenings(&self) -> u64 {
         self.happenings
+    }
+
+    /// How many of the client's requests were answered with an error.
+    pub(crate) fn failed_requests(&self) -> u64 {
+        self.failed_requests
+    }
+
+    /// How often the nodes reported a split-brain, and so refused to go on, after a failover that has lost nothing; the
+    /// history ended there.
+    #[must_use]
+    pub fn needless_splits(&self) -> u64 {
+        self.needless_splits
     }
 
     /// How often hooks were told of each event.
@@ -268,6 +315,7 @@ impl World {
             self.now = at;
             self.happenings += 1;
             self.happen(happening);
+            self.look();
         }
     }
 
@@ -324,6 +372,9 @@ impl World {
     }
 
     fn happen(&mut self, happening: Happening) {
+        if let Some(until) = self.sleeps(&happening) {
+            return self.schedule(until.saturating_sub(self.now), happening);
+        }
         match happening {
             Happening::DiskDone { node, incarnation, id } => self.disk_done(node, incarnation, id),
             Happening::Arrival { conn, to, bytes } => self.arrival(conn, to, &bytes),
@@ -340,6 +391,7 @@ impl World {
                 }
                 self.pump(node);
             }
+            Happening::Admin(chore) => self.do_chore(chore),
             Happening::Client => self.client(),
             Happening::Operator => self.operate(),
             Happening::Back { node, role } => self.back(node, role),
@@ -347,7 +399,7 @@ impl World {
             Happening::Promote { node, before } => self.promote(node, before),
             Happening::FaultsEnd { node } => {
                 if let Some(node) = self.nodes.get_mut(node) {
-                    node.disk.faults = Faults::default();
+                    node.disk.chances = Chances::default();
                 }
             }
         }
@@ -359,8 +411,8 @@ impl World {
         if n.incarnation != incarnation {
             return;
         }
-        let Some((op, covers)) = n.in_flight.remove(&id) else { return };
-        let result = n.disk.carry_out(&op, covers, &mut self.random);
+        let Some(InFlight { op, covers, done }) = n.in_flight.remove(&id) else { return };
+        let result = done.unwrap_or_else(|| n.disk.carry_out(&op, covers, &mut self.random));
         if let Err(error) = &result
             && self.plan.trace
         {
@@ -390,7 +442,7 @@ impl World {
         let sectors = first..first + length / SECTOR;
         if node != self.serving {
             self.refused.extend(sectors);
-        } else if self.plan.mode == Replication::Memsync
+        } else if self.mode == Replication::Memsync
             && self.nodes.get(node).is_some_and(|node| matches!(node.worker, Worker::Secondary(_)))
         {
             // It takes over, and stores what it has received before; there is nobody left who could hear of it.
@@ -407,18 +459,16 @@ impl World {
             let Some(action) = n.poll_action() else { break };
             let incarnation = n.incarnation;
             match action {
-                Action::Disk { id, op } => {
-                    let covers = n.disk.written();
-                    n.in_flight.insert(id, (op, covers));
-                    let after = self.latency(2_000);
-                    self.schedule(after, Happening::DiskDone { node, incarnation, id });
-                }
+                Action::Disk { id, op } => self.ask_disk(node, id, op),
                 Action::Connect(side) => {
                     let after = self.latency(5_000);
                     self.schedule(after, Happening::Connected { node, incarnation, side });
                 }
                 Action::Send { side, version, message } => {
                     self.mixed_sends(node, &message);
+                    if let Err(error) = self.check_sent(node, &message) {
+                        self.fail(error);
+                    }
                     let Some(n) = self.nodes.get_mut(node) else { return };
                     self.asked_to_count |=
                         matches!(&message, Message::Mark(Mark { kind: MarkKind::Stale { .. }, .. }));
@@ -439,13 +489,19 @@ impl World {
                 }
                 Action::Close => self.hang_up(node),
                 Action::DirectReads(allowed) => n.direct_reads = allowed,
+                Action::Attached => n.detached = None,
+                Action::Detached(metadata) => n.detached = Some(*metadata),
                 Action::Complete { id, result } => self.completed(node, id, result),
                 Action::Event(event) => {
                     self.trace(|| format!("node {node}: event {}", event.as_str()));
                     *self.events.entry(event.as_str()).or_insert(0) += 1;
                     self.mixed_event(node, event);
+                    self.look_again();
                     if event == Event::Disconnect && node == self.serving {
                         self.memory.doubt_nothing();
+                    }
+                    if self.admin_hears(node, event) {
+                        continue;
                     }
                     if event == Event::SplitBrain && self.excused {
                         self.fail("a split-brain that the original has caused".into());
@@ -460,10 +516,12 @@ impl World {
             }
         }
         let Some(n) = self.nodes.get_mut(node) else { return };
-        if node == self.serving && !n.is_in_step() {
+        if node == self.serving && !n.is_in_step() && self.plan.scene != Scene::AllFaults {
             // It is not again before it has every answer.
             self.refused.clear();
         }
+        self.watch_step(node);
+        let Some(n) = self.nodes.get_mut(node) else { return };
         if let Some(at) = n.poll_timeout()
             && n.timer.is_none_or(|timer| at < timer)
         {
@@ -474,166 +532,42 @@ impl World {
         }
     }
 
-    /// The worker of `node` has ended by itself.
-    fn exited(&mut self, node: usize, code: i32) {
-        self.trace(|| format!("node {node}: worker exits {code}"));
-        *self.exits.entry(code).or_insert(0) += 1;
-        let was_primary = self.nodes.get(node).is_some_and(Node::is_primary);
-        if let Some(node) = self.nodes.get_mut(node) {
-            node.unsure = code == 66 && !was_primary;
+    /// The node's engine wants something of its disk.
+    fn ask_disk(&mut self, node: usize, id: OpId, op: DiskOp) {
+        if let Err(error) = self.check_issued(node, &op) {
+            self.fail(error);
         }
-        self.mixed_exit(node);
-        self.forget_dropped(node, code == 66);
-        self.end_worker(node);
-        if was_primary {
-            self.abandon_requests();
-        }
+        let all_faults = self.plan.scene == Scene::AllFaults;
+        let mut after = self.latency(2_000);
         let Some(n) = self.nodes.get_mut(node) else { return };
-        if let Some(role) = n.next_role.take() {
-            n.waiting = None;
-            return self.set_role(node, role);
-        }
-        if let Some(conn) = n.waiting.take() {
-            return self.answer_first(node, conn.0, conn.1);
-        }
-        let refused = code == 78 && self.expect_split && !was_primary;
-        if was_primary && code == 66 {
-            // The disk failed at the worst moment, and the log says that it could not be flushed: the operator
-            // starts it again.
-            let role = self.nodes.get(node).map_or(Role::Init, |node| node.role);
-            return self.schedule(Duration::from_secs(1), Happening::Back { node, role });
-        }
-        if code != 0 && (was_primary || !(refused || matches!(code, 66 | 75))) {
-            self.fail(format!("the worker of node {node} ended with {code}"));
-        }
-    }
-
-    fn end_worker(&mut self, node: usize) {
-        self.hang_up(node);
-        if let Some(n) = self.nodes.get_mut(node) {
-            n.worker = Worker::None;
-            n.incarnation += 1;
-            n.in_flight.clear();
-        }
-    }
-
-    /// The worker of `node` is killed; what its disk was doing gets done, in part, or not. With the power the
-    /// cache goes too.
-    pub(crate) fn kill(&mut self, node: usize, power: bool) {
-        self.trace(|| format!("node {node}: killed{}", if power { ", power lost" } else { "" }));
-        let Some(n) = self.nodes.get_mut(node) else { return };
-        let was_primary = n.is_primary();
-        self.mixed_killed(node);
-        self.abandon_disk(node, power);
-        if power {
-            self.lose_power(node);
-        } else {
-            self.forget_dropped(node, true);
-        }
-        let Some(n) = self.nodes.get_mut(node) else { return };
-        n.pending = None;
-        n.waiting = None;
-        n.next_role = None;
-        self.end_worker(node);
-        if was_primary {
-            self.abandon_requests();
-            if power && node == self.serving {
-                self.memory.unflushed_may_be_lost();
+        let (incarnation, covers) = (n.incarnation, n.disk.written());
+        let mut done = None;
+        if all_faults {
+            if n.drops_early > 0 && matches!(op, DiskOp::Flush) && self.random.one_in(n.drops_early) {
+                n.disk.fail_write_back(&mut self.random);
+            }
+            if n.slow > 0 {
+                after += Duration::from_millis(self.random.below(n.slow));
+            }
+            // Done long before anybody hears of it.
+            if matches!(op, DiskOp::Write { .. }) && self.random.one_in(2) {
+                done = Some(n.disk.carry_out(&op, covers, &mut self.random));
             }
         }
+        n.in_flight.insert(id, InFlight { op, covers, done });
+        self.schedule(after, Happening::DiskDone { node, incarnation, id });
     }
 
-    /// The process is gone, and with it what a failed flush had dropped and nobody has written again. If it was
-    /// `killed`, or could not even start with that disk, before it could, nobody else knows; then a node may have
-    /// lost what no flush of a client had covered, as after a loss of power. One that ends by itself loses nothing.
-    fn forget_dropped(&mut self, node: usize, killed: bool) {
-        let counts = self.nodes.get(node).is_some_and(Node::is_primary);
-        let Some(n) = self.nodes.get_mut(node) else { return };
-        let changed = n.disk.forget_dropped();
-        let localoff = n.layout().map_or(0, |layout| usize::try_from(layout.localoff()).unwrap_or(0));
-        let sectors: Vec<usize> =
-            changed.into_iter().filter_map(|at| at.checked_sub(localoff)).map(|at| at / SECTOR).collect();
-        if sectors.is_empty() {
-            return;
-        }
-        self.trace(|| format!("node {node}: sectors {sectors:?} are gone, since a flush failed"));
-        if !killed {
-            return;
-        }
-        if counts {
-            sectors.iter().for_each(|at| self.memory.may_be_lost(*at));
-            self.memory.doubt_open();
-        }
-        self.mixed_power_lost(node, Vec::new());
-    }
-
-    /// The process is gone: what its disk was doing gets done, in part, or not.
-    pub(crate) fn abandon_disk(&mut self, node: usize, power: bool) {
-        let Some(n) = self.nodes.get_mut(node) else { return };
-        for (op, covers) in std::mem::take(&mut n.in_flight).into_values() {
-            if power || self.random.one_in(2) {
-                n.disk.abandon(&op, &mut self.random);
-            } else if !matches!(op, DiskOp::Flush) {
-                let _ = n.disk.carry_out(&op, covers, &mut self.random);
-            }
-        }
-    }
-
-    fn lose_power(&mut self, node: usize) {
-        let fragile = self.fragile(node);
-        let Some(n) = self.nodes.get_mut(node) else { return };
-        // L8: a torn sector of metadata ends an original; that is no history of ours.
-        let torn = if n.original { Ok(0) } else { n.layout().map(|layout| layout.localoff()) };
-        let torn = torn.map_or(4096, |torn| usize::try_from(torn).unwrap_or(0));
-        n.disk.lose_power(torn, &mut self.random);
-        n.boot += 1;
-        self.mixed_power_lost(node, fragile);
-    }
-
-    /// The client will hear nothing more of what it asked.
-    fn abandon_requests(&mut self) {
-        self.requests.clear();
-        self.memory.abandon(self.now);
-    }
-
-    /// Starts `node` in `role`, or first ends what it is.
-    pub(crate) fn set_role(&mut self, node: usize, role: Role) {
-        let (now, mode) = (self.now, self.plan.mode);
-        let resuid = self.random.number() | 1;
-        let Some(n) = self.nodes.get_mut(node) else { return };
-        n.role = role;
-        n.pending = None;
-        if !matches!(n.worker, Worker::None) {
-            n.next_role = Some(role);
-            n.handle_stop(now);
-            return self.pump(node);
-        }
-        if role == Role::Primary && n.running {
-            if let Err(error) = n.start_primary(now, mode, resuid, false) {
-                return self.fail(error);
-            }
-            self.mixed_promoted(node);
-        }
-        self.trace(|| format!("node {node}: {role}"));
-        self.pump(node);
-    }
-
-    /// `hastctl role -f primary` on a node without a worker.
-    pub(crate) fn promote_by_force(&mut self, node: usize) -> Result<(), String> {
-        self.trace(|| format!("node {node}: primary, by force"));
-        let (now, mode) = (self.now, self.plan.mode);
-        let resuid = self.random.number() | 1;
-        let n = self.nodes.get_mut(node).ok_or("no such node")?;
-        (n.role, n.running, n.pending) = (Role::Primary, true, None);
-        n.start_primary(now, mode, resuid, true)?;
-        self.pump(node);
-        Ok(())
-    }
-
-    pub(crate) fn set_running(&mut self, node: usize, running: bool) {
-        if let Some(node) = self.nodes.get_mut(node) {
-            node.running = running;
-        }
+    /// Until when the machine sleeps that this would happen on, if it does.
+    fn sleeps(&self, happening: &Happening) -> Option<Duration> {
+        let node = match happening {
+            Happening::DiskDone { node, .. }
+            | Happening::Connected { node, .. }
+            | Happening::Timer { node, .. } => *node,
+            Happening::Arrival { to, .. } | Happening::Broken { to, .. } => *to,
+            _ => return None,
+        };
+        self.nodes.get(node).map(|node| node.asleep_until).filter(|until| *until > self.now)
     }
 
     pub(crate) fn events_of(&self, name: &str) -> u64 {
@@ -647,34 +581,6 @@ impl World {
 
     pub(crate) fn metadata_of(&self, node: usize) -> Result<Metadata, String> {
         self.nodes.get(node).ok_or("no such node")?.metadata()
-    }
-
-    /// `hastctl create` on a node that is in role init; what was in its data area stays there.
-    pub(crate) fn recreate(&mut self, node: usize) -> Result<(), String> {
-        self.trace(|| format!("node {node}: created anew"));
-        self.mixed_recreated();
-        self.nodes.get_mut(node).ok_or("no such node")?.recreate()
-    }
-
-    /// `hastctl discard` on a node that is in role init.
-    pub(crate) fn discard(&mut self, node: usize) -> Result<(), String> {
-        self.trace(|| format!("node {node}: its changes are given up"));
-        self.mixed_recreated();
-        self.nodes.get_mut(node).ok_or("no such node")?.discard()
-    }
-
-    /// A node that is to come back will be a secondary.
-    pub(crate) fn retarget(&mut self, whom: usize) {
-        for happening in self.queue.values_mut() {
-            if let Happening::Back { node, role } = happening
-                && *node == whom
-            {
-                *role = Role::Secondary;
-            }
-        }
-        if let Some(node) = self.nodes.get_mut(whom) {
-            node.role = Role::Secondary;
-        }
     }
 }
 

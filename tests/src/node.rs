@@ -1,5 +1,6 @@
 //! One node: its directory, its hastd, and hastctl talking to it.
 
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -53,6 +54,7 @@ pub struct Node {
     directory: PathBuf,
     conf: PathBuf,
     programs: Programs,
+    launcher: Vec<OsString>,
     daemon: Option<Child>,
 }
 
@@ -65,6 +67,7 @@ impl Node {
             directory: directory.to_path_buf(),
             conf: conf.to_path_buf(),
             programs: Programs::find()?,
+            launcher: Vec::new(),
             daemon: None,
         })
     }
@@ -108,9 +111,22 @@ impl Node {
 
     // ---- the daemon ----
 
+    /// From now on hastd is started by another program, which becomes it: the first of these words, with the others,
+    /// hastd's path and its arguments behind it.
+    pub fn launch_by(&mut self, words: Vec<OsString>) {
+        self.launcher = words;
+    }
+
     /// A command for hastd as this node, with these arguments first.
     pub fn hastd(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(&self.programs.hastd);
+        let mut command = match self.launcher.split_first() {
+            Some((program, words)) => {
+                let mut command = Command::new(program);
+                command.args(words).arg(&self.programs.hastd);
+                command
+            }
+            None => Command::new(&self.programs.hastd),
+        };
         command.args(arguments).arg("-c").arg(&self.conf).args(["-N", &self.name]);
         command.env("HAST_TEST_NODE", &self.directory);
         command

@@ -15,17 +15,39 @@ pub struct Programs {
     pub hastctl: PathBuf,
 }
 
+static FOUND: OnceLock<Programs> = OnceLock::new();
+
 impl Programs {
+    /// From now on [`Programs::find`] gives those in this directory, which must be there.
+    ///
+    /// # Errors
+    ///
+    /// They are not, or others have been found already.
+    pub fn take_from(directory: &Path) -> Result<(), Failure> {
+        let programs = Programs::in_directory(directory);
+        if !programs.are_there() {
+            return Failure::because(format!("no hastd and hastctl in {}", directory.display()));
+        }
+        FOUND.set(programs).or_else(|_| Failure::because("the programs have been found already"))
+    }
+
+    fn in_directory(directory: &Path) -> Programs {
+        Programs { hastd: directory.join("hastd"), hastctl: directory.join("hastctl") }
+    }
+
+    fn are_there(&self) -> bool {
+        self.hastd.is_file() && self.hastctl.is_file()
+    }
+
     /// The programs next to this executable (a test or xtask). When they are missing they are built
     /// once; when they are there they are taken as they are: `cargo xtask test` builds them first.
     pub fn find() -> Result<Programs, Failure> {
-        static FOUND: OnceLock<Programs> = OnceLock::new();
         if let Some(found) = FOUND.get() {
             return Ok(found.clone());
         }
         let directory = profile_directory()?;
-        let programs = Programs { hastd: directory.join("hastd"), hastctl: directory.join("hastctl") };
-        if !programs.hastd.is_file() || !programs.hastctl.is_file() {
+        let programs = Programs::in_directory(&directory);
+        if !programs.are_there() {
             build(&directory)?;
         }
         Ok(FOUND.get_or_init(|| programs).clone())

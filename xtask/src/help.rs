@@ -33,13 +33,31 @@ cargo xtask torture [--minutes M] [--seed N] [--mode fullsync|memsync|async]
     For one minute unless told otherwise, and in a mode that changes from round
     to round. The seed decides what chance decides, as far as real processes
     allow. On a failure the directory with logs, disks and journal stays.
+    --programs D takes hastd and hastctl from a directory.
 
-cargo xtask sim [--seed N | --plan 'SCENE MODE N'] [--minutes M]
-    Two nodes of the shipping engine in a simulated world. With a seed, or a
-    plan as a failure names it, one history is told step by step; otherwise
-    fresh histories are played until one fails or M minutes (one) are over.
+cargo xtask torture --power [--cycles N | --minutes M] [--seed N] [--mode MODE]
+                    [--no-faults] [--scene SCENE] [--mutant RULE]
+    The same with losses of power: each node's disk forgets what was not
+    flushed, tears metadata and fails in places, and the node comes back with
+    another boot id. After each cycle of some seconds everything flushed or
+    promised must be there, durably, on both disks, and a split-brain must have
+    been found if and only if both nodes were written apart. 20 cycles unless
+    told otherwise; 300 for the long profile. --no-faults leaves the disks good
+    but forgetful; --scene plays one kind of history; --mutant breaks a rule of
+    the engine, which has to be noticed. Linux with FUSE; root, or a user who may
+    open /dev/fuse and make user namespaces.
 
-cargo xtask sim --scene NAME [--count N]
+cargo xtask sim [--minutes M] [--faults A,B]
+    Two nodes of the shipping engine in a simulated world: fresh histories for M
+    minutes (one), most of them storms in which everything may go wrong that
+    sim/src/faults.rs lists, or A and B alone. Says how many, of which seeds, and
+    which of them fail.
+
+cargo xtask sim --seed N | --plan 'SCENE MODE N [A,B]'
+    One history, told step by step: that of a seed, or a plan as a failure names
+    it.
+
+cargo xtask sim --scene NAME [--count N] [--faults A,B]
     N histories of one scene (sim/src/scenes.rs), 150 unless told otherwise, and
     how many of them fail.
 

@@ -1,9 +1,10 @@
 //! Commands that are about what ships begin anew as a release build, and build the programs likewise.
 
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::Command;
 
-use hast_tests::{Context, Outcome, programs};
+use hast_tests::{Context, Failure, Outcome, programs};
 
 /// Goes on only in a release build: otherwise this process becomes one, and does not return unless that fails.
 pub(crate) fn insist() -> Result<(), lexopt::Error> {
@@ -24,4 +25,26 @@ pub(crate) fn insist() -> Result<(), lexopt::Error> {
 pub(crate) fn build_programs() -> Outcome {
     let executable = std::env::current_exe()?;
     programs::build(executable.parent().context("xtask lies in a directory")?)
+}
+
+/// Builds a hastd whose rules can be broken, in a target directory of its own, and a hastctl; gives their directory.
+pub(crate) fn build_mutants() -> Result<PathBuf, Failure> {
+    let target = crate::tools::target().join("mutants");
+    let mut command = crate::tools::cargo();
+    command.args([
+        "build",
+        "--quiet",
+        "--release",
+        "-p",
+        "hastd",
+        "-p",
+        "hastctl",
+        "--features",
+        "hastd/mutants",
+    ]);
+    command.arg("--target-dir").arg(&target).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    if !command.status().context("running cargo build")?.success() {
+        return Failure::because("hastd does not build with its rules to be broken");
+    }
+    Ok(target.join("release"))
 }

@@ -12,25 +12,32 @@ const COUNT: u64 = 150;
 
 pub(crate) fn main(mut parser: lexopt::Parser) -> Result<ExitCode, lexopt::Error> {
     let (mut plan, mut mutant, mut scene, mut minutes, mut count) = (None, None, None, None, None);
+    let mut faults = None;
     while let Some(argument) = parser.next()? {
         match argument {
             Long("seed" | "plan") => plan = Some(parser.value()?.string()?),
             Long("mutant") => mutant = Some(parser.value()?.string()?),
             Long("scene") => scene = Some(parser.value()?.string()?),
             Long("count") => count = Some(parser.value()?.parse::<u64>()?),
+            Long("faults") => faults = Some(parser.value()?.string()?),
             Long("minutes") => minutes = Some(parser.value()?.parse::<f64>()?),
             other => return Err(other.unexpected()),
         }
     }
     let seconds = (minutes.unwrap_or(MINUTES) * 60.0).clamp(1.0, 86_400.0).round().to_string();
     let count = count.unwrap_or(COUNT).to_string();
-    let words: Vec<&str> = match (&plan, &mutant, &scene) {
+    let mut words: Vec<&str> = match (&plan, &mutant, &scene) {
         (Some(plan), None, None) => vec!["play", plan],
         (None, Some(rule), None) => vec!["mutant", rule, &seconds],
         (None, None, Some(scene)) => vec!["scene", scene, &count],
-        (None, None, None) => vec!["search", &seconds],
+        (None, None, None) => vec!["storms", &seconds],
         _ => return Err("--plan, --scene and --mutant do not go together".into()),
     };
+    match (&faults, &plan, &mutant) {
+        (Some(faults), None, None) => words.push(faults),
+        (Some(_), ..) => return Err("--faults goes with --scene, or alone".into()),
+        (None, ..) => {}
+    }
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(["run", "--quiet", "--release", "-p", "hast-sim"]);
     if mutant.is_some() {

@@ -44,6 +44,8 @@ pub(super) struct Flush {
     /// A flush failed for somebody else, and what only this node has may have been dropped: the next client to
     /// ask hears of it.
     owed: Option<Errno>,
+    /// Clients wait until then for a secondary whose disk is the only one.
+    patience: Option<Duration>,
     /// After a failure housekeeping waits until then.
     not_before: Option<Duration>,
     /// The local disk has no cache to flush (M4).
@@ -87,6 +89,8 @@ enum Part {
     Done,
     /// There is no cache to flush.
     Unsupported,
+    /// The local disk is given up: the secondary's is the one that counts.
+    Detached,
     /// There is no secondary.
     Absent,
     /// The connection broke.
@@ -106,14 +110,14 @@ impl Part {
 
     /// Whether what was answered before is durable on that node.
     fn is_durable(self) -> bool {
-        matches!(self, Part::Done | Part::Unsupported)
+        matches!(self, Part::Done | Part::Unsupported | Part::Detached)
     }
 }
 
 impl From<Part> for Flushed {
     fn from(part: Part) -> Flushed {
         match part {
-            Part::Done | Part::Unsupported => Flushed::Yes,
+            Part::Done | Part::Unsupported | Part::Detached => Flushed::Yes,
             Part::Failed(_) => Flushed::Failed,
             Part::Behind(_) | Part::Awaited | Part::Absent | Part::Lost => Flushed::Unknown,
         }
@@ -177,10 +181,11 @@ impl Primary {
         let many = self.link.is_up() && self.map.unflushed() >= EXTENTS && !self.flush.is_paused(self.now);
         let clients = !self.flush.waiting.is_empty() || !self.flush.again.is_empty();
         let wanted = self.flush.asked > self.flush.begun || clients || many;
-        if !serving || !wanted || self.flush.running.is_some() {
+        if !serving || !wanted || self.flush.running.is_some() || self.flush_waits_for_secondary(clients) {
             return;
         }
         self.flush.begun = self.flush.asked;
+        self.flush.patience = None;
         self.flush.unflushed_since = None;
         self.map.flush_begins();
         self.turning.flush_begins();
@@ -190,7 +195,13 @@ impl Primary {
         } else {
             std::mem::replace(&mut self.sync.lone, Bitmap::new(self.sync.stale.len()))
         };
-        let local = if self.flush.no_local_cache { Part::Unsupported } else { Part::Awaited };
+        let local = if self.detachment.is_detached() {
+            Part::Detached
+        } else if self.flush.no_local_cache {
+            Part::Unsupported
+        } else {
+            Part::Awaited
+        };
         let remote = if self.link.is_up() && !keeps(Rule::L10) {
             Part::Unsupported // cleared without asking
         } else if !self.link.is_up() {
@@ -205,6 +216,17 @@ impl Primary {
             self.flush_disk(Purpose::Flush);
         }
         self.advance_flush();
+    }
+
+    /// Without our disk and without the secondary no flush can succeed: those of clients wait for `timeout`.
+    fn flush_waits_for_secondary(&mut self, clients: bool) -> bool {
+        let waits = self.detachment.is_detached() && !self.link.is_up() && self.phase == Phase::Serving;
+        if !waits || !clients {
+            self.flush.patience = None;
+            return waits;
+        }
+        let until = *self.flush.patience.get_or_insert(self.now + self.settings.timeout);
+        until > self.now
     }
 
     /// The secondary has answered something: a flush may have waited for it.
@@ -296,7 +318,8 @@ impl Primary {
             (Part::Failed(error), _) => Err(error),
             // What is on the secondary alone it was not asked to flush, or did not.
             _ if !self.sync.lone.is_empty() && !remote.is_durable() => Err(Errno::EIO),
-            (Part::Unsupported, Part::Done) | (Part::Done, _) => Ok(None),
+            (Part::Detached | Part::Unsupported, Part::Done) | (Part::Done, _) => Ok(None),
+            (Part::Detached, remote) if remote != Part::Unsupported => Err(Errno::EIO),
             _ => Err(Errno::EOPNOTSUPP),
         };
         if let Part::Failed(error) = local
@@ -389,7 +412,7 @@ impl Primary {
             self.owe_count();
         }
         let mut counting = self.count_owed();
-        if self.sync.stale.iter().any(|extent| !self.sync.known.contains(extent)) {
+        if !self.detachment.is_detached() && !self.sync.stale.is_subset(&self.sync.known) {
             counting = Some(self.save_metadata());
         }
         let counting = counting.filter(|save| good && !self.meta.is_durable(*save));
@@ -425,6 +448,9 @@ impl Primary {
             std::mem::take(&mut self.flush.counting).into_iter().partition(|waiting| waiting.save <= save);
         self.flush.counting = rest;
         for Counting { id, result: outcome, mark, .. } in due {
+            if result.is_err() && self.flush_waits_for_leaving(id) {
+                continue;
+            }
             let outcome = result.clone().and(outcome);
             let mark = mark && result.is_ok();
             self.end_client(id, outcome, mark);
@@ -445,6 +471,9 @@ impl Primary {
     }
 
     pub(super) fn flush_deadline(&self) -> Option<Duration> {
+        if self.flush.patience.is_some() {
+            return self.flush.patience;
+        }
         if self.flush.running.is_some() || !self.link.is_up() {
             return None;
         }

@@ -16,28 +16,21 @@ impl Primary {
 
     fn check_extents(&self) -> Result<(), String> {
         let (stale, open) = (&self.sync.stale, self.map.to_synchronise());
-        let missing = |what: &str, mut extents: Box<dyn Iterator<Item = u32> + '_>| match extents.next() {
-            Some(extent) => Err(format!("{what}: extent {extent}")),
-            None => Ok(()),
-        };
-        missing("stale, but not to synchronise", Box::new(stale.iter().filter(|at| !open.contains(*at))))?;
-        let turning = self.turning.iter();
-        missing(
-            "turning and to synchronise, but not stale",
-            Box::new(turning.filter(|at| open.contains(*at) && !stale.contains(*at))),
-        )?;
-        let lone = self.sync.lone.iter();
-        missing("on the secondary alone, but not stale", Box::new(lone.filter(|at| !stale.contains(*at))))?;
+        none("stale, but not to synchronise", stale.iter().filter(|at| !open.contains(*at)))?;
+        let turning = self.turning.iter().filter(|at| open.contains(*at) && !stale.contains(*at));
+        none("turning and to synchronise, but not stale", turning)?;
+        let lone = self.sync.lone.iter().filter(|at| !stale.contains(*at));
+        none("on the secondary alone, but not stale", lone)?;
         let (known, recorded) = (&self.sync.known, &self.sync.recorded);
-        missing(
-            "known to be recorded, but not recorded",
-            Box::new(known.iter().filter(|at| !recorded.contains(*at))),
-        )?;
+        none("known to be recorded, but not recorded", known.iter().filter(|at| !recorded.contains(*at)))?;
         if !self.link.is_up() {
-            missing("turning without a secondary", Box::new(self.turning.iter()))?;
+            none("turning without a secondary", self.turning.iter())?;
         }
         if self.is_in_step() {
-            missing("in step, but to synchronise", Box::new(open.iter()))?;
+            none("in step, but to synchronise", open.iter())?;
+        }
+        if self.detachment.is_detached() && stale.count() < stale.len() {
+            return Err("the disk is given up, but not all of it stale".into());
         }
         Ok(())
     }
@@ -57,5 +50,13 @@ impl Primary {
             }
         }
         Ok(())
+    }
+}
+
+/// No extent is like this.
+fn none(what: &str, mut extents: impl Iterator<Item = u32>) -> Result<(), String> {
+    match extents.next() {
+        Some(extent) => Err(format!("{what}: extent {extent}")),
+        None => Ok(()),
     }
 }

@@ -23,7 +23,7 @@ use crate::counts::Counts;
 use crate::parting::{Apart, draw};
 use crate::ranges::Key;
 use crate::rule::{Rule, keeps};
-use crate::types::{Action, Event, Settings, Side};
+use crate::types::{Action, Deletes, Event, Settings, Side};
 
 /// Waits between attempts to connect grow from one second to this.
 const RECONNECT_MAX: Duration = Duration::from_secs(10);
@@ -48,6 +48,8 @@ pub(super) enum Awaited {
     SyncDone,
     /// The secondary remembers what this request's local write missed.
     Told(Key),
+    /// The secondary remembers that its copy of everything is the right one.
+    Left,
 }
 
 /// The two connections, seen as one.
@@ -76,6 +78,8 @@ pub(super) struct Link {
     peer: Counts,
     /// The secondary's boot id, zeros if it did not say.
     peer_boot: [u8; 16],
+    /// What the secondary's disk can do with deletes.
+    pub(super) peer_deletes: Deletes,
     /// The last attempt ended with a split-brain.
     split: bool,
     /// ... and with the secondary's map.
@@ -155,6 +159,7 @@ impl Link {
             ext: Extensions::NONE,
             peer: Counts::default(),
             peer_boot: [0; 16],
+            peer_deletes: Deletes::Refused,
             split: false,
             apart: None,
             number: 0,
@@ -191,6 +196,11 @@ impl Link {
         self.stage == Stage::Merging
     }
 
+    /// Whom the connection is to, as hast.conf had it when it was made.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     pub(super) fn version(&self) -> u8 {
         self.version
     }
@@ -219,6 +229,11 @@ impl Link {
     /// The number of the latest request.
     pub(super) fn last_seq(&self) -> u64 {
         self.last_seq
+    }
+
+    /// Whether some write or delete has not been answered.
+    pub(super) fn awaits_writes(&self) -> bool {
+        !self.writes.is_empty()
     }
 
     /// Whether a write or delete numbered up to `seq` has not been answered.
@@ -496,6 +511,8 @@ impl Primary {
             answer;
         self.link.signs.begin(self.now, answer.peer_timeout);
         self.link.failures = 0;
+        let promises = answer.zero_deletes && self.link.has(Extensions::ZERO_DELETES);
+        self.link.peer_deletes = if promises { Deletes::LeaveZeros } else { Deletes::Refused };
         if (datasize, extentsize) != (self.layout.datasize(), self.layout.extentsize()) {
             let (data, extent) = (self.layout.datasize(), self.layout.extentsize());
             return Err(if datasize == data {
@@ -602,7 +619,9 @@ impl Primary {
         if self.link.stage != Stage::Merging {
             return;
         }
-        if !self.map.to_synchronise().iter().all(|extent| self.map.is_durable(extent..extent + 1)) {
+        let detached = self.detachment.is_detached();
+        let open = self.map.to_synchronise();
+        if !detached && !open.iter().all(|extent| self.map.is_durable(extent..extent + 1)) {
             return;
         }
         if !self.meta.is_durable(self.link.merge_save) {
@@ -625,7 +644,10 @@ impl Primary {
         if std::mem::take(&mut self.metadata.extension.full_sync_owed) {
             self.save_metadata();
         }
-        if self.secondary_lacks_something() {
+        if detached {
+            self.enter(Stage::Marking);
+            self.tell_all();
+        } else if self.secondary_lacks_something() {
             self.enter(Stage::Marking);
             self.mark(Awaited::SyncStart, MarkKind::SyncStart);
         } else {
@@ -699,6 +721,7 @@ impl Primary {
             Awaited::SyncStart => self.marked(outcome),
             Awaited::SyncDone => self.equal_there(outcome),
             Awaited::Told(key) => self.told(key, outcome),
+            Awaited::Left => self.left(outcome),
             Awaited::SyncRead(key) => {
                 let read = outcome.and_then(|()| data.ok_or(Errno::EIO));
                 self.block_read_remotely(key, read);
@@ -763,6 +786,7 @@ impl Primary {
             match why {
                 Awaited::Request(key) => self.remote_lost(key),
                 Awaited::Told(key) => self.told(key, Err(Errno::ENOTCONN)),
+                Awaited::Left => self.left_after_flush(false),
                 Awaited::Flush
                 | Awaited::SyncRead(_)
                 | Awaited::SyncWrite(_)

@@ -8,12 +8,14 @@
 //! | `flush` | flushes of clients and of the map's housekeeping, one at a time, shared |
 //! | `dropped` | the local disk's flushes, and what a failed one may have dropped |
 //! | `turning` | extents that are about to be right on the secondary alone |
+//! | `detached` | a disk that is given up as a whole |
 //! | `link` | connecting, the handshake, loss |
 //! | `silence` | keepalives, and a secondary that says nothing |
 //! | `sync` | copying what differs, and equalising the counts when nothing does |
 //! | `invariants` | what holds after every event |
 //! | `window` | how much of that is under way at a time |
 
+mod detached;
 mod dropped;
 mod flush;
 mod invariants;
@@ -44,6 +46,8 @@ use crate::ranges::{Key, RangeQueue};
 use crate::rule::{Rule, keeps};
 use crate::types::{Action, DiskOp, DiskResult, Host, Op, OpId, RequestId, Settings};
 
+/// Exit status of a planned end that leaves a secondary behind which does not know it (C4).
+pub const EXIT_PEER_BEHIND: i32 = 69;
 /// Requests that may be in flight at once; the idle queue of the status counts down from it.
 const SLOTS: usize = 255;
 /// Requests under way from which on no more are wanted: many, because in mode async a long link holds what the
@@ -71,6 +75,9 @@ pub struct PrimaryStart {
     pub host: Host,
     /// The operator wants this copy, whatever the metadata says of it (`role -f primary`).
     pub forced: bool,
+    /// The worker before this one has given the disk up ([`Action::Detached`]): `metadata` is what it has left, and
+    /// nothing is asked of the disk. Such a node serves while a secondary is connected that was told so.
+    pub detached: bool,
 }
 
 /// One resource in the primary role.
@@ -105,6 +112,7 @@ pub struct Primary {
     link: link::Link,
     sync: sync::Sync,
     turning: turning::Turning,
+    detachment: detached::Detachment,
     /// The save that made this disconnected period's rise of localcnt durable, or will (C1).
     counted: Option<u64>,
     statistics: Statistics,
@@ -167,7 +175,7 @@ impl Primary {
     /// A primary that has just got its provider. It connects by itself; requests may come at once.
     #[must_use]
     pub fn new(start: PrimaryStart, now: Duration) -> Primary {
-        let PrimaryStart { settings, mut metadata, layout, map, random, host, forced } = start;
+        let PrimaryStart { settings, mut metadata, layout, map, random, host, forced, detached } = start;
         let counts = Counts { local: metadata.localcnt, remote: metadata.remotecnt };
         let counts = counts.at_start(metadata.resuid);
         (metadata.localcnt, metadata.remotecnt) = (counts.local, counts.remote);
@@ -179,6 +187,7 @@ impl Primary {
             extension.stale.clear();
         }
         let extension = &mut metadata.extension;
+        extension.target |= detached;
         if std::mem::take(&mut extension.given_up) != 0 {
             extension.parted = 0; // it will be another resource
         }
@@ -187,6 +196,7 @@ impl Primary {
             link: link::Link::new(&settings, now),
             sync: sync::Sync::new(extents, &metadata.extension, &map),
             turning: turning::Turning::new(extents),
+            detachment: detached::Detachment::default(),
             map: Activemap::new(extents, metadata.keepdirty, layout.sectorsize(), &map),
             map_io: storage::MapIo::new(settings.metaflush),
             meta: storage::MetaIo::default(),
@@ -215,6 +225,12 @@ impl Primary {
             statistics: Statistics::default(),
             last_request: None,
         };
+        if detached {
+            primary.detachment = detached::Detachment::resumed(now);
+            primary.actions.push_back(Action::DirectReads(false));
+            primary.resume_detached();
+            return primary;
+        }
         let stale: Vec<u32> = primary.sync.stale.iter().collect();
         for extent in stale {
             primary.map.mark_dirty(extent);
@@ -278,6 +294,7 @@ impl Primary {
         self.metadata_timeout();
         self.flush_timeout();
         self.sync_timeout();
+        self.detachment_timeout();
         if let Phase::Draining(drain) = self.phase
             && now >= drain.deadline
         {
@@ -327,6 +344,7 @@ impl Primary {
             self.metadata_deadline(),
             self.flush_deadline(),
             self.sync_deadline(),
+            self.detachment.deadline(),
             self.durable.deadline(self.now),
         ];
         [self.link_deadline(), drain].into_iter().chain(others).flatten().min()
@@ -359,7 +377,9 @@ impl Primary {
             inconsistent_by: mark.map(|mark| mark.by.clone()).unwrap_or_default(),
             target: self.sync.target,
             stale_bytes: bytes(self.sync.stale.count()),
-            detached: self.sync.unable_to_record || self.sync.stale.count() == self.sync.stale.len(),
+            detached: self.detachment.is_detached()
+                || self.sync.unable_to_record
+                || self.sync.stale.count() == self.sync.stale.len(),
             split_brain: self.link.is_split(),
             divergence: self.divergence(),
             peer_is_original: self.link.is_up().then(|| !self.link.has(Extensions::SYNC_MARKS)),
@@ -498,6 +518,7 @@ impl Primary {
             || self.sync.is_copying()
             || self.is_equalising()
             || self.flush.is_busy()
+            || self.detachment.is_busy()
             || self.meta.is_busy()
             || self.map.is_writing()
             || self.has_dropped()
@@ -516,6 +537,14 @@ impl Primary {
             return;
         }
         match drain.after {
+            AfterDrain::Exit if drain.connected && self.leaves_behind() => {
+                log::error!(
+                    "{} lacks something that was written here, and does not know it: make this node primary again and \
+                     let them synchronize before that one becomes primary.",
+                    self.link.name()
+                );
+                self.exit(EXIT_PEER_BEHIND);
+            }
             AfterDrain::Exit => self.exit(0),
             AfterDrain::Reconnect => {
                 self.phase = Phase::Connecting;

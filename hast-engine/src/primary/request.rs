@@ -1,5 +1,6 @@
 //! A device request from its arrival to its completion.
 
+mod deletes;
 mod pieces;
 mod waiting;
 mod write;
@@ -38,6 +39,8 @@ pub(super) struct Request {
     epoch: u64,
     /// A read that no node can answer alone.
     pieces: Option<Box<pieces::Pieces>>,
+    /// Until when it waits for a secondary that is not there, however often that comes and goes.
+    patience: Option<Duration>,
     /// Bytes of memory that it may hold.
     weight: u64,
     /// A local flush failed meanwhile: the system may have dropped what it took.
@@ -62,9 +65,12 @@ impl Request {
         self.local == Half::Awaited
     }
 
-    /// Whether some of `extents` belong to it.
-    fn touches(&self, extents: &Range<u32>) -> bool {
-        self.extents.start < extents.end && extents.start < self.extents.end
+    /// Whether the device has its answer, and the secondary has yet to store some of `extents`.
+    fn is_owed(&self, extents: &Range<u32>) -> bool {
+        self.stage == (Stage::Completed { well: true })
+            && self.remote == Half::Awaited
+            && self.extents.start < extents.end
+            && extents.start < self.extents.end
     }
 }
 
@@ -129,6 +135,9 @@ impl Primary {
         if matches!(op, Op::Flush) {
             return self.flush.request(id);
         }
+        if matches!(op, Op::Delete { .. }) && !self.can_delete() {
+            return self.complete(id, Err(Errno::EOPNOTSUPP));
+        }
         let key = self.new_key();
         let (offset, length) = op.range();
         let shared = matches!(op, Op::Read { .. });
@@ -144,6 +153,7 @@ impl Primary {
             received: false,
             epoch: 0,
             pieces: None,
+            patience: None,
             weight,
             suspect: false,
             flushed: false,
@@ -172,7 +182,7 @@ impl Primary {
             return self.issue_read(key);
         }
         self.map.start(extents.clone());
-        if self.map.is_durable(extents) || !keeps(Rule::M1) {
+        if self.map.is_durable(extents) || self.detachment.is_detached() || !keeps(Rule::M1) {
             self.issue_write(key);
         } else {
             self.set_stage(key, Stage::Map);
@@ -180,8 +190,11 @@ impl Primary {
         }
     }
 
-    /// Keeps `key` until the secondary is here, for `timeout` at most.
+    /// Keeps `key` until the secondary is here, for `timeout` at most since it first was not.
     fn park(&mut self, key: Key) {
+        if self.is_delete(key) {
+            return self.refuse_to_wait(key);
+        }
         if matches!(self.phase, Phase::Draining(_)) {
             self.set_stage(key, Stage::Queued);
             return self.not_issued(key, Errno::EIO);
@@ -189,10 +202,9 @@ impl Primary {
         if self.link.is_up() {
             return self.request_ready(key); // it is back already
         }
-        let until = match self.requests.get(&key).map(|request| request.stage) {
-            Some(Stage::Parked(until)) => until,
-            _ => self.now + self.settings.timeout,
-        };
+        let until = self.now + self.settings.timeout;
+        let Some(request) = self.requests.get_mut(&key) else { return };
+        let until = *request.patience.get_or_insert(until);
         self.set_stage(key, Stage::Parked(until));
     }
 
@@ -307,13 +319,17 @@ impl Primary {
             self.map.finish(request.extents(), Outcome::NotIssued);
             return self.park(key);
         }
+        if self.is_delete(key) && !self.can_delete() {
+            return self.refuse_delete(key); // another secondary has come meanwhile
+        }
         let up = self.link.is_up() && !repairing;
+        let detached = self.detachment.is_detached();
         let memsync = self.settings.replication == Replication::Memsync && self.link.version() >= 2;
         let Some(request) = self.requests.get_mut(&key) else { return };
         request.suspect = false;
         request.flushed = false;
         request.epoch = self.link.epoch();
-        request.local = Half::Awaited;
+        request.local = if detached { Half::Failed(Errno::EIO) } else { Half::Awaited };
         request.remote = if up { Half::Awaited } else { Half::NotAsked };
         if !repairing {
             self.set_stage(key, Stage::Issued);
@@ -335,7 +351,9 @@ impl Primary {
             let memsync = memsync && command == Command::Write;
             self.ask(Awaited::Request(key), command, offset, length, memsync, data);
         }
-        self.disk(Purpose::Request(key), op);
+        if !detached {
+            self.disk(Purpose::Request(key), op);
+        }
     }
 
     /// `key` was given to nobody and never will be.
@@ -386,6 +404,7 @@ impl Primary {
                 log::error!("Local request failed ({error}): {op}.");
             }
         }
+        self.learn_of_delete(key);
         self.advance(key, data);
     }
 
@@ -411,6 +430,7 @@ impl Primary {
                 Half::Failed(error)
             }
         };
+        self.learn_of_delete(key);
         self.advance(key, data);
     }
 

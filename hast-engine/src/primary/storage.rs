@@ -19,6 +19,9 @@ use crate::types::{DiskOp, DiskResult};
 /// How long a failed map write waits if no request needs it.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// Map writes that requests wait for are tried so often before the disk is given up, if it can be.
+const ATTEMPTS: u32 = 3;
+
 /// The map write under way, and the requests that wait for their bits (durability.md M1).
 #[derive(Debug)]
 pub(super) struct MapIo {
@@ -29,6 +32,8 @@ pub(super) struct MapIo {
     failure: Option<Errno>,
     /// After a failure: when to try again though nobody waits.
     retry_at: Option<Duration>,
+    /// Map writes that have failed since the last one that has not.
+    failures: u32,
     /// The last map write failed: bits that were durable still are whatever got to the disk, but nothing new
     /// relies on that.
     pub(super) doubtful: bool,
@@ -45,6 +50,7 @@ impl MapIo {
             outstanding: 0,
             failure: None,
             retry_at: None,
+            failures: 0,
             doubtful: false,
             waiting: VecDeque::new(),
             unflushed_after: None,
@@ -104,6 +110,9 @@ impl Primary {
 
     /// Starts a map write if one is wanted and none is under way.
     pub(super) fn kick_map(&mut self) {
+        if self.detachment.holds_the_map() {
+            return;
+        }
         if self.map_io.retry_at.is_some() && self.map_io.waiting.is_empty() {
             return; // nobody waits, and the disk has just failed
         }
@@ -195,17 +204,36 @@ impl Primary {
         self.map.end_write(failure.is_none());
         self.map_io.retry_at = failure.map(|_| self.now + RETRY);
         self.map_io.doubtful = failure.is_some();
+        self.map_written_detached(failure.is_none());
+        self.map_io.failures = if failure.is_some() { self.map_io.failures.saturating_add(1) } else { 0 };
+        let again = self.can_be_left() && (self.map_io.failures < ATTEMPTS || self.leave_disk());
         for key in std::mem::take(&mut self.map_io.waiting) {
             let Some(request) = self.requests.get(&key) else { continue };
             if self.map.is_durable(request.extents()) {
                 self.issue_write(key);
-            } else if let Some(error) = failure {
+            } else if let Some(error) = failure
+                && !again
+            {
                 self.not_issued(key, error);
             } else {
                 self.map_io.waiting.push_back(key);
             }
         }
         if failure.is_none() { self.merged() } else { self.merge_failed() }
+    }
+
+    /// The disk is given up: nothing waits for bits on it any more.
+    pub(super) fn issue_what_waits_for_the_map(&mut self) {
+        for key in std::mem::take(&mut self.map_io.waiting) {
+            self.issue_write(key);
+        }
+    }
+
+    /// The disk is not given up: what waits for bits on it has failed.
+    pub(super) fn fail_what_waits_for_the_map(&mut self, error: Errno) {
+        for key in std::mem::take(&mut self.map_io.waiting) {
+            self.not_issued(key, error);
+        }
     }
 
     /// Asks for the metadata to be written as it is in memory by then; gives the number of the save.
@@ -216,7 +244,13 @@ impl Primary {
 
     /// Starts a metadata write if one is wanted and none is under way.
     pub(super) fn kick_metadata(&mut self) {
-        if self.meta.writing.is_some() || self.meta.wanted <= self.meta.durable.max(self.meta.failed) {
+        if self.detachment.is_detached() && self.meta.wanted > self.meta.durable {
+            // What it would say the secondary has written down.
+            self.meta.durable = self.meta.wanted;
+            self.metadata_durable(self.meta.durable);
+        }
+        let wanted = self.meta.wanted > self.meta.durable.max(self.meta.failed);
+        if self.meta.writing.is_some() || !(wanted || self.detachment.begins_save()) {
             return;
         }
         let Some(stale) = self.stale_runs_to_save() else {
@@ -302,7 +336,15 @@ impl Primary {
 
     fn metadata_saved(&mut self, failure: Option<Errno>) {
         let Some((save, saving)) = self.meta.writing.take() else { return };
-        if let Some(error) = failure {
+        if self.detachment.is_detached() {
+            if failure.is_some() {
+                self.meta.unsure = saving.unsure();
+            } else if let Some(stale) = self.meta.saving_stale.take() {
+                self.sync.known.clone_from(&stale);
+                self.sync.recorded = stale;
+            }
+            self.recorded_detached(failure.is_none());
+        } else if let Some(error) = failure {
             log::error!("Unable to write metadata: {error}.");
             self.meta.unsure = saving.unsure();
             self.meta.failed = save;
@@ -372,8 +414,10 @@ impl Primary {
         Counts { local: self.metadata.localcnt, remote: self.metadata.remotecnt }
     }
 
-    /// In memory; a save makes them durable.
+    /// In memory; a save makes them durable. That this node was perhaps not up to date when it became the primary (A7)
+    /// is no matter once it has been written without the other one, or both hold the same.
     pub(super) fn set_counts(&mut self, counts: Counts) {
+        self.metadata.extension.possibly_behind = false;
         (self.metadata.localcnt, self.metadata.remotecnt) = (counts.local, counts.remote);
     }
 

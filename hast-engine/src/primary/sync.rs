@@ -27,6 +27,9 @@ use crate::types::{DiskOp, DiskResult, Event, MAX_REQUEST};
 
 /// How long to wait before an extent that could not be copied is tried again.
 const RETRY: Duration = Duration::from_secs(10);
+/// After so many that could not, no others are tried before then: a disk that fails everything is not asked for all of
+/// its extents, nor the other node.
+const FAILED_MOST: usize = 16;
 
 /// The synchronisation under way.
 #[derive(Debug)]
@@ -55,6 +58,8 @@ pub(super) struct Sync {
     pub(super) unconfirmed: bool,
     /// The secondary was told that it is out of date.
     marked: Marked,
+    /// ... when the last connection ended.
+    knew: bool,
     /// The device was told that it may read the local disk without asking.
     direct_reads: bool,
     /// ... and must not any more.
@@ -169,6 +174,7 @@ impl Sync {
             relying: Relying::No,
             unconfirmed: !dirty.is_empty(),
             marked: Marked::No,
+            knew: false,
             direct_reads: false,
             direct_reads_off: false,
             announced: false,
@@ -194,12 +200,6 @@ impl Sync {
 
     pub(super) fn is_copying(&self) -> bool {
         !self.blocks.is_empty()
-    }
-
-    /// `extent` is right here again; true if it was stale.
-    pub(super) fn no_longer_stale(&mut self, extent: u32) -> bool {
-        self.lone.remove(extent);
-        self.stale.remove(extent)
     }
 
     /// The stale extents as runs.
@@ -228,6 +228,15 @@ pub(super) fn runs_of(extents: &Bitmap) -> Vec<Run> {
 }
 
 impl Primary {
+    /// `extent` is right here again, if our disk is in use; true if it was stale.
+    pub(super) fn no_longer_stale(&mut self, extent: u32) -> bool {
+        if self.detachment.is_detached() {
+            return false;
+        }
+        self.sync.lone.remove(extent);
+        self.sync.stale.remove(extent)
+    }
+
     /// The nodes may differ, or their counts do: copy, flush, equalise.
     pub(super) fn begin_session(&mut self) {
         self.sync.step = Step::Copying;
@@ -257,6 +266,7 @@ impl Primary {
         }
         self.sync.session = false;
         self.sync.announced = false;
+        self.sync.knew = self.sync.marked == Marked::Yes;
         self.sync.marked = Marked::No;
         self.sync.direct_reads_off = true;
         self.sync.step = Step::Copying;
@@ -312,11 +322,13 @@ impl Primary {
         let ours = self.link.has(Extensions::SYNC_MARKS);
         let window = self.sync.window.blocks().min(if ours { usize::MAX } else { MOST_OF_ORIGINAL });
         while self.sync.session
+            && !self.detachment.is_detached()
             && self.link.is_up()
             && self.phase == Phase::Serving
             && self.sync.blocks.len() + self.sync.pauses.len() < window
         {
-            if self.map.to_synchronise().is_empty() || !self.secondary_is_marked() {
+            let waits = self.map.to_synchronise().is_empty() || self.sync.failed.len() >= FAILED_MOST;
+            if waits || !self.secondary_is_marked() {
                 return;
             }
             let Some((extent, offset, length, from)) = self.next_block() else { return };
@@ -332,6 +344,14 @@ impl Primary {
     /// C4: whether a planned end has to wait for the secondary to mark itself, which lacks something; asks it to.
     pub(super) fn ends_unmarked(&mut self) -> bool {
         self.link.is_up() && keeps(Rule::C4Marked) && !self.secondary_is_marked()
+    }
+
+    /// C4: whether a secondary that was there lacks something that is complete, so that localcnt has risen since (C1), and
+    /// does not know it.
+    pub(super) fn leaves_behind(&self) -> bool {
+        let knows = if self.link.is_up() { self.sync.marked == Marked::Yes } else { self.sync.knew };
+        let lacks = self.map.to_synchronise().iter().any(|extent| self.is_behind(extent));
+        self.counted.is_some() && lacks && !knows
     }
 
     /// L6: whether the secondary has to know that it is out of date; all that it may lack but a flush it does
@@ -554,11 +574,11 @@ impl Primary {
         let Some(copy) = self.sync.copies.remove(&extent) else { return };
         if copy.failed && keeps(Rule::L15) {
             self.copy_later(extent);
-        } else if !copy.spoiled {
+        } else if !copy.spoiled && !self.detachment.is_detached() {
             if copy.from == SyncSource::Secondary {
                 self.durable.forget(extent); // no flush has failed since the copy began
             }
-            if self.sync.no_longer_stale(extent) {
+            if self.no_longer_stale(extent) {
                 self.save_metadata();
             }
             self.sync.copied = true;

@@ -148,6 +148,9 @@ impl Primary {
     /// acknowledged of it is durable there (S1), except where the secondary's copy is the wrong one. False for extents
     /// of which that cannot be said because the secondary is not there.
     pub(super) fn give_up(&mut self, extents: Range<u32>) -> bool {
+        if self.detachment.is_detached() {
+            return true; // all of it is stale
+        }
         if self.secondary_has_all() || !keeps(Rule::S1) {
             for extent in extents {
                 if !self.is_behind(extent) && self.note_stale(extent..extent + 1) && !self.secondary_has_all()
@@ -215,7 +218,7 @@ impl Primary {
     /// there is no room for one more run the whole disk is, and all of it has to turn first: false. It never can while
     /// the secondary lacks something; whoever asks learns that when it tries.
     pub(super) fn may_be_called_stale(&mut self, extents: &Range<u32>) -> bool {
-        if self.sync.target {
+        if self.sync.target || extents.clone().all(|extent| self.sync.stale.contains(extent)) {
             return true;
         }
         let mut stale = self.sync.stale.clone();

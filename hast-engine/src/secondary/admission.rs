@@ -14,14 +14,14 @@ use crate::connection::{Histories, before, compare, judged, next};
 use crate::counts::{Counts, Decision, Hello, MapToSend, decide, written_alone};
 use crate::parting::{is_given_up, map_after_giving_up, number_of};
 use crate::rule::{Rule, keeps};
-use crate::types::{Action, DiskOp, DiskResult, Event, Side};
+use crate::types::{Action, Deletes, DiskOp, DiskResult, Event, Side};
 
 /// The answer to a primary that is accepted.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Reply {
     virgin: bool,
-    map: MapToSend,
-    source: SyncSource,
+    pub(super) map: MapToSend,
+    pub(super) source: SyncSource,
 }
 
 impl Default for Reply {
@@ -116,7 +116,8 @@ impl Secondary {
     fn part_from_others(&mut self) {
         let number = number_of(self.hello.parting);
         let parted = std::mem::replace(&mut self.metadata.extension.parted, number);
-        if self.meet() || parted != number {
+        let (suspicion, meeting) = (self.note_suspicion(), self.meet());
+        if suspicion || meeting || parted != number {
             self.save(Save::Parting);
         } else {
             self.answer();
@@ -259,12 +260,17 @@ impl Secondary {
                 );
             }
         }
-        if !self.ext.contains(Extensions::SYNC_MARKS) {
+        if self.ext.contains(Extensions::SYNC_MARKS) {
+            // L6, L19: what the primary has written before this node was there it lacks until it is told otherwise.
+            self.mark_as_behind();
+        } else {
             // Given up, and the primary will not say when it is up to date again: as after a create.
-            extension.mark = None;
+            self.metadata.extension.mark = None;
         }
+        let extension = &mut self.metadata.extension;
         extension.parted = number_of(self.hello.parting);
         self.meet();
+        self.note_suspicion();
         self.save(Save::Adoption);
     }
 
@@ -281,7 +287,6 @@ impl Secondary {
         }
         let Reply { virgin, map, source: syncsrc } = self.reply;
         let length = usize::try_from(self.layout.sent_map_bytes()).unwrap_or(0);
-        self.possibly_behind = !self.ext.contains(Extensions::SYNC_MARKS) && map != MapToSend::Nothing;
         // What this node missed when it was the primary it must get from there (L3).
         for extent in self.metadata.extension.stale.iter().flat_map(|run| run.extents()) {
             self.map.insert(extent);
@@ -305,6 +310,8 @@ impl Secondary {
                 .contains(Extensions::ALIVE)
                 .then(|| u32::try_from(self.patience.as_secs()).unwrap_or(u32::MAX)),
             met: self.hello.meeting.map(|_| Met { last: self.connection, before: self.met.last }),
+            zero_deletes: self.ext.contains(Extensions::ZERO_DELETES)
+                && self.host.deletes == Deletes::LeaveZeros,
         };
         self.send(Side::Out, Message::SecondAnswer(answer, map.map(Buffer::from)));
         self.phase = Phase::Answered;

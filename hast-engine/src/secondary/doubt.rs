@@ -35,15 +35,20 @@ impl Secondary {
         self.metadata.extension.unsure = true;
         // An original would never say that this node is up to date again.
         if self.ext.contains(Extensions::SYNC_MARKS) {
-            let since = self.host.wall.saturating_add(self.now.as_secs());
-            let by = self.peer.clone();
-            self.metadata.extension.mark.get_or_insert(Mark { since, by });
+            self.mark_as_behind();
         }
         log::error!(
             "The disk may have lost what this node told its primary it has: it is out of date until the next \
                      synchronization."
         );
         self.doubt = Doubt::Arisen;
+    }
+
+    /// Marks this node as out of date, in memory; since when stays what it is if it is marked already.
+    pub(super) fn mark_as_behind(&mut self) {
+        let since = self.host.wall.saturating_add(self.now.as_secs());
+        let by = self.peer.clone();
+        self.metadata.extension.mark.get_or_insert(Mark { since, by });
     }
 
     /// Writes a doubt down, if nothing else is being written.

@@ -13,6 +13,7 @@ use crate::types::{DiskOp, DiskResult, Side};
 impl Secondary {
     /// A mark has come; marks are written down one after the other.
     pub(super) fn take_mark(&mut self, mark: Mark) {
+        self.told_stale |= matches!(mark.kind, MarkKind::Stale { .. });
         self.marks.push_back(mark);
         self.next_mark();
     }
@@ -32,12 +33,9 @@ impl Secondary {
             return;
         }
         let Some(Mark { seq, kind }) = self.marks.pop_front() else { return };
-        let now = self.host.wall.saturating_add(self.now.as_secs());
         match kind {
             MarkKind::SyncStart => {
-                let by = self.peer.clone();
-                let mark = hast_format::extension::Mark { since: now, by };
-                self.metadata.extension.mark.get_or_insert(mark);
+                self.mark_as_behind();
                 self.save(Save::Mark(seq));
             }
             MarkKind::SyncDone { localcnt, failures } => {
@@ -48,6 +46,7 @@ impl Secondary {
                 let counts = self.counts().equal_to_primary(localcnt);
                 self.metadata.remotecnt = counts.remote;
                 self.metadata.extension.target = false;
+                self.metadata.extension.possibly_behind = false;
                 self.metadata.extension.stale.clear();
                 if failures.is_none_or(|failures| failures == self.failures) || !keeps(Rule::B1) {
                     self.metadata.extension.mark = None;

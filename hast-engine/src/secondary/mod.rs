@@ -9,6 +9,7 @@
 //! | `doubt` | what this node is not sure to have any more |
 //! | `marks` | what the primary has this node write down: out of date, up to date, what it missed itself |
 //! | `own_map` | what an original's primary forgets too early |
+//! | `suspicion` | that an original's primary may have something that this node has not |
 
 mod admission;
 mod doubt;
@@ -16,6 +17,7 @@ mod dropped;
 mod marks;
 mod own_map;
 mod request;
+mod suspicion;
 
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -123,10 +125,10 @@ pub struct Secondary {
     doubtful: Option<Errno>,
     /// The map is being written for this mark.
     marking: Option<u64>,
+    /// On this connection the primary said that its own copy is out of date: its map cannot be relied on, and ours is kept.
+    told_stale: bool,
     /// Marks that wait for an earlier one to be written down.
     marks: VecDeque<Mark>,
-    /// The primary is an original, and has not said that this node has everything.
-    possibly_behind: bool,
     now: Duration,
     phase: Phase,
     actions: VecDeque<Action>,
@@ -201,6 +203,8 @@ enum Save {
     Doubt,
     /// That the primary has stored this connection's generation (G1).
     Met,
+    /// That the primary may have something that this node has not (A7).
+    Suspicion,
 }
 
 /// Why a disk operation was asked for.
@@ -265,8 +269,8 @@ impl Secondary {
             clearing: false,
             doubtful: None,
             marking: None,
+            told_stale: false,
             marks: VecDeque::new(),
-            possibly_behind: false,
             now,
             phase: Phase::Admitting,
             actions: VecDeque::new(),
@@ -456,7 +460,7 @@ impl Secondary {
                     .as_ref()
                     .map(|mark| mark.by.clone())
                     .unwrap_or_default(),
-                possibly_behind: self.possibly_behind,
+                possibly_behind: self.metadata.extension.possibly_behind,
                 peer_is_original: Some(!self.ext.contains(Extensions::SYNC_MARKS)),
                 ..Facts::default()
             },
@@ -582,6 +586,7 @@ impl Secondary {
             Save::Mark(seq) => self.mark_saved(seq, result),
             Save::Doubt => self.doubt_saved(result),
             Save::Met => self.next_mark(), // if not now, with the next mark
+            Save::Suspicion => self.suspicion_saved(result),
         }
     }
 

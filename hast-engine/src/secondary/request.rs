@@ -4,7 +4,7 @@ use hast_format::layout::RangeError;
 use hast_net::buffer::Buffer;
 use hast_net::errno::Errno;
 use hast_net::frame::Frame;
-use hast_net::message::{Command, FromPrimary, Message, Reply};
+use hast_net::message::{Command, FromPrimary, MarkKind, Message, Reply};
 
 use super::{Phase, Purpose, Secondary};
 use crate::ranges::Key;
@@ -38,7 +38,9 @@ impl Secondary {
         match FromPrimary::decode_extended(frame, self.ext) {
             Ok(FromPrimary::Keepalive) => self.tell_alive(),
             Ok(FromPrimary::Mark(mark)) => {
-                self.first_request();
+                if !matches!(mark.kind, MarkKind::Stale { .. }) {
+                    self.first_request();
+                }
                 self.take_mark(mark);
             }
             Ok(FromPrimary::Invalid { seq, memsync, reason }) => {
@@ -47,6 +49,7 @@ impl Secondary {
             }
             Ok(FromPrimary::Request(request)) => {
                 self.first_request();
+                self.suspect_from(&request);
                 self.take_request(request);
             }
             Err(error) => self.lose(&error.to_string()),
@@ -65,7 +68,7 @@ impl Secondary {
         }
         if self.own.is_some() {
             self.own_map_was_sent();
-        } else if !self.map.is_empty() {
+        } else if !self.map.is_empty() && !self.told_stale {
             self.map.clear();
             self.clearing = true;
             let data = Buffer::from(vec![0; self.map_length()]);

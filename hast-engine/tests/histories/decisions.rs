@@ -72,11 +72,13 @@ fn a_verdict_follows_from_who_holds_it() {
         let expected = if !answered {
             let early = standing.is_write && here && !standing.relies && mode_is_satisfied;
             if early { Verdict::Complete } else { Verdict::Wait }
+        } else if !standing.is_write && matches!(standing.remote, Half::Failed(_)) {
+            Verdict::Fail
         } else if standing.relies && !there && matches!(standing.remote, Half::Lost | Half::Done) {
             Verdict::TakeBack
         } else if there && (here || !standing.behind) {
             let rests_there = !here || standing.relies;
-            if rests_there && standing.is_write && !standing.flushed {
+            if rests_there && !standing.flushed {
                 Verdict::FlushThere
             } else if here {
                 Verdict::Complete
@@ -92,18 +94,60 @@ fn a_verdict_follows_from_who_holds_it() {
     }
 }
 
-/// What the map learns. A delete that neither disk knows has changed nothing.
+/// What the map learns. A disk that says that it cannot delete may have freed a part of the range.
 #[test]
 fn the_map_learns_what_is_certain() {
     for standing in all().filter(Standing::is_answered) {
-        let unknown = matches!(standing.remote, EOPNOTSUPP | Half::NotAsked) && standing.local == EOPNOTSUPP;
         let both = standing.is_confirmed() && standing.same_connection;
-        let expected = match (!standing.is_write && unknown, both) {
-            (true, _) => Outcome::NotIssued,
-            (false, true) => Outcome::StoredOnBoth,
-            (false, false) => Outcome::Unconfirmed,
-        };
+        let expected = if both { Outcome::StoredOnBoth } else { Outcome::Unconfirmed };
         assert_eq!(standing.outcome(), expected, "{standing:?}");
+    }
+}
+
+/// D1: a delete is complete if each node that is there has left zeros: on both, or on the only one; our disk may have
+/// failed it where the secondary's copy is to be read.
+#[test]
+fn a_complete_delete_left_zeros_wherever_it_is_read() {
+    for delete in all().filter(|standing| !standing.is_write) {
+        let (answered, here, there) = holders(&delete);
+        match delete.verdict() {
+            Verdict::Complete => assert!(answered && here && there, "{delete:?}"),
+            Verdict::WriteDown => {
+                let alone =
+                    here && !there && matches!(delete.remote, Half::NotAsked | Half::Lost | Half::Awaited);
+                let stale_here = there && !here && delete.flushed && !delete.behind;
+                assert!(answered && (alone || stale_here), "{delete:?}");
+            }
+            _ => {}
+        }
+    }
+}
+
+/// D1: localcnt rises for what the device was told and the secondary lacks. A delete that a connected secondary has not
+/// carried out the device is told the truth about.
+#[test]
+fn a_delete_raises_localcnt_only_where_this_node_is_alone() {
+    for delete in all().filter(|standing| !standing.is_write) {
+        let counted = delete.verdict() == Verdict::WriteDown && delete.is_here();
+        let alone = matches!(delete.remote, Half::NotAsked | Half::Lost);
+        assert!(!counted || alone, "{delete:?}");
+        assert!(
+            !matches!(delete.remote, Half::Failed(_))
+                || !matches!(delete.verdict(), Verdict::Complete | Verdict::WriteDown)
+        );
+    }
+}
+
+/// What a delete promises a write of zeros does too: where a delete is complete, so would the write be.
+#[test]
+fn a_delete_is_never_complete_before_a_write() {
+    for delete in all().filter(|standing| !standing.is_write) {
+        let write = Standing { is_write: true, ..delete };
+        let (deleted, written) = (delete.verdict(), write.verdict());
+        let refused = deleted == Verdict::Fail && matches!(delete.remote, Half::Failed(_));
+        let waits = deleted == Verdict::Wait && written == Verdict::Complete;
+        assert!(deleted == written || refused || waits, "{delete:?}: {deleted:?}, {written:?}");
+        assert_eq!(delete.outcome(), write.outcome());
     }
 }
 

@@ -200,6 +200,194 @@ fn a_planned_end_marks_a_secondary_that_lacks_something() {
     assert_eq!(h.exit(), Some(0));
 }
 
+/// A4: an extent is stale, and the metadata says so. What is written to it on the secondary costs no save any more.
+#[test]
+fn a_write_whose_staleness_is_on_disk_saves_nothing() {
+    let mut h = H::in_step();
+    h.policy = Box::new(|op| Some(if is_data(op) { Err(Errno::EIO) } else { Ok(()) }));
+    let copy_fails = |m: &Message| Some(is(Command::Read)(m).then_some(Errno::EIO));
+    h.w(1, 3);
+    h.serve_all(copy_fails);
+    assert_eq!(h.result(1), Some(Ok(None)));
+    let before = h.metadata().extension.generation;
+    h.w(2, 3);
+    h.serve_all(copy_fails);
+    assert_eq!(h.result(2), Some(Ok(None)));
+    assert_eq!(h.metadata().extension.generation, before);
+}
+
+/// A6: the only good copy is on an original whose disk hangs: each time the connection comes back the request is sent,
+/// and not answered. It fails once, `timeout` after it first had to wait.
+#[test]
+fn a_request_that_waits_for_a_flapping_secondary_fails_once() {
+    let mut h = H::new(24, 1, Extension::default(), &[], 5, 1, 1);
+    h.handshake_first(Extensions::NONE);
+    h.answer(2, 1, SyncSource::Secondary, Some(vec![0xff; 512]));
+    assert!(h.p.status().facts.target);
+    h.w(1, 3);
+    for _ in 0..6 {
+        h.p.handle_lost(h.t, "gone");
+        h.tick(5);
+        if h.result(1).is_some() {
+            break;
+        }
+        h.handshake_first(Extensions::NONE);
+        h.answer(2, 1, SyncSource::Secondary, Some(vec![0xff; 512]));
+        h.tick(1);
+    }
+    assert_eq!(h.result(1), Some(Err(Errno::EIO)));
+    assert!(h.t <= Duration::from_secs(40), "{:?}", h.t);
+    assert_eq!(h.done.iter().filter(|(id, _)| id.0 == 1).count(), 1);
+}
+
+/// Our disk answers EIO to everything; the secondary is well.
+fn dead_disk() -> H {
+    let mut h = H::in_step();
+    h.w(1, 7);
+    h.serve_all(|_| Some(None));
+    h.policy = Box::new(|_| Some(Err(Errno::EIO)));
+    h
+}
+
+/// A5: writes to unmarked extents, flushes and reads go on with the secondary, which has written down that it is right,
+/// after it had flushed.
+#[test]
+fn everything_goes_on_without_our_disk() {
+    let mut h = dead_disk();
+    h.w(2, 9);
+    let told =
+        |message: &Message| matches!(message, Message::Mark(Mark { kind: MarkKind::Stale { .. }, .. }));
+    assert!(!h.sent.iter().any(|(_, message)| told(message)), "S1: it flushes first");
+    h.serve_all(|message| is(Command::Flush)(message).then_some(None));
+    let length = 24 * u64::from(ES);
+    let all = Message::Mark(Mark { seq: 0, kind: MarkKind::Stale { offset: 0, length } });
+    let said = h.sent.iter().any(|(_, message)| match (message, &all) {
+        (Message::Mark(mark), Message::Mark(all)) => mark.kind == all.kind,
+        _ => false,
+    });
+    assert!(said, "{:?}", h.sent);
+    assert!(
+        !h.sent.iter().any(|(_, message)| is(Command::Write)(message)),
+        "not before it has written that down"
+    );
+    h.serve_all(|_| Some(None));
+    assert_eq!(h.result(2), Some(Ok(None)));
+    assert!(h.p.status().facts.detached);
+    h.req(3, Op::Flush);
+    h.req(4, Op::Read { offset: 0, length: 512 });
+    h.w(5, 11);
+    h.serve_all(|_| Some(None));
+    assert_eq!(h.result(3), Some(Ok(None)));
+    assert_eq!(h.result(4), Some(Ok(Some(Buffer::from(vec![0x55; 512])))));
+    assert_eq!(h.result(5), Some(Ok(None)));
+    assert!(h.other.iter().any(|action| matches!(action, Action::Detached(_))));
+}
+
+/// A client's flush is all that our disk is asked for.
+#[test]
+fn a_flush_is_enough_to_give_the_disk_up() {
+    let mut h = dead_disk();
+    h.req(2, Op::Flush);
+    h.serve_all(|_| Some(None));
+    assert_eq!(h.result(2), Some(Ok(None)));
+}
+
+/// The secondary goes away and comes back: requests wait, and it writes the same down again before they reach it.
+#[test]
+fn a_node_without_a_disk_reconnects() {
+    let mut h = dead_disk();
+    h.w(2, 9);
+    h.serve_all(|_| Some(None));
+    h.p.handle_lost(h.t, "gone");
+    h.w(3, 9);
+    h.req(4, Op::Flush);
+    h.tick(5);
+    assert_eq!((h.result(3), h.result(4)), (None, None));
+    h.handshake_first(Extensions::ALL);
+    h.answer(2, 1, SyncSource::Primary, Some(vec![0xff; 512]));
+    let first = h.sent.iter().find(|(_, message)| matches!(message, Message::Mark(_) | Message::Request(_)));
+    assert!(
+        matches!(first, Some((_, Message::Mark(Mark { kind: MarkKind::Stale { .. }, .. })))),
+        "{first:?}"
+    );
+    h.serve_all(|_| Some(None));
+    assert_eq!((h.result(3), h.result(4)), (Some(Ok(None)), Some(Ok(None))));
+    // Without it they fail after `timeout`.
+    h.p.handle_lost(h.t, "gone");
+    h.w(5, 9);
+    h.req(6, Op::Flush);
+    h.tick(25);
+    assert_eq!((h.result(5), h.result(6)), (Some(Err(Errno::EIO)), Some(Err(Errno::EIO))));
+}
+
+/// The disk works again: the whole map and metadata that call all of it stale are written, and everything is copied to it.
+#[test]
+fn a_disk_that_works_again_is_brought_up_to_date() {
+    let mut h = dead_disk();
+    h.w(2, 9);
+    h.serve_all(|_| Some(None));
+    h.policy = Box::new(|_| Some(Ok(())));
+    for _ in 0..5 {
+        h.tick(4);
+        h.serve_all(|_| Some(None));
+    }
+    assert!(h.other.iter().any(|action| matches!(action, Action::Attached)));
+    let at = DATA as usize + 9 * ES as usize;
+    assert_eq!(h.disk[at..at + 512], [0x55; 512]);
+    assert!(h.p.is_in_step() && !h.p.status().facts.detached, "{:?}", h.p.status());
+}
+
+/// A worker replaces one that had given its disk up: it serves once the secondary is there, and nothing before.
+#[test]
+fn a_worker_takes_over_without_a_disk() {
+    let mut h = dead_disk();
+    h.w(2, 9);
+    h.serve_all(|_| Some(None));
+    let left = h.other.iter().find_map(|action| match action {
+        Action::Detached(metadata) => Some((**metadata).clone()),
+        _ => None,
+    });
+    let mut h = H::detached(left.unwrap());
+    h.policy = Box::new(|_| Some(Err(Errno::EIO)));
+    h.req(1, Op::Read { offset: 0, length: 512 });
+    h.w(2, 3);
+    h.req(3, Op::Flush);
+    assert!(h.done.is_empty());
+    h.handshake_first(Extensions::ALL);
+    h.answer(2, 1, SyncSource::Secondary, Some(vec![0xff; 512]));
+    h.serve_all(|_| Some(None));
+    assert_eq!(h.result(1), Some(Ok(Some(Buffer::from(vec![0x55; 512])))));
+    assert_eq!((h.result(2), h.result(3)), (Some(Ok(None)), Some(Ok(None))));
+}
+
+/// The secondary lacks something itself, or is an original: then the disk is not given up, and what it failed has failed.
+#[test]
+fn a_disk_is_not_given_up_for_a_secondary_that_cannot_be_relied_on() {
+    let mut h = H::new(24, 1, Extension::default(), &[], 5, 1, 1);
+    h.handshake_first(Extensions::NONE);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    h.serve_all(|_| Some(None));
+    h.policy = Box::new(|_| Some(Err(Errno::EIO)));
+    h.w(2, 9);
+    h.serve_all(|_| Some(None));
+    assert_eq!(h.result(2), Some(Err(Errno::EIO)));
+    assert!(!h.p.status().facts.detached);
+}
+
+/// C4: ... and if it cannot be told, because the link is gone by then, the worker says so with its exit status.
+#[test]
+fn a_planned_end_that_cannot_mark_the_secondary_says_so() {
+    let mut h = H::in_step();
+    h.set_mode(Replication::Async);
+    h.w(1, 7);
+    h.p.handle_stop(h.t);
+    h.pump();
+    h.serve_all(|message| is(Command::Write)(message).then_some(Some(Errno::EIO)));
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    assert_eq!(h.exit(), Some(EXIT_PEER_BEHIND));
+}
+
 /// The secondary stores a write that our disk is slow with, loses power and it, and is back: the nodes are not in step
 /// while that write is on its way, and a client's flush waits until the secondary knows what it lacks.
 #[test]

@@ -30,9 +30,17 @@ fn primary(extents: u64, extentsize: u32, bits: &[u32]) -> H {
     h.disk = metadata.encode().to_vec();
     h.disk.resize(size as usize + 4096, 0);
     h.disk[4096..4096 + map.len()].copy_from_slice(&map);
-    let host = Host { boot: [1; 16], wall: 0 };
-    let start =
-        PrimaryStart { settings: H::settings(), metadata, layout, map, random: 7, host, forced: false };
+    let host = Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros };
+    let start = PrimaryStart {
+        settings: H::settings(),
+        metadata,
+        layout,
+        map,
+        random: 7,
+        host,
+        forced: false,
+        detached: false,
+    };
     h.sent.clear();
     h.p = Primary::new(start, h.t);
     h.pump();
@@ -48,6 +56,7 @@ fn primary(extents: u64, extentsize: u32, bits: &[u32]) -> H {
         boot: Some([2; 16]),
         peer_timeout: None,
         met: None,
+        zero_deletes: false,
     };
     let map = Buffer::from(vec![0; layout.map_bytes() as usize]);
     h.frame(Side::Out, Message::SecondAnswer(answer, Some(map)));

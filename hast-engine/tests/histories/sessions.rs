@@ -44,6 +44,7 @@ fn second(h: &mut H, change: impl FnOnce(&mut SecondAnswer), map: Option<usize>)
         boot: Some([2; 16]),
         peer_timeout: None,
         met: None,
+        zero_deletes: false,
     };
     change(&mut answer);
     h.frame(Side::Out, Message::SecondAnswer(answer, map.map(|bytes| Buffer::from(vec![0; bytes]))));
@@ -106,6 +107,7 @@ fn what_is_no_answer_ends_the_handshake() {
         boot: None,
         peer_timeout: None,
         met: None,
+        zero_deletes: false,
     };
     h.frame(Side::In, Message::SecondAnswer(answer, None));
     assert!(closed(&h) && !h.p.is_in_step());
@@ -471,8 +473,17 @@ fn started(extension: Extension, forced: bool) -> H {
     let metadata = Metadata { extension, ..metadata };
     let layout = Layout::create(h.disk.len() as u64 - 4096, 512, ES).unwrap();
     let map = vec![0; layout.map_bytes() as usize];
-    let host = Host { boot: [1; 16], wall: 0 };
-    let start = PrimaryStart { settings: H::settings(), metadata, layout, map, random: 7, host, forced };
+    let host = Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros };
+    let start = PrimaryStart {
+        settings: H::settings(),
+        metadata,
+        layout,
+        map,
+        random: 7,
+        host,
+        forced,
+        detached: false,
+    };
     h.p = Primary::new(start, h.t);
     h.pump();
     h.p.handle_connect_failed(h.t, Side::Out, "refused");
@@ -556,7 +567,7 @@ fn secondary_of(
         map,
         version: 2,
         ext,
-        host: Host { boot: [1; 16], wall: 0 },
+        host: Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros },
         hello,
         unsure: false,
     };
@@ -831,9 +842,9 @@ fn under_an_original_the_map_is_durable_before_the_answer() {
     s.good();
     let write = |seq, extent: u64| request(Command::Write, seq, extent * u64::from(ES), 512);
     let is_map = |op: &DiskOp| matches!(op, DiskOp::Write { offset, .. } if *offset < 4096 + 4 * 512);
-    s.frame(write(1, 0));
-    s.frame(write(2, 4096));
-    s.frame(write(3, 3 * 4096));
+    s.frame(write(2, 0));
+    s.frame(write(3, 4096));
+    s.frame(write(4, 3 * 4096));
     // The first map write holds up the others, which share the next one, of two pieces.
     let mut order = Vec::new();
     while let Some(at) = s.ops.iter().position(|(_, op)| !is_map(op)).or((!s.ops.is_empty()).then_some(0)) {
@@ -841,17 +852,17 @@ fn under_an_original_the_map_is_durable_before_the_answer() {
         if let DiskOp::Write { offset, .. } = op {
             order.push(offset);
         }
-        let answered = (1..=3).filter(|seq| s.error_of(*seq).is_some()).count();
+        let answered = (2..=4).filter(|seq| s.error_of(*seq).is_some()).count();
         s.s.handle_disk(s.t, id, Ok(None));
         s.poll();
         if is_map(&op) || op == DiskOp::Flush {
             continue;
         }
-        let after = (1..=3).filter(|seq| s.error_of(*seq).is_some()).count();
+        let after = (2..=4).filter(|seq| s.error_of(*seq).is_some()).count();
         assert_eq!(after, answered, "the disk alone answers nothing");
     }
     assert_eq!(order[3..], [4096, 4096 + 512, 4096 + 3 * 512]);
-    assert!((1..=3).all(|seq| s.error_of(seq) == Some(None)));
+    assert!((2..=4).all(|seq| s.error_of(seq) == Some(None)));
     // With many extents unflushed it does not wait for the second to be over.
     for seq in 10..400 {
         s.frame(write(seq, seq));

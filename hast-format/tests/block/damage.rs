@@ -1,6 +1,6 @@
 //! One sector of a block that was saved in full is something else.
 
-use hast_format::metadata::{BlockState, Metadata};
+use hast_format::metadata::{BlockState, Metadata, MetadataError, Reading};
 
 use crate::states::{BLOCK, SECTORS, SMALL_SECTORS, changed, created, first_saves, mixed, next, pairs, used};
 
@@ -175,11 +175,63 @@ fn what_is_left_when_more_is_lost() {
     assert_eq!((reading.metadata, reading.state), (metadata, BlockState::ListDamaged));
 }
 
+/// Reads a block of which these bytes could not be read, each from the first to before the second.
+fn around(block: &[u8], unreadable: &[(usize, usize)]) -> Result<Reading, MetadataError> {
+    let holes: Vec<_> = unreadable.iter().map(|(first, end)| *first..*end).collect();
+    Metadata::read_around(block, &holes)
+}
+
+/// A3: a sector that cannot be read, whatever the reader has in its place. The other copy is used, and what was read
+/// has to be saved again.
+#[test]
+fn an_unreadable_sector_is_a_damaged_one() {
+    for metadata in saved() {
+        let block = metadata.encode();
+        for sector in SMALL_SECTORS {
+            for index in 0..BLOCK / sector {
+                // As if it had been read, as if it were all zeros, and as if it were somebody else's.
+                for instead in [block, [0; BLOCK], noise(7)] {
+                    let read = mixed(&block, &instead, sector, &[index], 1);
+                    let reading = around(&read, &[(index * sector, (index + 1) * sector)]).unwrap();
+                    assert_eq!(reading.metadata, metadata, "sector {index} of {sector}");
+                    let is_area = index * sector >= 3072;
+                    let state = if is_area { BlockState::AreaDamaged } else { BlockState::ListDamaged };
+                    assert_eq!(reading.state, state, "sector {index} of {sector}");
+                }
+            }
+        }
+        assert_eq!(around(&block, &[]), Metadata::read(&block));
+        assert!(around(&block, &[(0, BLOCK)]).is_err());
+        assert!(around(&block[..4095], &[(0, 512)]).is_err());
+    }
+}
+
+/// Of a block that the original wrote, or `create`, the first sector is all there is. Zeros that cannot be read are no
+/// area that is lost, but they are not known to be zeros either.
+#[test]
+fn of_a_block_without_an_area_the_list_is_enough() {
+    let metadata = created("disk0");
+    let block = metadata.encode();
+    for (holes, state) in [
+        (&[(512, 1024)][..], BlockState::RestUnreadable),
+        (&[(2048, 2560), (2560, 3072)], BlockState::RestUnreadable),
+        (&[(1024, 1536)], BlockState::AreaLost),
+        (&[(3584, 4096)], BlockState::AreaLost),
+        (&[(512, 4096)], BlockState::AreaLost),
+    ] {
+        let reading = around(&block, holes).unwrap();
+        assert_eq!((&reading.metadata, reading.state), (&metadata, state), "{holes:?}");
+        assert!(!reading.state.is_sound());
+    }
+    assert!(around(&block, &[(0, 512)]).is_err());
+}
+
 /// What the log says of a block that was not sound.
 #[test]
 fn what_was_found_is_said_in_words() {
-    use BlockState::{AreaDamaged, AreaLost, AreaNewer, ListDamaged, NoArea, Whole};
-    let texts = [NoArea, Whole, AreaNewer, ListDamaged, AreaDamaged, AreaLost].map(|state| state.to_string());
+    use BlockState::{AreaDamaged, AreaLost, AreaNewer, ListDamaged, NoArea, RestUnreadable, Whole};
+    let texts = [NoArea, Whole, AreaNewer, ListDamaged, AreaDamaged, AreaLost, RestUnreadable]
+        .map(|state| state.to_string());
     for (number, text) in texts.iter().enumerate() {
         assert!(!texts[..number].contains(text));
         let used = if text.contains("area was used") {
@@ -189,7 +241,7 @@ fn what_was_found_is_said_in_words() {
         } else {
             "list"
         };
-        let expected = ["list", "list", "area", "area", "copy", "list"][number];
+        let expected = ["list", "list", "area", "area", "copy", "list", "list"][number];
         assert_eq!(used, expected, "{text}");
     }
 }

@@ -1,7 +1,7 @@
 //! Greeting and options.
 
 use crate::peer::*;
-use hast_nbd::SessionError;
+use hast_nbd::{Kind, SessionError};
 
 const GO: u32 = 7;
 const INFO: u32 = 6;
@@ -101,6 +101,18 @@ fn a_read_only_export_says_so() {
     peer.feed(&FIXED.to_be_bytes()).unwrap();
     peer.feed(&option(GO, &info("", &[]))).unwrap();
     assert_eq!(peer.sent(), [infos(GO, FLAGS | 2), reply(GO, ACK, &[])].concat());
+}
+
+#[test]
+fn an_export_that_cannot_trim_does_not_say_that_it_can() {
+    let mut export = export();
+    export.trims = false;
+    let mut peer = Peer::new(export);
+    peer.feed(&FIXED.to_be_bytes()).unwrap();
+    peer.feed(&option(GO, &info("", &[]))).unwrap();
+    assert_eq!(peer.sent(), [infos(GO, FLAGS & !0x0020), reply(GO, ACK, &[])].concat());
+    peer.feed(&request(TRIM, 0, 5, 0, 512)).unwrap();
+    assert_eq!(peer.command().kind, Kind::Trim { offset: 0, length: 512, fua: false });
 }
 
 #[test]

@@ -139,7 +139,8 @@ fn an_error_for_the_whole_request_is_70() {
 #[test]
 fn the_first_failed_resource_decides_the_status() {
     let error = |name: &str, error| Entry::Error { name: name.to_owned(), error };
-    let fine = |name: &str| Entry::RoleWas { name: name.to_owned(), role: "init".to_owned() };
+    let fine =
+        |name: &str| Entry::RoleWas { name: name.to_owned(), role: "init".to_owned(), peer_behind: false };
     let reply = |entries| frame(&Reply::Entries(entries).encode());
     let two = || reply(vec![fine("x"), error("y", 12), error("z", 1)]);
     let ran = answered(&["role", "init", "x", "y", "z"], two());

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use hast_conf::{KernelDevice, Replication, Resource};
 use hast_engine::{Event, Side};
-use hast_format::metadata::Role;
+use hast_format::metadata::{Metadata, Role};
 use hast_format::nv;
 use hast_net::address::Address;
 use hast_net::control::{Divergence, Facts, Statistics, WorkerStatus};
@@ -80,6 +80,9 @@ impl Start {
         nv.u8("drop", self.drop_privileges.into());
         nv.u8_array("boot", &self.boot);
         nv.u8("forced", self.forced.into()).u8("unsure", self.unsure.into());
+        if let Some(metadata) = &self.detached {
+            nv.u8_array("detached", &metadata.encode());
+        }
         let descriptors = match self.kind {
             StartKind::Primary { nbd, gate } => {
                 nv.u8("nbd", nbd.is_some().into());
@@ -151,6 +154,7 @@ impl Start {
             boot: need(sixteen_bytes(list, "boot"), "boot")?,
             forced: need(list.u8("forced"), "forced")? != 0,
             unsure: need(list.u8("unsure"), "unsure")? != 0,
+            detached: list.u8_array("detached").map(get_metadata).transpose()?,
             provider,
             kind,
         })
@@ -171,6 +175,13 @@ impl ToSupervisor {
                 nv.into()
             }
             ToSupervisor::Begun => message("begun").into(),
+            ToSupervisor::Detached(metadata) => {
+                let mut nv = message("detached");
+                if let Some(metadata) = metadata {
+                    nv.u8_array("metadata", &metadata.encode());
+                }
+                nv.into()
+            }
             ToSupervisor::ClientLost => message("client-lost").into(),
             ToSupervisor::Event { event, complete, dirty } => {
                 let mut nv = message("event");
@@ -194,6 +205,7 @@ impl ToSupervisor {
             }
             "cancel" => Ok(ToSupervisor::Cancel { id: need(list.u32("id"), "id")? }),
             "begun" => Ok(ToSupervisor::Begun),
+            "detached" => list.u8_array("metadata").map(get_metadata).transpose().map(ToSupervisor::Detached),
             "client-lost" => Ok(ToSupervisor::ClientLost),
             "event" => Ok(ToSupervisor::Event {
                 event: need(list.str("name").and_then(Event::parse), "name")?,
@@ -334,6 +346,12 @@ fn get_parting(list: &nv::List<'_>) -> io::Result<Option<Parting>> {
     let Some(last) = list.u64("parted") else { return Ok(None) };
     let next = need(list.u64("parting"), "parting")?;
     Ok(Some(Parting { last, next, divergence: get_divergence(list)? }))
+}
+
+/// A block of metadata as it would lie on a disk.
+fn get_metadata(block: &[u8]) -> io::Result<Box<Metadata>> {
+    let reading = Metadata::read(block).map_err(|error| invalid(&error.to_string()))?;
+    Ok(Box::new(reading.metadata))
 }
 
 fn get_meeting(list: &nv::List<'_>) -> Option<Meeting> {

@@ -104,6 +104,7 @@ fn a_secondary_starts_with_everything_it_was_given() {
             hello: hello.clone(),
         },
         unsure: false,
+        detached: None,
     };
     supervisor.send_to_worker(ToWorker::Start(Box::new(start))).unwrap();
 
@@ -144,6 +145,7 @@ fn a_primary_starts_with(has: (bool, bool)) {
             gate: has.1.then(|| given_gate.into()),
         },
         unsure: false,
+        detached: None,
     };
     supervisor.send_to_worker(ToWorker::Start(Box::new(start))).unwrap();
     let Some(ToWorker::Start(start)) = worker.recv_from_supervisor().unwrap() else { panic!() };

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use hast_engine::Event;
+use hast_engine::{EXIT_PEER_BEHIND, Event};
 use hast_format::metadata::Role;
 use hast_net::control::WorkerStatus;
 use hast_net::handshake::BootId;
@@ -210,6 +210,7 @@ impl Supervisor {
             boot: self.workers.boot,
             forced,
             unsure: resource.unsure,
+            detached: resource.detached.clone(),
             provider: OwnedFd::from(provider.as_file().try_clone()?),
             kind,
         };
@@ -286,6 +287,7 @@ impl Supervisor {
         resource.device = None;
         resource.restart = None;
         resource.forced = false;
+        resource.detached = None;
     }
 
     /// Something is on a worker's channel.
@@ -314,6 +316,11 @@ impl Supervisor {
                 ToSupervisor::Connect { side, id } => self.connect(index, side, id, now),
                 ToSupervisor::Cancel { id } => self.cancel_connect(index, Some(id)),
                 ToSupervisor::Begun => self.primary_begun(index),
+                ToSupervisor::Detached(metadata) => {
+                    if let Some(resource) = self.resources.get_mut(index) {
+                        resource.detached = metadata;
+                    }
+                }
                 ToSupervisor::ClientLost => self.attach_again(index),
                 ToSupervisor::Event { event, complete, dirty } => {
                     self.note(index, event);
@@ -378,6 +385,12 @@ impl Supervisor {
         let pid = worker.pid();
         match (status.code(), status.signal()) {
             (Some(0), _) => log::debug!("Worker process exited gracefully (pid={pid})."),
+            (Some(EXIT_PEER_BEHIND), _) if worker.stopping => {
+                log::warn!(
+                    "Worker process exited (pid={pid}): the other node is behind, and does not know it."
+                );
+                resource.peer_behind = true;
+            }
             (Some(code), _) => {
                 log::error!("Worker process exited ungracefully (pid={pid}, exitcode={code}).");
             }
@@ -390,7 +403,7 @@ impl Supervisor {
             resource.unsure = status.code() == Some(EX_NOINPUT);
         }
         if let Some(change) = &mut resource.change {
-            if change.step == Step::Stopping && status.success() {
+            if change.step == Step::Stopping && (status.success() || resource.peer_behind) {
                 change.stopped = Some(pid);
             }
         } else if resource.role == Role::Primary && !self.ending {

@@ -68,6 +68,7 @@ pub(super) fn facts(metadata: &Metadata) -> Facts {
         inconsistent_by: outdated.map(|outdated| outdated.by).unwrap_or_default(),
         target: metadata.extension.target,
         stale_bytes: extents.saturating_mul(metadata.extentsize.into()),
+        possibly_behind: metadata.extension.possibly_behind,
         ..Facts::default()
     }
 }
@@ -170,6 +171,11 @@ mod tests {
         let stale = vec![Run { first: 1, count: 2 }, Run { first: 9, count: 1 }];
         let facts = facts(&metadata(Extension { target: true, stale, ..Extension::default() }));
         assert_eq!((facts.stale_bytes, facts.target, facts.inconsistent_since), (3 << 20, true, None));
+        assert!(!facts.possibly_behind);
+        assert!(
+            super::facts(&metadata(Extension { possibly_behind: true, ..Extension::default() }))
+                .possibly_behind
+        );
     }
 
     /// A supervisor with a secondary that has been asked.

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use hast_format::metadata::Role;
+use hast_format::metadata::{Metadata, Role};
 use hast_net::control::Divergence;
 use hast_net::handshake::{Extensions, SecondHello, Token};
 use hast_provider::Provider;
@@ -48,6 +48,10 @@ pub(super) struct Resource {
     /// The last worker of this secondary ended because it could not rely on its disk, and perhaps could not write that
     /// down: the next one does, and the node does not become primary unforced (B1).
     pub(super) unsure: bool,
+    /// The worker that was stopped for a change of roles has left the other node behind, and could not tell it.
+    pub(super) peer_behind: bool,
+    /// The worker of this primary has given its disk up: what the next one begins with instead.
+    pub(super) detached: Option<Box<Metadata>>,
     /// When to start the worker of a primary again.
     pub(super) restart: Option<Instant>,
     /// Connections of a primary that have no worker yet.
@@ -83,6 +87,8 @@ impl Resource {
             worker: None,
             forced: false,
             unsure: false,
+            peer_behind: false,
+            detached: None,
             restart: None,
             pending: Pending::None,
             split_brain: false,

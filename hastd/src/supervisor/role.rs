@@ -100,6 +100,9 @@ impl Supervisor {
                 resource.provider = Some(provider);
                 let outdated = metadata.as_ref().and_then(Outdated::on);
                 let outdated = outdated.or_else(|| Outdated::unsure(resource));
+                if let Some(change) = &mut resource.change {
+                    change.suspect |= metadata.is_some_and(|metadata| metadata.extension.possibly_behind);
+                }
                 let promotion = resource.change.as_ref().map(|change| change.promotion);
                 match (outdated, promotion) {
                     (Some(outdated), Some(Promotion::Checked)) => self.refuse_promotion(index, &outdated),
@@ -194,6 +197,9 @@ impl Supervisor {
         }
         resource.role = role;
         resource.unsure &= role == Role::Secondary;
+        if promotion != Promotion::Resumed {
+            resource.detached = None; // the disk is tried again
+        }
         if let Some(pid) = stopped {
             let _scope = resource.scope();
             log::debug!("Worker process {pid} stopped.");
@@ -237,9 +243,10 @@ impl Supervisor {
     }
 
     fn answer_role(&mut self, index: usize, waiter: Option<Waiter>, was: Role) {
-        let Some(resource) = self.resources.get(index) else { return };
+        let Some(resource) = self.resources.get_mut(index) else { return };
+        let peer_behind = std::mem::take(&mut resource.peer_behind);
         let Some(waiter) = waiter else { return };
-        let name = resource.config.name.clone();
-        self.answer(waiter.client, &[waiter.slot], Entry::RoleWas { name, role: was.as_str().to_owned() });
+        let (name, role) = (resource.config.name.clone(), was.as_str().to_owned());
+        self.answer(waiter.client, &[waiter.slot], Entry::RoleWas { name, role, peer_behind });
     }
 }

@@ -1,9 +1,9 @@
 //! One NBD command as a series of engine requests, and what becomes of it.
 //!
-//! Owns what a command means in requests, the flush that a FUA command ends with, and the translation of
-//! errors. Knows neither sockets nor other commands.
+//! Owns what a command means in requests, the flush that a FUA command ends with, zeroes that need not be written, and
+//! the translation of errors. Knows neither sockets nor other commands.
 
-use hast_engine::{DiskResult, Op};
+use hast_engine::{DiskResult, MAX_REQUEST, Op};
 use hast_nbd::{CommandId, Kind, NbdError, Pieces};
 use hast_net::buffer::Buffer;
 use hast_net::errno::Errno;
@@ -18,12 +18,24 @@ pub(super) struct Command {
     /// The client's session's name for it.
     pub(super) handle: CommandId,
     requests: Requests,
+    /// Zeroes that a delete is to leave.
+    freeing: Option<Freeing>,
     /// Requests that the engine has.
     outstanding: usize,
     /// What reads have brought, in the order of their offsets.
     data: SmallVec<[Option<Buffer>; 1]>,
     flush: Flush,
     error: Option<NbdError>,
+}
+
+/// A command whose zeroes are left by deletes, as long as those succeed; the rest is written.
+struct Freeing {
+    /// [`MAX_REQUEST`] bytes of them.
+    zeroes: Buffer,
+    /// Offset and length of each delete: its requests are the first ones.
+    asked: Vec<(u64, u64)>,
+    /// What is to be written instead.
+    failed: Vec<Requests>,
 }
 
 /// What a command still has to do about durability.
@@ -39,8 +51,15 @@ enum Flush {
 
 impl Command {
     /// The command `kind` of a client of a device with sectors of `sector` bytes. `zeroes` are
-    /// [`MAX_REQUEST`] bytes of zeroes.
-    pub(super) fn new(client: usize, handle: CommandId, kind: Kind, sector: u32, zeroes: &Buffer) -> Command {
+    /// [`MAX_REQUEST`] bytes of zeroes; with `frees` a delete is worth trying where zeroes need not be allocated.
+    pub(super) fn new(
+        client: usize,
+        handle: CommandId,
+        kind: Kind,
+        sector: u32,
+        zeroes: &Buffer,
+        frees: bool,
+    ) -> Command {
         let durable = matches!(
             kind,
             Kind::Flush
@@ -48,10 +67,23 @@ impl Command {
                 | Kind::Trim { fua: true, .. }
                 | Kind::WriteZeroes { fua: true, .. }
         );
+        // What fits into one request is written: a delete is complete only when both nodes have carried it out, in any
+        // mode, and small holes are no gain.
+        let hole = match kind {
+            Kind::WriteZeroes { offset, length, no_hole: false, .. } if frees && length > MAX_REQUEST => {
+                Some((offset, length.into()))
+            }
+            _ => None,
+        };
+        let freeing = hole.map(|_| Freeing { zeroes: zeroes.clone(), asked: Vec::new(), failed: Vec::new() });
         Command {
             client,
             handle,
-            requests: requests(kind, sector, zeroes),
+            requests: match hole {
+                Some((offset, length)) => Requests::delete(offset, length),
+                None => requests(kind, sector, zeroes),
+            },
+            freeing,
             outstanding: 0,
             data: SmallVec::new(),
             flush: if durable { Flush::Wanted } else { Flush::No },
@@ -65,7 +97,7 @@ impl Command {
         if self.error.is_some() {
             return None;
         }
-        if let Some(op) = self.requests.next() {
+        if let Some(op) = self.next_op() {
             let number = self.data.len();
             self.data.push(None);
             self.outstanding += 1;
@@ -79,6 +111,15 @@ impl Command {
         None
     }
 
+    fn next_op(&mut self) -> Option<Op> {
+        let next = self.requests.next();
+        let Some(freeing) = &mut self.freeing else { return next };
+        if let Some(Op::Delete { offset, length }) = &next {
+            freeing.asked.push((*offset, *length));
+        }
+        next.or_else(|| freeing.failed.iter_mut().find_map(Iterator::next))
+    }
+
     /// Takes the end of a request.
     pub(super) fn finished(&mut self, number: usize, result: DiskResult) {
         self.outstanding = self.outstanding.saturating_sub(1);
@@ -88,6 +129,8 @@ impl Command {
                     *place = data;
                 }
             }
+            // A delete need not be possible, nor succeed; zeroes that the client wants have to.
+            Err(_) if self.write_instead(number) => {}
             // A disk without a cache has nothing to flush.
             Err(Errno::EOPNOTSUPP) if self.flush == Flush::Asked => {}
             // A trim is advice, and nobody was there who could follow it.
@@ -96,22 +139,35 @@ impl Command {
         }
     }
 
+    /// Has the zeroes written that this request should have left; false if it should not.
+    fn write_instead(&mut self, number: usize) -> bool {
+        let Some(freeing) = &mut self.freeing else { return false };
+        let Some(&(offset, length)) = freeing.asked.get(number) else { return false };
+        freeing.failed.push(Requests::zeroes(offset, length, &freeing.zeroes));
+        // The others would not do better.
+        self.requests.write_zeroes(&freeing.zeroes);
+        true
+    }
+
     /// Ends the command with `error`, unless another came first, as soon as the engine has nothing of it.
     pub(super) fn abort(&mut self, error: NbdError) {
         self.error.get_or_insert(error);
     }
 
-    /// Whether everything has finished but the flush that is now to be asked for.
-    pub(super) fn awaits_flush(&self) -> bool {
-        self.outstanding == 0
-            && self.flush == Flush::Wanted
-            && self.error.is_none()
-            && self.requests.is_empty()
+    /// Whether the end of a request has brought about that something is to be asked for: the flush once everything
+    /// else has finished, or zeroes that a delete has not left.
+    pub(super) fn goes_on(&self) -> bool {
+        let flush = self.outstanding == 0 && self.flush == Flush::Wanted && self.requests.is_empty();
+        self.error.is_none() && (flush || self.has_failed())
+    }
+
+    fn has_failed(&self) -> bool {
+        self.freeing.as_ref().is_some_and(|freeing| freeing.failed.iter().any(|zeroes| !zeroes.is_empty()))
     }
 
     /// Whether something is left to be asked of the engine, now or later.
     pub(super) fn has_more(&self) -> bool {
-        !self.requests.is_empty() || self.flush == Flush::Wanted
+        !self.requests.is_empty() || self.has_failed() || self.flush == Flush::Wanted
     }
 
     /// What to answer, once there is nothing more to do. Takes the data: the command is over.
@@ -138,8 +194,6 @@ fn requests(kind: Kind, sector: u32, zeroes: &Buffer) -> Requests {
             let (offset, length) = inward(offset, length.into(), sector);
             Requests::delete(offset, length)
         }
-        // What a deleted range reads as is up to the disks, and may differ between the nodes: zeroes
-        // are written, whether the client would mind a hole or not.
         Kind::WriteZeroes { offset, length, .. } => Requests::zeroes(offset, length.into(), zeroes),
         Kind::Cache { .. } | Kind::Flush => Requests::none(),
     }
@@ -170,7 +224,6 @@ fn nbd_error(error: Errno) -> NbdError {
 mod tests {
     use super::super::requests::MAX_DELETE;
     use super::*;
-    use hast_engine::MAX_REQUEST;
     use proptest::prelude::*;
 
     fn zeroes() -> Buffer {
@@ -178,7 +231,11 @@ mod tests {
     }
 
     fn command(kind: Kind) -> Command {
-        Command::new(1, CommandId(7), kind, 512, &zeroes())
+        freeing(kind, false)
+    }
+
+    fn freeing(kind: Kind, frees: bool) -> Command {
+        Command::new(1, CommandId(7), kind, 512, &zeroes(), frees)
     }
 
     fn drain(command: &mut Command) -> Vec<(usize, Op)> {
@@ -256,7 +313,7 @@ mod tests {
         assert!(command.next_request().is_none(), "no more is asked after an error");
         assert!(command.outcome().is_none(), "one request is still with the engine");
         command.finished(first, Err(Errno::EIO));
-        assert!(!command.awaits_flush());
+        assert!(!command.goes_on());
         assert_eq!(command.outcome(), Some(Err(NbdError::NoSpc)));
     }
 
@@ -266,9 +323,9 @@ mod tests {
         let requests = drain(&mut command);
         assert_eq!(requests.len(), 2);
         command.finished(0, Ok(None));
-        assert!(!command.awaits_flush() && command.next_request().is_none());
+        assert!(!command.goes_on() && command.next_request().is_none());
         command.finished(1, Ok(None));
-        assert!(command.awaits_flush() && command.outcome().is_none());
+        assert!(command.goes_on() && command.outcome().is_none());
         let (number, op) = command.next_request().unwrap();
         assert_eq!(op, Op::Flush);
         assert!(command.outcome().is_none());
@@ -284,6 +341,79 @@ mod tests {
             command.finished(number, Err(Errno::EOPNOTSUPP));
             assert_eq!(command.outcome(), Some(Ok(Pieces::new())));
         }
+    }
+
+    /// What the device reads as in the end, of what a command asks for; `fails` says which requests do.
+    fn zeroed(command: &mut Command, mut fails: impl FnMut(usize, &Op) -> bool) -> (Vec<(u64, u64)>, usize) {
+        let (mut zeroed, mut deletes) = (Vec::new(), 0);
+        while command.outcome().is_none() {
+            let asked = drain(command);
+            assert!(!asked.is_empty(), "it stops half-way");
+            for (number, op) in asked {
+                deletes += usize::from(matches!(op, Op::Delete { .. }));
+                if fails(number, &op) {
+                    command.finished(number, Err(Errno::EOPNOTSUPP));
+                    assert!(command.goes_on());
+                    continue;
+                }
+                if op != Op::Flush {
+                    zeroed.push(op.range());
+                }
+                command.finished(number, Ok(None));
+            }
+        }
+        zeroed.sort_unstable();
+        (zeroed, deletes)
+    }
+
+    fn covers(ranges: &[(u64, u64)], offset: u64, length: u64) -> bool {
+        let end = ranges.iter().fold(offset, |at, range| if range.0 == at { at + range.1 } else { at });
+        end == offset + length && ranges.iter().map(|range| range.1).sum::<u64>() == length
+    }
+
+    /// D1: a delete may be tried where a hole will do, and zeroes are written where it has failed, exactly there.
+    #[test]
+    fn zeroes_are_freed_where_that_works_and_written_where_not() {
+        let (offset, length) = (512 * 3, (3 << 30) + 512);
+        for fua in [false, true] {
+            let kind = |no_hole| Kind::WriteZeroes { offset, length, no_hole, fua };
+            let (all, deletes) = zeroed(&mut freeing(kind(false), true), |_, _| false);
+            assert!(covers(&all, offset, length.into()) && deletes == 4 && all.len() == 4, "{all:?}");
+            for first in 0..4 {
+                let fails = |number, op: &Op| matches!(op, Op::Delete { .. }) && number >= first;
+                let (all, deletes) = zeroed(&mut freeing(kind(false), true), fails);
+                assert!(covers(&all, offset, length.into()), "{first}");
+                assert_eq!(deletes, 4);
+                let left = (u64::from(length) - first as u64 * MAX_DELETE).div_ceil(u64::from(MAX_REQUEST));
+                assert_eq!(all.len() as u64, first as u64 + left);
+            }
+            for (no_hole, frees) in [(true, true), (false, false), (true, false)] {
+                let (all, deletes) = zeroed(&mut freeing(kind(no_hole), frees), |_, _| false);
+                assert!(covers(&all, offset, length.into()) && deletes == 0);
+            }
+        }
+        let small = Kind::WriteZeroes { offset: 0, length: MAX_REQUEST, no_hole: false, fua: false };
+        assert_eq!(zeroed(&mut freeing(small, true), |_, _| false), (vec![(0, MAX_REQUEST.into())], 0));
+    }
+
+    /// One that is refused is followed by no other: none of the pieces would fare better.
+    #[test]
+    fn after_a_delete_that_failed_the_rest_is_written() {
+        let kind = Kind::WriteZeroes { offset: 0, length: 3 << 30, no_hole: false, fua: false };
+        let mut command = freeing(kind, true);
+        let (number, op) = command.next_request().unwrap();
+        assert_eq!(op, Op::Delete { offset: 0, length: MAX_DELETE });
+        command.finished(number, Err(Errno::EOPNOTSUPP));
+        let rest = drain(&mut command);
+        assert!(rest.iter().all(|(_, op)| matches!(op, Op::Write { .. })));
+        assert_eq!(rest.len() as u64, 3 * MAX_DELETE / u64::from(MAX_REQUEST));
+        // What cannot be written either is an error.
+        command.finished(rest[0].0, Err(Errno::ENOSPC));
+        for (number, _) in &rest[1..] {
+            assert!(command.outcome().is_none());
+            command.finished(*number, Ok(None));
+        }
+        assert_eq!(command.outcome(), Some(Err(NbdError::NoSpc)));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use std::io;
 use std::time::Duration;
 
-use hast_engine::{DiskResult, Op, RequestId};
+use hast_engine::{Deletes, DiskResult, Op, RequestId};
 use hast_ggate::DeviceError;
 use hast_nbd::Export;
 use hast_net::buffer::Pool;
@@ -31,13 +31,17 @@ impl Devices {
         keys: (usize, usize),
         pool: &Pool,
     ) -> io::Result<Devices> {
-        let Device::Primary { nbd, gate, size, sector } = device else { return Ok(Devices::default()) };
+        let Device::Primary { nbd, gate, size, sector, deletes } = device else {
+            return Ok(Devices::default());
+        };
         if gate.is_none() {
             log::info!("Device {} created.", hast_ggate::device_name(name));
         }
         let gate = gate.map(|gate| gate::Server::start(gate, pool.clone(), waiter.waker())).transpose()?;
         let serve = |listener| {
-            let export = Export::new(name, size, sector);
+            // The other node, which may come later, may refuse them: then they are answered at once.
+            let trims = deletes == Deletes::LeaveZeros;
+            let export = Export { trims, ..Export::new(name, size, sector) };
             nbd::Server::new(waiter.poller(), keys, listener, export, pool.clone())
         };
         Ok(Devices { nbd: nbd.map(serve).transpose()?, gate })

@@ -17,7 +17,7 @@ use hast_net::buffer::Pool;
 use hast_net::errno::Errno;
 use hast_provider::Provider;
 
-use super::discard;
+use super::deletes;
 use super::pace::{Kind, Pace, Solitude};
 
 /// Threads, and so operations that the system sees at once.
@@ -301,7 +301,7 @@ impl Shared {
             DiskOp::Read { offset, length } => return self.read(offset, length),
             DiskOp::Write { offset, data } => self.provider.as_file().write_all_at(&data, offset),
             DiskOp::Delete { offset, length } => {
-                discard::discard(self.provider.as_file(), self.provider.is_device(), offset, length)
+                deletes::free(self.provider.as_file(), self.provider.is_device(), offset, length)
             }
             DiskOp::Flush => self.provider.flush(),
         };

@@ -68,6 +68,7 @@ impl Pair {
                     ToSupervisor::Connect { side, id } => self.connect(side, id),
                     ToSupervisor::Event { event, .. } => self.events.push(event),
                     ToSupervisor::Begun
+                    | ToSupervisor::Detached(_)
                     | ToSupervisor::ClientLost
                     | ToSupervisor::Cancel { .. }
                     | ToSupervisor::Status { .. } => {}

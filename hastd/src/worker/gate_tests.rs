@@ -90,6 +90,7 @@ impl Worker {
             provider,
             kind,
             unsure: false,
+            detached: None,
         };
         let started = start::open_with(start, gate).map_err(|error| error.code())?;
         let (channel, theirs) = Channel::pair().unwrap();

@@ -7,8 +7,8 @@
 //! `hast-engine` and nowhere here.
 
 mod command;
+mod deletes;
 mod devices;
-mod discard;
 mod disk;
 mod engine;
 mod gate;

@@ -189,7 +189,10 @@ impl Server {
             return self.forget(client);
         }
         command.finished(number, result);
-        if command.awaits_flush()
+        if self.stopping && command.has_more() {
+            command.abort(NbdError::Shutdown);
+        }
+        if command.goes_on()
             && let Some(client) = self.clients.get_mut(&command.client)
         {
             client.queue.push_front(key);
@@ -333,7 +336,8 @@ impl Server {
         let client = self.clients.get_mut(&client_key)?;
         let hast_nbd::Command { handle, kind } = client.session.poll_command()?;
         self.last_command = self.last_command.wrapping_add(1);
-        let command = Command::new(client_key, handle, kind, self.export.minimum_block, &self.zeroes);
+        let Export { minimum_block, trims, .. } = self.export;
+        let command = Command::new(client_key, handle, kind, minimum_block, &self.zeroes, trims);
         self.commands.insert(self.last_command, command);
         client.queue.push_back(self.last_command);
         Some(())

@@ -64,7 +64,11 @@ impl Bench {
                 self.memory[at..at + data.len()].copy_from_slice(&data);
                 Ok(None)
             }
-            (None, Op::Delete { .. } | Op::Flush) => Ok(None),
+            (None, Op::Delete { offset, length }) => {
+                self.memory[offset as usize..][..length as usize].fill(0);
+                Ok(None)
+            }
+            (None, Op::Flush) => Ok(None),
         };
         self.server.complete(id, result);
     }
@@ -139,6 +143,64 @@ fn a_client_reads_what_it_wrote_through_requests_of_bounded_size() {
     assert_eq!(bench.log.last(), Some(&Op::Flush));
     bench.until("the client is forgotten", |server| server.clients() == 0);
     assert!(bench.server.commands.is_empty() && bench.server.turns.is_empty());
+}
+
+/// D1: with deletes and without, zeroes are zeroes, and a trim that nobody can carry out is no error.
+#[test]
+fn zeroes_are_exact_whether_deletes_work_or_not() {
+    for works in [true, false] {
+        let mut bench = Bench::new();
+        if !works {
+            bench.fail = Some(|op| matches!(op, Op::Delete { .. }).then_some(Errno::EOPNOTSUPP));
+        }
+        bench.serve(|path| {
+            let client = NbdClient::connect(path, "test").unwrap();
+            client.write(0, &pattern(8 << 20)).unwrap();
+            client.write_zeroes(1 << 20, 1 << 20).unwrap();
+            let ticket = client.submit(Request::WriteZeroes {
+                offset: 4 << 20,
+                length: 1 << 20,
+                no_hole: true,
+                fua: true,
+            });
+            client.wait(ticket.unwrap()).unwrap();
+            client.trim(6 << 20, 1 << 20).unwrap();
+        });
+        let mut expected = pattern(8 << 20);
+        expected[1 << 20..2 << 20].fill(0);
+        expected[4 << 20..5 << 20].fill(0);
+        if works {
+            expected[6 << 20..7 << 20].fill(0);
+        }
+        assert!(bench.memory[..8 << 20] == expected, "{works}");
+        let deletes = bench.log.iter().filter(|op| matches!(op, Op::Delete { .. }));
+        assert_eq!(deletes.count(), 2, "not where there are to be no holes");
+        assert_eq!(bench.log.iter().filter(|op| **op == Op::Flush).count(), 1);
+    }
+}
+
+/// The worker is told to end while a delete is under way that then fails: there is nobody left who writes the zeroes.
+#[test]
+fn zeroes_that_a_stop_cuts_off_are_refused() {
+    let mut bench = Bench::new();
+    let client = bench.connect();
+    let zeroing = thread::spawn(move || client.write_zeroes(0, 1 << 20));
+    bench.until("the command has arrived", |server| {
+        server.clients.values().any(|client| client.session.in_flight() == 1)
+    });
+    let (id, op) = bench.server.next_request().unwrap();
+    assert!(matches!(op, Op::Delete { .. }));
+    assert!(bench.server.next_request().is_none());
+    bench.server.stop(true);
+    bench.server.complete(id, Err(Errno::ENOTCONN));
+    let started = Instant::now();
+    while !zeroing.is_finished() {
+        assert!(started.elapsed() < DEADLINE);
+        bench.turn();
+    }
+    let outcome = zeroing.join().unwrap();
+    assert!(matches!(outcome, Err(ClientError::Command { error: NbdError::Shutdown, .. })), "{outcome:?}");
+    assert!(bench.server.commands.is_empty());
 }
 
 #[test]

@@ -327,6 +327,8 @@ impl Reactor {
                     self.tell(ToSupervisor::Event { event, complete, dirty });
                 }
                 Action::DirectReads(allowed) => self.direct_reads(allowed),
+                Action::Detached(metadata) => self.tell(ToSupervisor::Detached(Some(metadata))),
+                Action::Attached => self.tell(ToSupervisor::Detached(None)),
                 Action::Exit(code) => self.leave(code),
             }
         }

@@ -44,9 +44,14 @@ impl Requests {
         Requests { what: What::Zeroes(zeroes.clone()), offset, left: length }
     }
 
-    /// Deletes whole sectors.
+    /// Deletes whole sectors. Done well that leaves zeroes.
     pub(super) fn delete(offset: u64, length: u64) -> Requests {
         Requests { what: What::Delete, offset, left: length }
+    }
+
+    /// Has `zeroes`, [`MAX_REQUEST`] bytes of them, written where the rest was to be deleted.
+    pub(super) fn write_zeroes(&mut self, zeroes: &Buffer) {
+        self.what = What::Zeroes(zeroes.clone());
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -52,8 +52,6 @@ pub(super) enum Right {
 
 /// `DIOCGFLUSH`.
 const FLUSH: u64 = 0x2000_6487;
-/// `DIOCGDELETE`.
-const DELETE: u64 = 0x8010_6488;
 /// `FIONBIO`, with which the standard library makes a listener non-blocking.
 const NONBLOCKING: u64 = 0x8004_667e;
 #[cfg(target_os = "freebsd")]
@@ -77,7 +75,7 @@ impl Purpose {
     #[cfg_attr(not(target_os = "freebsd"), allow(dead_code))]
     pub(super) fn ioctls(self) -> &'static [u64] {
         match self {
-            Purpose::Disk => &[FLUSH, DELETE],
+            Purpose::Disk => &[FLUSH],
             // Creating and taking over is done; what is left is what a worker does all the time.
             Purpose::Gate => &[abi::MODIFY, abi::DESTROY, abi::START, abi::DONE],
             Purpose::NbdListener => &[NONBLOCKING],
@@ -199,7 +197,7 @@ mod tests {
     #[test]
     fn the_list_is_this_and_nothing_more() {
         assert_eq!(Purpose::Disk.rights(), [Read, Write, Seek, Fsync, Ioctl]);
-        assert_eq!(Purpose::Disk.ioctls(), [0x2000_6487, 0x8010_6488]);
+        assert_eq!(Purpose::Disk.ioctls(), [0x2000_6487]);
         assert_eq!(Purpose::Gate.rights(), [Ioctl]);
         assert_eq!(Purpose::Gate.ioctls(), [0xc920_6d01, 0xc10c_6d02, 0xc038_6d04, 0xc038_6d05]);
         assert_eq!(Purpose::Channel.rights(), [Read, Write, Event]);

@@ -9,14 +9,16 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hast_conf::Resource;
-use hast_engine::{Host, Primary, PrimaryStart, Secondary, SecondaryStart, Settings};
+use hast_engine::{Deletes, Host, Primary, PrimaryStart, Secondary, SecondaryStart, Settings};
 use hast_format::layout::{Layout, LayoutError};
+use hast_format::metadata::{Metadata, Role};
 use hast_ggate::{Create, DeviceError, Gate};
 use hast_log::{Sink, error_text};
 use hast_net::payload::Stages;
 use hast_provider::{Provider, ProviderError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::deletes;
 use super::engine::Engine;
 use super::gate;
 use super::peer::LinkSettings;
@@ -84,7 +86,7 @@ pub(super) struct Started {
 
 /// What the role brings: the devices of a primary, the connections of a secondary.
 pub(super) enum Device {
-    Primary { nbd: Option<OwnedFd>, gate: Option<gate::Opened>, size: u64, sector: u32 },
+    Primary { nbd: Option<OwnedFd>, gate: Option<gate::Opened>, size: u64, sector: u32, deletes: Deletes },
     Connections { out: OwnedFd, in_: OwnedFd },
 }
 
@@ -122,7 +124,18 @@ pub(super) fn open(mut start: Start) -> Result<Started, StartError> {
 /// The same, with this GEOM Gate.
 pub(super) fn open_with(start: Start, gate: Option<Arc<dyn Gate>>) -> Result<Started, StartError> {
     let role = start.role();
-    let Start { resource, debug, background, drop_privileges, boot, forced, unsure, provider, kind } = start;
+    let Start {
+        resource,
+        debug,
+        background,
+        drop_privileges,
+        boot,
+        forced,
+        unsure,
+        detached,
+        provider,
+        kind,
+    } = start;
     // The socket to the system log must be open before the root directory changes.
     hast_log::init(if background { Sink::Syslog } else { Sink::Terminal }, debug);
     hast_log::set_process_prefix(Some(&resource.name), Some(role.as_str()));
@@ -133,20 +146,24 @@ pub(super) fn open_with(start: Start, gate: Option<Arc<dyn Gate>>) -> Result<Sta
     if let Err(error) = provider.forget_cached() {
         log::warn!("Unable to look past the cache of {}: {error}.", provider.path().display());
     }
-    let metadata = provider.recover_metadata_of(&resource.name)?.metadata;
-    let layout = Layout::open(&metadata, provider.mediasize(), provider.sectorsize())
-        .map_err(|error| StartError::Layout { path: provider.path().display().to_string(), error })?;
-    let map = provider.read_map(&layout)?;
+    let (metadata, layout, map) = match &detached {
+        Some(metadata) => given_up(&provider, metadata)?,
+        None => read(&provider, &resource, role)?,
+    };
     let settings = settings(&resource);
     let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let host = Host { boot, wall };
+    let deletes = deletes::ability(&provider);
+    log::debug!("Deletes: {deletes:?}.");
+    let host = Host { boot, wall, deletes };
     let (size, sector) = (layout.datasize(), layout.sectorsize());
     let (engine, device) = match kind {
         StartKind::Primary { nbd, .. } => {
             let gate = gate.map(|gate| open_device(gate, &resource, &layout)).transpose()?;
-            let start = PrimaryStart { settings, metadata, layout, map, random: random()?, host, forced };
+            let detached = detached.is_some();
+            let random = random()?;
+            let start = PrimaryStart { settings, metadata, layout, map, random, host, forced, detached };
             let primary = Primary::new(start, Duration::ZERO);
-            (Engine::Primary(Box::new(primary)), Device::Primary { nbd, gate, size, sector })
+            (Engine::Primary(Box::new(primary)), Device::Primary { nbd, gate, size, sector, deletes })
         }
         StartKind::Secondary { out, in_, version, ext, hello } => {
             let start = SecondaryStart { metadata, layout, map, settings, version, ext, host, hello, unsure };
@@ -160,6 +177,38 @@ pub(super) fn open_with(start: Start, gate: Option<Arc<dyn Gate>>) -> Result<Sta
         log::info!("Privileges successfully dropped.");
     }
     Ok(Started { engine, provider, resource, device, forced, dropped })
+}
+
+/// What lies on the provider, whole: metadata, layout and map.
+fn read(
+    provider: &Provider,
+    resource: &Resource,
+    role: Role,
+) -> Result<(Metadata, Layout, Vec<u8>), StartError> {
+    let metadata = provider.recover_metadata_of(&resource.name)?.metadata;
+    let layout = layout(provider, &metadata)?;
+    let (map, lost) = provider.recover_map(&layout)?;
+    if lost > 0 && metadata.resuid == 0 && metadata.prevrole == Role::Primary && role == Role::Secondary {
+        log::warn!(
+            "This node was primary and has not met another one: what its activemap has lost counts as written here, \
+             and a primary that it meets is told of a split-brain. If nothing was written here, make it a fresh \
+             one: hastctl role init {0}, hastctl create {0}.",
+            resource.name
+        );
+    }
+    Ok((metadata, layout, map))
+}
+
+/// The same for a primary whose disk was given up: nothing of it is read.
+fn given_up(provider: &Provider, metadata: &Metadata) -> Result<(Metadata, Layout, Vec<u8>), StartError> {
+    let layout = layout(provider, metadata)?;
+    let bytes = usize::try_from(layout.map_bytes()).unwrap_or(0);
+    Ok((metadata.clone(), layout, vec![0; bytes]))
+}
+
+fn layout(provider: &Provider, metadata: &Metadata) -> Result<Layout, StartError> {
+    Layout::open(metadata, provider.mediasize(), provider.sectorsize())
+        .map_err(|error| StartError::Layout { path: provider.path().display().to_string(), error })
 }
 
 /// Leaves a worker that has dropped its privileges only what it needs of what is open, where the system can do

@@ -112,6 +112,7 @@ impl Worker {
             provider: provider.into_file().into(),
             kind,
             unsure: false,
+            detached: None,
         })));
         worker
     }

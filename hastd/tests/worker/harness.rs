@@ -169,6 +169,7 @@ impl Worker {
             provider,
             kind,
             unsure: false,
+            detached: None,
         })));
         worker
     }
@@ -445,7 +446,10 @@ impl Board {
                     self.primary.as_ref().unwrap().tell(answer);
                     self.continue_handshake(side);
                 }
-                ToSupervisor::Cancel { .. } | ToSupervisor::Begun | ToSupervisor::ClientLost => {}
+                ToSupervisor::Cancel { .. }
+                | ToSupervisor::Begun
+                | ToSupervisor::Detached(_)
+                | ToSupervisor::ClientLost => {}
                 ToSupervisor::Event { event, .. } => self.events.push((Role::Primary, event)),
                 ToSupervisor::Status { status, .. } => self.status = Some(*status),
             }

@@ -1,5 +1,6 @@
 //! A primary and a secondary process with everything that can happen between them.
 
+use std::os::unix::fs::MetadataExt;
 use std::thread;
 use std::time::Duration;
 
@@ -45,6 +46,44 @@ fn what_is_written_is_on_both_nodes_in_every_mode() {
         assert!(pair.a.data() == pair.b.data());
         assert_eq!(pair.board().secondary_exits, [Some(75)]);
         assert_eq!(pair.board().count(Role::Primary, Event::Disconnect), 0, "a stop is no disconnection");
+    }
+}
+
+/// D1, A2: what one of the disks cannot delete is deleted on neither, and is no reason to count or to synchronise.
+/// Zeroes are zeroes in any case.
+#[test]
+fn deletes_reach_both_nodes_or_neither() {
+    let cannot: Variables = &[("HASTD_TEST_NO_DELETES", "")];
+    for (here, there) in [(true, true), (true, false), (false, true), (false, false)] {
+        let environment = [here, there].map(|can| if can { &[][..] } else { cannot });
+        let pair = Pair::start_in(environment, |resource| resource.replication = Replication::Fullsync);
+        pair.wait_in_step();
+        let before = pair.a.metadata();
+        let client = pair.device.connect();
+        assert_eq!(client.agreed().can_trim(), here, "what the other node can it may do later");
+        let data = pattern(1, 8 << 20);
+        client.write(0, &data).unwrap();
+        client.flush().unwrap();
+        let full = [&pair.a, &pair.b].map(|disk| std::fs::metadata(&disk.path).unwrap().blocks());
+        client.write_zeroes(1 << 20, 2 << 20).unwrap();
+        client.trim(4 << 20, 2 << 20).unwrap();
+        let mut expected = data;
+        expected[1 << 20..3 << 20].fill(0);
+        if here && there {
+            expected[4 << 20..6 << 20].fill(0);
+        }
+        assert!(client.read(0, expected.len()).unwrap() == expected, "{here}, {there}");
+        let status = pair.status();
+        assert_eq!(status.facts.to_synchronise_bytes, 0, "{here}, {there}");
+        assert_eq!(status.statistics.deletes, if here { 2 } else { 1 });
+        client.flush().unwrap();
+        assert!(pair.a.data() == pair.b.data() && pair.a.data()[..expected.len()] == expected);
+        assert_eq!(pair.a.metadata().localcnt, before.localcnt, "{here}, {there}");
+        for (disk, full) in [&pair.a, &pair.b].into_iter().zip(full) {
+            let freed = full.saturating_sub(std::fs::metadata(&disk.path).unwrap().blocks()) * 512;
+            assert_eq!(freed >= 3 << 20, here && there, "{freed} bytes are free again");
+        }
+        assert_eq!(pair.stop(), Some(0));
     }
 }
 

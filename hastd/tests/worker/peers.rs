@@ -355,6 +355,7 @@ impl Primary {
             boot: None,
             peer_timeout: None,
             met: None,
+            zero_deletes: false,
         };
         out.write_all(&bytes(&Message::SecondAnswer(answer, None))).unwrap();
         (out, in_)

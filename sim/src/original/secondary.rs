@@ -104,6 +104,7 @@ impl Secondary {
             boot: None,
             peer_timeout: None,
             met: None,
+            zero_deletes: false,
         };
         self.send(Side::Out, Message::SecondAnswer(answer, map));
         self.answered = true;

@@ -7,7 +7,7 @@ use core::time::Duration;
 
 use hast_format::metadata::Role;
 
-use crate::disk::{Faults, Region, SECTOR};
+use crate::disk::{Chances, Region, SECTOR};
 use crate::node::{Node, Worker};
 use crate::world::World;
 
@@ -87,7 +87,7 @@ impl World {
         let extent = self.any_extent();
         let first = self.sector_of(extent);
         self.spoil(0, Region::unreadable(self.byte_of(0, first)?, SECTOR as u64));
-        self.disturb(1, Faults { write: 1, ..Faults::default() });
+        self.disturb(1, Chances { write: 1, ..Chances::default() });
         self.write_at(0, first + 1, 3);
         self.until("the write is acknowledged", World::nothing_is_open)?;
         self.read_at(0, first, 8);
@@ -112,7 +112,7 @@ impl World {
         self.write_at(0, first, 1);
         let after = Duration::from_micros(self.random.below(4_000));
         self.pass(after)?;
-        self.disturb(1, Faults { write: 1, ..Faults::default() });
+        self.disturb(1, Chances { write: 1, ..Chances::default() });
         self.write_at(0, first + 1, 3);
         for _ in 0..12 {
             let after = Duration::from_micros(self.random.below(800));
@@ -160,14 +160,14 @@ impl World {
         self.flushed_pair()?;
         self.write_some(0, 6, true)?;
         self.cut();
-        self.disturb(1, Faults { flush: 1, ..Faults::default() });
+        self.disturb(1, Chances { flush: 1, ..Chances::default() });
         self.kill(1, false);
         self.set_running(1, false);
         let connected = |world: &World| world.nodes.first().is_some_and(Node::is_connected);
         self.until("the primary notices", |world| !connected(world))?;
         self.back(1, Role::Secondary);
         self.until("a worker cannot flush", |world| world.exits_with(66) > 0 || connected(world))?;
-        self.disturb(1, Faults::default());
+        self.disturb(1, Chances::default());
         self.until("the nodes are connected", World::is_connected)?;
         self.kill(0, false);
         self.set_running(0, false);
@@ -205,7 +205,7 @@ impl World {
             let after = Duration::from_micros(self.random.below(4_000));
             self.pass(after)?;
         } else {
-            self.disturb(1, Faults { write: 1, ..Faults::default() });
+            self.disturb(1, Chances { write: 1, ..Chances::default() });
             self.write_at(0, other + 5, 1);
             self.until("the last write is answered", World::nothing_is_open)?;
         }
@@ -237,7 +237,9 @@ impl World {
         self.stop_role(1)?;
         if let Some(node) = self.nodes.get_mut(1) {
             node.disk = former;
+            node.disk.touch_all();
         }
+        self.note_exchange(1);
         self.set_role(1, Role::Secondary);
         self.quiet()
     }
@@ -258,6 +260,42 @@ impl World {
         self.write_some(1, 1, true)?;
         self.back(0, Role::Secondary);
         self.split_or_quiet()
+    }
+
+    /// A5. The primary's disk answers EIO to everything. Writes, to marked extents and others, flushes and reads go on
+    /// with the secondary, through lost connections and a new worker; then the disk is well again.
+    pub(super) fn dead_disk(&mut self) -> Result<(), String> {
+        self.flushed_pair()?;
+        self.write_some(0, 4, true)?;
+        self.spoil(0, Region::dead(0, u64::MAX));
+        for _ in 0..5 {
+            let failed = self.failed_requests();
+            self.write_some(0, 6, true)?;
+            self.flush_and_wait()?;
+            self.read_everything(0)?;
+            if self.failed_requests() != failed {
+                return Err("A5: a request failed although the secondary is well".into());
+            }
+            match self.random.below(4) {
+                0 => self.cut(),
+                1 if self.nodes.first().is_some_and(|node| node.detached.is_some()) => {
+                    let detached = self.nodes.first().and_then(|node| node.detached.clone());
+                    self.kill(0, false);
+                    if let Some(node) = self.nodes.first_mut() {
+                        node.detached = detached; // the supervisor lives
+                    }
+                    self.back(0, Role::Primary);
+                }
+                2 => {
+                    self.kill(1, true);
+                    self.back(1, Role::Secondary);
+                }
+                _ => {}
+            }
+            let connected = |world: &World| world.nodes.first().is_some_and(Node::is_connected);
+            self.until("the nodes are connected", connected)?;
+        }
+        self.quiet()
     }
 
     /// A pair in step that has flushed everything.
@@ -314,10 +352,10 @@ impl World {
         }
     }
 
-    fn disturb(&mut self, node: usize, faults: Faults) {
-        self.trace(|| format!("node {node}: {faults:?}"));
+    fn disturb(&mut self, node: usize, chances: Chances) {
+        self.trace(|| format!("node {node}: {chances:?}"));
         if let Some(node) = self.nodes.get_mut(node) {
-            node.disk.faults = faults;
+            node.disk.chances = chances;
         }
     }
 

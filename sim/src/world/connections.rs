@@ -25,8 +25,11 @@ impl World {
         self.schedule(after, Happening::Arrival { conn, to, bytes });
     }
 
-    /// `node` closes its connections.
+    /// `node` closes its connections, and opens no more of those that it was opening.
     pub(super) fn hang_up(&mut self, node: usize) {
+        self.queue.retain(
+            |_, happening| !matches!(happening, Happening::Connected { node: of, .. } if *of == node),
+        );
         let Some(n) = self.nodes.get_mut(node) else { return };
         for conn in std::mem::take(&mut n.conns).into_iter().flatten() {
             self.close_end(conn, node);
@@ -178,6 +181,10 @@ impl World {
         let Some(n) = self.nodes.get(to) else { return };
         let known = n.conns.contains(&Some(id));
         if !is_primary && !known {
+            let conn = self.conns.get_mut(&id);
+            if conn.is_some_and(|conn| std::mem::replace(&mut conn.greeted, true)) {
+                return; // its worker has gone
+            }
             return self.hello(id, to, &frame);
         }
         if !known || (is_primary != n.is_primary()) {
@@ -192,7 +199,7 @@ impl World {
 
     /// A frame for the supervisor of a secondary.
     pub(super) fn hello(&mut self, id: ConnId, to: usize, frame: &Frame) {
-        let mode = self.plan.mode;
+        let mode = self.mode;
         let Some(n) = self.nodes.get_mut(to) else { return };
         let hello = frame
             .list()
@@ -210,7 +217,9 @@ impl World {
                 let plain = n.original || self.plan.scene.is_plain();
                 let known = if plain { Extensions::NONE } else { Extensions::ALL };
                 let ext = hello.ext.intersection(known);
-                if n.is_secondary() {
+                if !n.can_start() {
+                    self.close_end(id, to);
+                } else if n.is_secondary() {
                     n.waiting = Some((id, ext));
                     n.handle_stop(self.now);
                     self.pump(to);
@@ -219,7 +228,9 @@ impl World {
                 }
             }
             Ok(Hello::Second(hello)) => match n.pending.take() {
-                Some((token, out, ext)) if token == hello.token && n.role == Role::Secondary => {
+                Some((token, out, ext))
+                    if token == hello.token && n.role == Role::Secondary && n.can_start() =>
+                {
                     if let Err(error) = n.start_secondary(self.now, mode, hello, ext) {
                         return self.fail(error);
                     }

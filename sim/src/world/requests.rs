@@ -11,6 +11,7 @@ impl World {
     pub(crate) fn write_one(&mut self, node: usize, tracked: bool) {
         let first = usize::try_from(self.random.below(self.sectors() as u64)).unwrap_or(0);
         let count = usize::try_from(self.random.below(4)).unwrap_or(0).min(self.sectors() - first - 1) + 1;
+        let (first, count) = self.whole_sectors(first, count);
         self.write_there(node, first, count, tracked);
     }
 
@@ -23,7 +24,7 @@ impl World {
         self.next_id += 1;
         let id = RequestId(self.next_id);
         if tracked {
-            self.memory.begin(self.now, id.0, false, first, count);
+            self.write_begins(node, id.0, false, first, count);
         }
         let data = Buffer::from(Memory::contents(id.0).repeat(count));
         self.ask(node, id, What::Write, Op::Write { offset: (first * SECTOR) as u64, data });
@@ -54,7 +55,7 @@ impl World {
     pub(super) fn ask(&mut self, node: usize, id: RequestId, what: What, op: Op) {
         let now = self.now;
         let Some(n) = self.nodes.get_mut(node).filter(|node| node.is_primary()) else { return };
-        self.requests.insert(id, Asked { invoked: now, what });
+        self.requests.insert(id, Asked { node, invoked: now, what });
         let (offset, length) = op.range();
         n.handle_request(now, id, op);
         let sector = SECTOR as u64;
@@ -64,6 +65,13 @@ impl World {
         self.pump(node);
     }
 
+    /// The sectors of the disk that hold these `count` of 512 bytes from `first` on.
+    fn whole_sectors(&self, first: usize, count: usize) -> (usize, usize) {
+        let size = self.nodes.first().map_or(SECTOR, |node| node.shape().sectorsize as usize) / SECTOR;
+        let begin = first / size * size;
+        (begin, (first + count).next_multiple_of(size) - begin)
+    }
+
     pub(crate) fn sectors(&self) -> usize {
         self.nodes.first().and_then(|node| node.data().ok()).map_or(0, <[u8]>::len) / SECTOR
     }
@@ -71,11 +79,16 @@ impl World {
     /// Where the kernel may read without asking, it reads what lies on the disk.
     pub(super) fn read_directly(&mut self, first: usize, count: usize) {
         let now = self.now;
-        let Some(node) = self.nodes.get(self.serving).filter(|node| node.direct_reads) else { return };
-        let Ok(data) = node.data() else { return };
+        let serving = self.serving;
+        let Some(node) = self.nodes.get(serving).filter(|node| node.direct_reads) else { return };
+        let (Ok(data), Ok(layout)) = (node.data(), node.layout()) else { return };
+        let offset = layout.localoff() + (first * SECTOR) as u64;
+        if !node.disk.is_readable(offset, (count * SECTOR) as u64) {
+            return; // the kernel asks the engine then
+        }
         let found = (first..first + count).find_map(|at| {
             let bytes = data.get(at * SECTOR..(at + 1) * SECTOR)?;
-            self.memory.check(at, bytes, now).err()
+            self.check_read(serving, at, bytes, now).err()
         });
         if let Some(error) = found {
             self.fail(format!("read directly: {error}"));
@@ -89,16 +102,18 @@ impl World {
         let pause = if self.random.one_in(20) { 2_000_000 } else { 20_000 };
         let after = Duration::from_micros(self.random.below(pause));
         self.schedule(after, Happening::Client);
-        let (now, serving) = (self.now, self.serving);
+        let (now, serving) = (self.now, self.asks_whom());
         let sectors = self.sectors();
         let kind = self.random.below(20);
         let first = usize::try_from(self.random.below(sectors as u64)).unwrap_or(0);
         let most = if self.random.one_in(10) { 24 } else { 4 };
         let count = usize::try_from(self.random.below(most)).unwrap_or(0).min(sectors - first - 1) + 1;
+        let (first, count) = self.whole_sectors(first, count);
         if self.random.one_in(4) {
             self.read_directly(first, count);
         }
-        let idle = |node: &Node| !node.is_primary() || node.next_role.is_some();
+        let now_asleep = |node: &Node| node.asleep_until > now;
+        let idle = |node: &Node| !node.is_primary() || node.next_role.is_some() || now_asleep(node);
         if self.nodes.get(serving).is_none_or(idle) || self.requests.len() >= OPEN {
             return;
         }
@@ -107,12 +122,12 @@ impl World {
         let (offset, length) = ((first * SECTOR) as u64, (count * SECTOR) as u64);
         let (what, op) = match kind {
             0..=9 => {
-                self.memory.begin(now, id.0, false, first, count);
+                self.write_begins(serving, id.0, false, first, count);
                 let data = Buffer::from(Memory::contents(id.0).repeat(count));
                 (What::Write, Op::Write { offset, data })
             }
             10 => {
-                self.memory.begin(now, id.0, true, first, count);
+                self.write_begins(serving, id.0, true, first, count);
                 (What::Delete, Op::Delete { offset, length })
             }
             11 => (What::Flush, Op::Flush),
@@ -121,7 +136,7 @@ impl World {
                 (What::Read { first, count }, Op::Read { offset, length })
             }
         };
-        self.requests.insert(id, Asked { invoked: now, what });
+        self.requests.insert(id, Asked { node: serving, invoked: now, what });
         if let Some(node) = self.nodes.get_mut(serving) {
             node.handle_request(now, id, op);
         }
@@ -130,11 +145,11 @@ impl World {
     }
 
     pub(super) fn completed(&mut self, node: usize, id: RequestId, result: DiskResult) {
-        let now = self.now;
-        let Some(Asked { invoked, what }) = self.requests.remove(&id) else {
+        let Some(Asked { invoked, what, .. }) = self.requests.remove(&id) else {
             return self.fail(format!("node {node} completes request {} which is not open", id.0));
         };
         self.trace(|| format!("client: request {} ends: {:?}", id.0, result.as_ref().err()));
+        self.failed_requests += u64::from(result.is_err());
         match (what, result) {
             (What::Read { first, count }, Ok(Some(data))) => {
                 if data.len() != count * SECTOR {
@@ -144,15 +159,15 @@ impl World {
                     return; // what an original serves nobody answers for
                 }
                 for (index, bytes) in data.chunks(SECTOR).enumerate() {
-                    if let Err(error) = self.memory.check(first + index, bytes, invoked) {
+                    if let Err(error) = self.check_read(node, first + index, bytes, invoked) {
                         return self.fail(format!("read by request {}: {error}", id.0));
                     }
-                    self.memory.seen(first + index, bytes, now);
+                    self.was_read(node, first + index, bytes);
                 }
             }
             (What::Read { .. }, Ok(None)) => self.fail("a read brought no data".into()),
-            (What::Write | What::Delete, result) => self.memory.end(now, id.0, result.is_ok()),
-            (What::Flush, Ok(_)) => self.memory.flushed(invoked),
+            (What::Write | What::Delete, result) => self.write_ended(node, id.0, result.is_ok()),
+            (What::Flush, Ok(_)) => self.was_flushed(node, invoked),
             (_, Err(_)) => {}
         }
     }

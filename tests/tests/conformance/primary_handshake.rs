@@ -38,7 +38,7 @@ fn first_contact_is_the_original_s() -> Outcome {
     let ours = ["hast_ext"];
     assert_eq!(accepted.first.version, first.version);
     assert_eq!(accepted.first.fields_without(&ours), first.fields());
-    assert_eq!(accepted.first.list().str("hast_ext"), Some("sync-marks busy parting alive"));
+    assert_eq!(accepted.first.list().str("hast_ext"), Some("sync-marks busy parting alive zero-deletes"));
     let second = &captures::packets("wire-handshake-virgin.c1.p2s")?[0];
     let aside = ["token", "resuid"];
     assert_eq!(accepted.second.version, second.version);

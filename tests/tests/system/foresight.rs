@@ -1,5 +1,7 @@
 //! `role -n` says what would happen and changes nothing; leaving the primary role names those who use the device.
 
+use std::io::Write;
+
 use hast_tests::{LONG, Node, Outcome, Pair, Run, Setup, wait_until};
 
 use crate::volume::Volume;
@@ -24,6 +26,17 @@ fn nothing_changes() -> Outcome {
     assert_eq!(ran(&a), (1, expected, ""));
     assert_eq!(pair.a.value("disk0", "role")?.as_deref(), Some("init"));
     assert!(pair.a.hook_lines().is_empty());
+
+    // A node that an original has perhaps left behind would become primary all the same.
+    let provider = pair.a.provider("disk0");
+    let mut metadata = hast_tests::disk::metadata(&provider)?;
+    metadata.extension.generation = 1;
+    metadata.extension.possibly_behind = true;
+    std::fs::OpenOptions::new().write(true).open(&provider)?.write_all(&metadata.encode())?;
+    let a = foresee(&pair.a, &["primary", "disk0"])?;
+    let expected = "disk0: role would change from init to primary\ndisk0: the data here may be out of date: the other \
+                    node's original hastd does not tell\n";
+    assert_eq!(ran(&a), (0, expected, ""));
 
     // What role -n says of a provider that cannot be used is what the change would say.
     std::fs::write(pair.a.provider("disk0"), [0; 8192])?;

@@ -4,6 +4,7 @@
 mod addresses;
 mod as_root;
 mod bad_input;
+mod bad_sectors;
 mod clients;
 mod daemon;
 mod exit_codes;

@@ -1,6 +1,9 @@
 //! Every replication mode with every checksum and compression: what is written to the device is on
 //! both providers.
 
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
 use hast_tests::{Outcome, Pair, Resource, Setup, disk};
 
 use crate::volume::Volume;
@@ -69,7 +72,7 @@ fn async_() -> Outcome {
     write_and_compare("async")
 }
 
-/// TRIM and WRITE_ZEROES reach both nodes too.
+/// TRIM and WRITE_ZEROES reach both nodes too, and leave zeros there without taking room (D1).
 #[test]
 fn trims_and_zeroes_are_replicated() -> Outcome {
     let pair = Pair::up(Setup::default())?;
@@ -78,14 +81,24 @@ fn trims_and_zeroes_are_replicated() -> Outcome {
         volume.scribble(1, 0, 4 << 20)?;
         volume
     };
+    volume.flush()?;
+    let before = disk::metadata(&pair.a.provider("disk0"))?;
+    let providers = [pair.a.provider("disk0"), pair.b.provider("disk0")];
+    let room = |path: &Path| std::fs::metadata(path).map(|metadata| metadata.blocks() * 512);
+    let full = [room(&providers[0])?, room(&providers[1])?];
     volume.client.write_zeroes(512, 200 << 10)?;
     volume.client.trim(1 << 20, 1 << 20)?;
     volume.client.write_fua(3 << 20, &disk::pattern(9, 8192))?;
     volume.flush()?;
     assert_eq!(volume.client.read(512, 200 << 10)?, vec![0; 200 << 10]);
     assert_eq!(volume.client.read(3 << 20, 8192)?, disk::pattern(9, 8192));
-    disk::same_data(&pair.a.provider("disk0"), &pair.b.provider("disk0"))?;
-    assert!(pair.a.number("disk0", "deletes")? >= 1);
-    assert!(pair.b.number("disk0", "deletes")? >= 1);
+    assert_eq!(volume.client.read(1 << 20, 1 << 20)?, vec![0; 1 << 20]);
+    disk::same_data(&providers[0], &providers[1])?;
+    assert_eq!(pair.a.number("disk0", "deletes")?, 2);
+    assert_eq!(pair.b.number("disk0", "deletes")?, 2);
+    for (path, full) in providers.iter().zip(full) {
+        assert!(room(path)? + (1 << 20) < full, "{} takes as much room as before", path.display());
+    }
+    assert_eq!(disk::metadata(&providers[0])?.localcnt, before.localcnt);
     pair.finish()
 }

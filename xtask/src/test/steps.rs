@@ -1,5 +1,6 @@
 //! The checks, in the order in which they run: the quick ones first.
 
+use std::fs::OpenOptions;
 use std::process::Command;
 
 use super::{Outcome, Step, Surroundings, deny, packages, pass, shell};
@@ -26,6 +27,7 @@ pub(super) const ALL: &[Step] = &[
     Step { name: "no-mutants", run: no_mutants },
     Step { name: "verify", run: verify },
     Step { name: "torture", run: torture },
+    Step { name: "power", run: power },
     Step { name: "fuzz", run: fuzz },
     Step { name: "deny", run: deny::check },
 ];
@@ -147,6 +149,14 @@ fn verify(_: &Surroundings) -> Outcome {
 /// One minute, from another seed each time.
 fn torture(_: &Surroundings) -> Outcome {
     ourselves(&["torture", "--minutes", "1"])
+}
+
+/// Twenty cycles with losses of power, from another seed each time.
+fn power(around: &Surroundings) -> Outcome {
+    match OpenOptions::new().read(true).write(true).open("/dev/fuse") {
+        Ok(_) => ourselves(&["torture", "--power"]),
+        Err(error) => around.cannot(format!("disks that forget are made of FUSE: /dev/fuse: {error}")),
+    }
 }
 
 /// Another command of ours.

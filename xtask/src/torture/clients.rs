@@ -13,7 +13,7 @@ use hast_sim::client::{Memory, WriteId};
 use hast_sim::random::Random;
 use hast_tests::{Failure, LONG, wait_until};
 
-use super::record::{End, Open, Record, SECTOR, What};
+use super::record::{End, Keeper, Open, SECTOR, What};
 
 /// Threads, each with a connection of its own.
 const THREADS: u64 = 4;
@@ -29,7 +29,7 @@ const PAUSES: [u64; 4] = [2_000, 10_000, 60_000, 400_000];
 
 /// How busy the clients are; whoever has a clone may change it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Pace(Arc<AtomicU64>);
+pub(super) struct Pace(Arc<AtomicU64>, Arc<AtomicU64>);
 
 impl Pace {
     /// Silence: what is under way ends, and nothing is begun.
@@ -38,22 +38,48 @@ impl Pace {
     /// Changes it at random, often to silence.
     pub(super) fn change(&self, random: &mut Random) {
         let pause = random.pick(&PAUSES).filter(|_| !random.one_in(4)).unwrap_or(Pace::SILENCE);
-        self.0.store(pause, Ordering::Relaxed);
+        self.0.store(pause, Ordering::SeqCst);
     }
 
     /// Ends a silence.
     pub(super) fn resume(&self) {
-        self.0.store(PAUSES.iter().copied().max().unwrap_or(0), Ordering::Relaxed);
+        self.0.store(PAUSES.iter().copied().max().unwrap_or(0), Ordering::SeqCst);
     }
 
     /// Begins one.
     pub(super) fn silence(&self) {
-        self.0.store(Pace::SILENCE, Ordering::Relaxed);
+        self.0.store(Pace::SILENCE, Ordering::SeqCst);
+    }
+
+    /// Begins one, and waits until no client has a request under way.
+    #[cfg(target_os = "linux")]
+    pub(super) fn silence_all(&self) -> Result<(), Failure> {
+        self.silence();
+        let Pace(_, busy) = self;
+        wait_until("the clients to be silent", LONG, || Ok(busy.load(Ordering::SeqCst) == 0))
+    }
+
+    /// A client is about to begin requests. False: it must not, there is silence.
+    fn enter(&self) -> bool {
+        let Pace(pace, busy) = self;
+        busy.fetch_add(1, Ordering::SeqCst);
+        // Whoever begins a silence looks at `busy` afterwards.
+        let may = pace.load(Ordering::SeqCst) != Pace::SILENCE;
+        if !may {
+            self.leave();
+        }
+        may
+    }
+
+    /// It has the answers.
+    fn leave(&self) {
+        let Pace(_, busy) = self;
+        busy.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// The longest pause now, none in a silence.
     fn pause(&self) -> Option<u64> {
-        Some(self.0.load(Ordering::Relaxed)).filter(|pause| *pause != Pace::SILENCE)
+        Some(self.0.load(Ordering::SeqCst)).filter(|pause| *pause != Pace::SILENCE)
     }
 }
 
@@ -65,8 +91,8 @@ pub(super) struct Clients {
 
 impl Clients {
     /// Starts them. They look for the export `name` on `sockets`.
-    pub(super) fn start(
-        record: &Arc<Record>,
+    pub(super) fn start<K: Keeper>(
+        record: &Arc<K>,
         sockets: &[PathBuf],
         name: &str,
         sectors: usize,
@@ -109,9 +135,9 @@ impl Clients {
 }
 
 /// One thread.
-struct One {
+struct One<K> {
     stop: Arc<AtomicBool>,
-    record: Arc<Record>,
+    record: Arc<K>,
     sockets: Vec<PathBuf>,
     name: String,
     sectors: u64,
@@ -120,12 +146,12 @@ struct One {
     random: Random,
 }
 
-impl One {
+impl<K: Keeper> One<K> {
     fn run(mut self) {
         while !self.stopped() {
             let found = self.sockets.iter().find_map(|socket| Client::connect(socket, &self.name).ok());
             match found {
-                Some(client) => while !self.stopped() && self.pause() && self.batch(&client) {},
+                Some(client) => while !self.stopped() && self.pause() && self.unless_silent(&client) {},
                 // Nobody has the device at the moment.
                 None => std::thread::sleep(Duration::from_millis(10)),
             }
@@ -150,6 +176,16 @@ impl One {
         self.stop.load(Ordering::Relaxed)
     }
 
+    /// Some requests at once, or none if there is silence by now; false when the connection has ended.
+    fn unless_silent(&mut self, client: &Client) -> bool {
+        if !self.pace.enter() {
+            return true;
+        }
+        let alive = self.batch(client);
+        self.pace.leave();
+        alive
+    }
+
     /// Some requests at once; false when the connection has ended.
     fn batch(&mut self, client: &Client) -> bool {
         let mut under_way = Vec::new();
@@ -167,15 +203,7 @@ impl One {
             }
         }
         for (open, ticket) in under_way {
-            let end = match client.wait(ticket) {
-                Ok(data) => End::Good(data),
-                // The role changes, or the node is told to stop.
-                Err(ClientError::Command { error: NbdError::Shutdown, .. }) => End::Lost,
-                Err(error @ (ClientError::Command { .. } | ClientError::Protocol(_))) => {
-                    End::Refused(error.to_string())
-                }
-                Err(_) => End::Lost,
-            };
+            let end = answer(client, ticket);
             alive &= !matches!(end, End::Lost);
             self.record.end(&open, end);
         }
@@ -203,6 +231,28 @@ impl One {
         let first = first.min(self.sectors.saturating_sub(count));
         let number = |n: u64| usize::try_from(n).unwrap_or(0);
         number(first)..number(first + count)
+    }
+}
+
+/// Asks for one thing and waits for the answer. False: there was none, or the device refused.
+#[cfg(target_os = "linux")]
+pub(super) fn ask(record: &impl Keeper, client: &Client, what: What) -> bool {
+    let open = record.begin(what);
+    let end = submit(client, &open).map_or(End::Lost, |ticket| answer(client, ticket));
+    let good = matches!(end, End::Good(_));
+    record.end(&open, end);
+    good
+}
+
+fn answer(client: &Client, ticket: Ticket) -> End {
+    match client.wait(ticket) {
+        Ok(data) => End::Good(data),
+        // The role changes, or the node is told to stop.
+        Err(ClientError::Command { error: NbdError::Shutdown, .. }) => End::Lost,
+        Err(error @ (ClientError::Command { .. } | ClientError::Protocol(_))) => {
+            End::Refused(error.to_string())
+        }
+        Err(_) => End::Lost,
     }
 }
 

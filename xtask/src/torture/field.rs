@@ -231,10 +231,10 @@ impl Field {
 }
 
 /// What `hastctl list -v` says of a node.
-struct View(String);
+pub(super) struct View(String);
 
 impl View {
-    fn of(node: &Node) -> Result<View, Failure> {
+    pub(super) fn of(node: &Node) -> Result<View, Failure> {
         Ok(View(node.ctl(&["list", "-v", RESOURCE])?))
     }
 
@@ -242,24 +242,24 @@ impl View {
         self.0.lines().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix(": "))
     }
 
-    fn is(&self, key: &str, value: &str) -> bool {
+    pub(super) fn is(&self, key: &str, value: &str) -> bool {
         self.value(key) == Some(value)
     }
 
-    fn number(&self, key: &str) -> Result<u64, Failure> {
+    pub(super) fn number(&self, key: &str) -> Result<u64, Failure> {
         let value = self.value(key).context(format!("hastctl list -v shows no {key}:\n{}", self.0))?;
         value.split(' ').next().unwrap_or_default().parse().context(format!("{key}: {value}"))
     }
 
     /// The node's own data is all right.
-    fn is_good(&self) -> bool {
+    pub(super) fn is_good(&self) -> bool {
         ["inconsistent", "target", "split-brain", "possibly behind"].iter().all(|key| self.is(key, "no"))
             && self.is("local disk", "attached")
             && self.is("stale", "0 (0B)")
     }
 
     /// The other node's may not be.
-    fn owes(&self) -> bool {
+    pub(super) fn owes(&self) -> bool {
         !self.is("synchronising", "no") || !self.is("to synchronise", "0 (0B)")
     }
 }

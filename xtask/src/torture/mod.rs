@@ -8,9 +8,13 @@
 
 mod clients;
 mod field;
+mod journal;
 mod operator;
+#[cfg(target_os = "linux")]
+mod power;
 mod record;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -20,6 +24,7 @@ use crate::release;
 use clients::Clients;
 use field::{Deeds, Field, Side};
 use hast_sim::random::Random;
+use hast_tests::programs::Programs;
 use hast_tests::{Context, Failure, Pair, Setup, disk};
 use record::{Record, SECTOR};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -31,6 +36,8 @@ const STATEMENTS: &str = "timeout 3";
 const EXTENT: u64 = 16 << 10;
 /// A storm lasts this long at least, in milliseconds, and so much more at most.
 const STORM: (u64, u64) = (3_000, 5_000);
+/// How long it lasts unless somebody says otherwise.
+const MINUTES: u64 = 1;
 /// One read of the final comparison in bytes.
 const BLOCK: usize = 1 << 20;
 
@@ -55,39 +62,89 @@ impl Mode {
 }
 
 /// What was asked for.
+#[derive(Default)]
 struct Wish {
-    minutes: u64,
+    /// The nodes lose power.
+    power: bool,
+    minutes: Option<u64>,
+    cycles: Option<u64>,
     seed: u64,
     mode: Option<Mode>,
+    /// Disks fail and are slow.
+    faults: bool,
+    /// With `power`: the only scene that is played.
+    scene: Option<String>,
+    /// Where hastd and hastctl are; ours, built now, unless somebody says so.
+    programs: Option<PathBuf>,
+    /// With `power`: the rule of the engine that is broken, which has to be noticed.
+    mutant: Option<String>,
 }
 
 pub(crate) fn main(mut parser: lexopt::Parser) -> Result<ExitCode, lexopt::Error> {
     use lexopt::ValueExt;
-    let mut wish = Wish { minutes: 1, seed: fresh_seed(), mode: None };
+    let mut wish = Wish { seed: fresh_seed(), faults: true, ..Wish::default() };
     while let Some(argument) = parser.next()? {
         match argument {
-            lexopt::Arg::Long("minutes") => wish.minutes = parser.value()?.parse()?,
+            lexopt::Arg::Long("power") => wish.power = true,
+            lexopt::Arg::Long("minutes") => wish.minutes = Some(parser.value()?.parse()?),
+            lexopt::Arg::Long("cycles") => wish.cycles = Some(parser.value()?.parse()?),
+            lexopt::Arg::Long("no-faults") => wish.faults = false,
+            lexopt::Arg::Long("scene") => wish.scene = Some(parser.value()?.parse()?),
+            lexopt::Arg::Long("mutant") => wish.mutant = Some(parser.value()?.parse()?),
+            lexopt::Arg::Long("programs") => wish.programs = Some(parser.value()?.into()),
             lexopt::Arg::Long("seed") => wish.seed = parser.value()?.parse()?,
             lexopt::Arg::Long("mode") => {
                 let word = parser.value()?;
                 let mode = Mode::ALL.into_iter().find(|mode| word.to_str() == Some(mode.as_str()));
                 wish.mode = Some(mode.ok_or_else(|| format!("no mode {word:?}"))?);
             }
+            #[cfg(target_os = "linux")]
+            lexopt::Arg::Value(word) if word.to_str() == Some(power::WORD) => {
+                let words: Vec<_> = parser.raw_args()?.collect();
+                return Err(power::booted(&words).to_string().into());
+            }
             other => return Err(other.unexpected()),
         }
     }
+    if !wish.power && (wish.cycles.is_some() || wish.scene.is_some() || wish.mutant.is_some() || !wish.faults)
+    {
+        return Err("--cycles, --scene, --mutant and --no-faults go with --power".into());
+    }
     release::insist()?;
     let begin = Instant::now();
-    Ok(match run(&wish) {
-        Ok(verdict) => {
+    Ok(match (start(&wish), &wish.mutant) {
+        (Err(failure), Some(rule)) if failure.to_string().starts_with("cycle ") => {
+            println!("\nPASS: without {rule}, seed {}: {failure}", wish.seed);
+            ExitCode::SUCCESS
+        }
+        (Ok(_), Some(rule)) => {
+            println!("\nFAIL: seed {}: nothing noticed that {rule} is broken", wish.seed);
+            ExitCode::FAILURE
+        }
+        (Ok(verdict), None) => {
             println!("\nPASS: {verdict} ({} s in all)", begin.elapsed().as_secs());
             ExitCode::SUCCESS
         }
-        Err(failure) => {
+        (Err(failure), _) => {
             println!("\nFAIL: seed {}: {failure}", wish.seed);
             ExitCode::FAILURE
         }
     })
+}
+
+fn start(wish: &Wish) -> Result<String, Failure> {
+    match (&wish.programs, &wish.mutant) {
+        (Some(directory), _) => Programs::take_from(directory)?,
+        (None, Some(_)) => Programs::take_from(&release::build_mutants()?)?,
+        (None, None) => release::build_programs()?,
+    }
+    if !wish.power {
+        return run(wish);
+    }
+    #[cfg(target_os = "linux")]
+    return power::prepare().and_then(|()| power::run(wish));
+    #[cfg(not(target_os = "linux"))]
+    return Failure::because("disks that forget are made of Linux' FUSE");
 }
 
 /// Only chance that differs from run to run is worth running often.
@@ -96,7 +153,6 @@ fn fresh_seed() -> u64 {
 }
 
 fn run(wish: &Wish) -> Result<String, Failure> {
-    release::build_programs()?;
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
@@ -110,7 +166,7 @@ fn run(wish: &Wish) -> Result<String, Failure> {
     println!(
         "seed {}, {} min, {} MiB, in {}",
         wish.seed,
-        wish.minutes,
+        wish.minutes.unwrap_or(MINUTES),
         bytes >> 20,
         pair.directory().display()
     );
@@ -149,7 +205,7 @@ fn set_mode(setup: &mut Setup, mode: Mode) {
 }
 
 fn rounds(field: &mut Field, wish: &Wish, sectors: usize) -> Result<u32, Failure> {
-    let end = Instant::now() + Duration::from_secs(wish.minutes.saturating_mul(60));
+    let end = Instant::now() + Duration::from_secs(wish.minutes.unwrap_or(MINUTES).saturating_mul(60));
     let mut round = 0_u32;
     while Instant::now() < end || round == 0 {
         round += 1;

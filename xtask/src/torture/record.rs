@@ -2,7 +2,6 @@
 //! several threads, with a journal of the round.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,12 +9,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hast_sim::client::{Memory, WriteId};
-use hast_tests::{Context, Failure, SHORT, wait_until};
+use hast_tests::{Failure, SHORT, wait_until};
+
+use super::journal::Journal;
 
 /// The unit of the record in bytes; every write tags each of its sectors.
 pub(super) const SECTOR: usize = 512;
-/// Journal lines of one round kept at most; a round has far fewer unless something runs wild.
-const JOURNAL: usize = 2_000_000;
 
 /// What one request is about.
 #[derive(Clone, Debug)]
@@ -32,7 +31,7 @@ pub(super) enum What {
 pub(super) struct Open {
     pub(super) id: WriteId,
     pub(super) what: What,
-    invoked: Duration,
+    pub(super) invoked: Duration,
 }
 
 /// How a request ended.
@@ -43,6 +42,14 @@ pub(super) enum End {
     Refused(String),
     /// The connection ended first.
     Lost,
+}
+
+/// Who is told of every request of the clients.
+pub(super) trait Keeper: Send + Sync + 'static {
+    /// A request begins now.
+    fn begin(&self, what: What) -> Open;
+    /// It has ended.
+    fn end(&self, open: &Open, end: End);
 }
 
 /// Sums over the whole run.
@@ -77,19 +84,54 @@ struct Inner {
     wrong: Option<String>,
     /// The device may refuse: its node waits for the other one, which has the newer data.
     may_refuse: bool,
-    journal: Vec<Line>,
+    journal: Journal,
 }
 
-/// One thing that happened.
-struct Line {
-    at: Duration,
-    text: Text,
-}
+impl Keeper for Record {
+    fn begin(&self, what: What) -> Open {
+        let mut inner = self.lock();
+        let now = self.begin.elapsed();
+        inner.last += 1;
+        let id = inner.last;
+        match &what {
+            What::Read(_) | What::Flush => {}
+            What::Write(range, _) => inner.memory.begin(now, id, false, range.start, range.len()),
+            What::Zeroes(range) => inner.memory.begin_zeroes(now, id, range.start, range.len()),
+            What::Trim(range) => inner.memory.begin(now, id, true, range.start, range.len()),
+        }
+        inner.open.insert(id, now);
+        inner.journal.begun(now, id, &what);
+        Open { id, what, invoked: now }
+    }
 
-enum Text {
-    Said(String),
-    Begun(WriteId, What),
-    Ended(WriteId, &'static str),
+    fn end(&self, open: &Open, end: End) {
+        let mut inner = self.lock();
+        let now = self.begin.elapsed();
+        let good = matches!(end, End::Good(_));
+        match (&open.what, &end) {
+            (What::Read(range), End::Good(data)) => inner.compare(open, range, data),
+            (What::Flush, End::Good(_)) => {
+                inner.sums.flushes += 1;
+                inner.flushed = inner.flushed.max(Some(open.invoked));
+            }
+            (What::Read(_) | What::Flush, _) => {}
+            (What::Write(..) | What::Zeroes(_) | What::Trim(_), _) => {
+                inner.sums.acknowledged += u64::from(good);
+                inner.memory.end(now, open.id, good);
+            }
+        }
+        inner.journal.ended(now, open.id, &end);
+        match end {
+            End::Good(_) => {}
+            End::Lost => inner.sums.lost += 1,
+            End::Refused(why) if !inner.may_refuse => {
+                inner.fail(format!("request {} ({:?}) was refused: {why}", open.id, open.what));
+            }
+            End::Refused(_) => {}
+        }
+        inner.open.remove(&open.id);
+        inner.forget_flushed();
+    }
 }
 
 impl Record {
@@ -103,7 +145,7 @@ impl Record {
             sums: Sums::default(),
             wrong: None,
             may_refuse: false,
-            journal: Vec::new(),
+            journal: Journal::default(),
         };
         Record { begin: Instant::now(), interrupted, inner: Mutex::new(inner) }
     }
@@ -122,58 +164,6 @@ impl Record {
     /// Somebody wants us to end.
     pub(super) fn is_interrupted(&self) -> bool {
         self.interrupted.load(Ordering::Relaxed)
-    }
-
-    /// A request begins now.
-    pub(super) fn begin(&self, what: What) -> Open {
-        let mut inner = self.lock();
-        let now = self.begin.elapsed();
-        inner.last += 1;
-        let id = inner.last;
-        match &what {
-            What::Read(_) | What::Flush => {}
-            What::Write(range, _) => inner.memory.begin(now, id, false, range.start, range.len()),
-            What::Zeroes(range) => inner.memory.begin_zeroes(now, id, range.start, range.len()),
-            What::Trim(range) => inner.memory.begin(now, id, true, range.start, range.len()),
-        }
-        inner.open.insert(id, now);
-        inner.note(now, Text::Begun(id, what.clone()));
-        Open { id, what, invoked: now }
-    }
-
-    /// It has ended.
-    pub(super) fn end(&self, open: &Open, end: End) {
-        let mut inner = self.lock();
-        let now = self.begin.elapsed();
-        let good = matches!(end, End::Good(_));
-        match (&open.what, &end) {
-            (What::Read(range), End::Good(data)) => inner.compare(open, range, data),
-            (What::Flush, End::Good(_)) => {
-                inner.sums.flushes += 1;
-                inner.flushed = inner.flushed.max(Some(open.invoked));
-            }
-            (What::Read(_) | What::Flush, _) => {}
-            (What::Write(..) | What::Zeroes(_) | What::Trim(_), _) => {
-                inner.sums.acknowledged += u64::from(good);
-                inner.memory.end(now, open.id, good);
-            }
-        }
-        let word = match end {
-            End::Good(_) => "done",
-            End::Lost => {
-                inner.sums.lost += 1;
-                "lost"
-            }
-            End::Refused(why) => {
-                if !inner.may_refuse {
-                    inner.fail(format!("request {} ({:?}) was refused: {why}", open.id, open.what));
-                }
-                "refused"
-            }
-        };
-        inner.open.remove(&open.id);
-        inner.note(now, Text::Ended(open.id, word));
-        inner.forget_flushed();
     }
 
     /// Whether the device may have a reason to refuse anything from now on.
@@ -210,7 +200,7 @@ impl Record {
     /// The operator says what happens.
     pub(super) fn say(&self, text: impl Into<String>) {
         let now = self.begin.elapsed();
-        self.lock().note(now, Text::Said(text.into()));
+        self.lock().journal.said(now, text);
     }
 
     /// Begins the journal anew: all that was is in order.
@@ -220,17 +210,7 @@ impl Record {
 
     /// Writes the journal of this round.
     pub(super) fn write_journal(&self, path: &Path) -> Result<(), Failure> {
-        let inner = self.lock();
-        let mut out = String::new();
-        for Line { at, text } in &inner.journal {
-            let _ = write!(out, "{:>12.6} ", at.as_secs_f64());
-            let _ = match text {
-                Text::Said(text) => writeln!(out, "# {text}"),
-                Text::Begun(id, what) => writeln!(out, "{id} begins {what:?}"),
-                Text::Ended(id, how) => writeln!(out, "{id} {how}"),
-            };
-        }
-        std::fs::write(path, out).context(path.display())
+        self.lock().journal.write(path)
     }
 
     /// Sums so far.
@@ -267,12 +247,6 @@ impl Inner {
 
     fn fail(&mut self, what: String) {
         self.wrong.get_or_insert(what);
-    }
-
-    fn note(&mut self, at: Duration, text: Text) {
-        if self.journal.len() < JOURNAL {
-            self.journal.push(Line { at, text });
-        }
     }
 }
 

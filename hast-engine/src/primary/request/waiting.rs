@@ -25,9 +25,7 @@ pub(in crate::primary) struct Waiting {
     telling: BTreeSet<Key>,
     /// Writes and deletes that only this node was given.
     alone: BTreeSet<Key>,
-    /// Complete, but the secondary has yet to store them.
-    pub(super) owed: BTreeSet<Key>,
-    /// Reads that go to the secondary once it has.
+    /// Reads that go to the secondary once it has stored what is complete.
     pub(super) reads: BTreeSet<Key>,
 }
 
@@ -42,7 +40,6 @@ impl Waiting {
             Stage::Relying => _ = self.relying.insert(key),
             Stage::Telling => _ = self.telling.insert(key),
             Stage::Issued if is_alone(request) => _ = self.alone.insert(key),
-            Stage::Completed { well: true } if request.remote == Half::Awaited => _ = self.owed.insert(key),
             Stage::Owed => _ = self.reads.insert(key),
             Stage::Queued | Stage::Map | Stage::Issued | Stage::Completed { .. } | Stage::Repairing => {}
         }
@@ -58,9 +55,8 @@ impl Waiting {
             Stage::Relying => _ = self.relying.remove(&key),
             Stage::Telling => _ = self.telling.remove(&key),
             Stage::Issued => _ = self.alone.remove(&key),
-            Stage::Completed { .. } => _ = self.owed.remove(&key),
             Stage::Owed => _ = self.reads.remove(&key),
-            Stage::Queued | Stage::Map | Stage::Repairing => {}
+            Stage::Queued | Stage::Map | Stage::Completed { .. } | Stage::Repairing => {}
         }
     }
 
@@ -83,8 +79,8 @@ impl Waiting {
             |waiting: &Waiting| waiting.flushing.iter().find(|(_, flushing)| *flushing == key).copied();
         let save = |waiting: &Waiting| waiting.saving.iter().find(|(_, saving)| *saving == key).copied();
         let says = |waiting: &Waiting| {
-            let Waiting { marking, relying, telling, alone, owed, reads, .. } = waiting;
-            let sets = [marking, relying, telling, alone, owed, reads];
+            let Waiting { marking, relying, telling, alone, reads, .. } = waiting;
+            let sets = [marking, relying, telling, alone, reads];
             let member = sets.map(|keys| keys.contains(&key));
             (until(waiting), ticket(waiting), save(waiting), member)
         };

@@ -127,14 +127,15 @@ impl Primary {
     /// there is no room for it.
     pub(super) fn write_down(&mut self, key: Key, here: bool) -> Option<u64> {
         let request = self.requests.get(&key)?;
-        let is_write = matches!(request.op, Op::Write { .. });
         let failed = matches!(request.remote, Half::Failed(_));
         if !here {
-            // A delete leaves nothing to prefer: our copy will be made the other node's.
-            if !is_write || !keeps(Rule::L3) {
+            if !keeps(Rule::L3) {
                 return Some(0);
             }
             let extents = request.extents();
+            if self.detachment.is_detached() || extents.clone().all(|extent| self.is_known_stale(extent)) {
+                return Some(0); // on disk long since
+            }
             let staled = extents.clone().filter(|extent| !self.sync.stale.contains(*extent)).collect();
             let save = self.record_stale(extents)?;
             if let Some(request) = self.requests.get_mut(&key) {
@@ -157,11 +158,16 @@ impl Primary {
             let whole = |extent: &u32| self.covers(&request.op, *extent);
             let fresh: Vec<u32> = request.extents().filter(whole).collect();
             for extent in fresh {
-                self.sync.no_longer_stale(extent);
+                self.no_longer_stale(extent);
                 self.durable.forget(extent); // nor dropped: no flush has failed since
             }
         }
         self.save_metadata()
+    }
+
+    /// Whether `extent` is stale, and the metadata on disk certainly says so.
+    fn is_known_stale(&self, extent: u32) -> bool {
+        self.sync.stale.contains(extent) && self.sync.known.contains(extent)
     }
 
     /// L3: our copy of `extents` is out of date, the secondary's is not; gives the save that says so. `None`
@@ -178,10 +184,13 @@ impl Primary {
             return false;
         }
         let new: Vec<u32> = extents.filter(|extent| self.sync.stale.insert(*extent)).collect();
+        if new.is_empty() {
+            return true;
+        }
         for extent in &new {
             self.map.mark_dirty(*extent);
         }
-        if !new.is_empty() && self.link.is_up() {
+        if self.link.is_up() {
             self.begin_session();
         }
         if self.sync.target || self.sync.stale_runs().len() <= STALE_RUNS {
@@ -191,7 +200,7 @@ impl Primary {
             || self.map.to_synchronise().iter().any(|extent| self.is_behind(extent))
         {
             for extent in new {
-                self.sync.no_longer_stale(extent);
+                self.no_longer_stale(extent);
             }
             return false;
         }
@@ -206,8 +215,7 @@ impl Primary {
 
     /// Whether the secondary has yet to store some of `extents` that the device relies on already.
     pub(in crate::primary) fn is_owed(&self, extents: &Range<u32>) -> bool {
-        let owed = |key| self.requests.get(key).is_some_and(|request| request.touches(extents));
-        self.waiting.owed.iter().any(owed)
+        self.link.awaits_writes() && self.requests.values().any(|request| request.is_owed(extents))
     }
 
     /// What a flush has to reach on the secondary, because reads of `extents` go there.
@@ -252,10 +260,8 @@ impl Primary {
         let (here, confirmed) = (standing.is_here(), standing.is_confirmed());
         let outcome = standing.outcome();
         let both = outcome == Outcome::StoredOnBoth;
-        let nothing = outcome == Outcome::NotIssued;
         let stage = request.stage;
         let extents = request.extents();
-        let is_write = standing.is_write;
         // Somebody relies on our copy, whatever has come to need the secondary since.
         let ours = stage == (Stage::Completed { well: true }) && standing.remote != Half::Done;
         for extent in extents.clone() {
@@ -265,7 +271,7 @@ impl Primary {
             }
             if relied && !ours && !confirmed && !self.is_behind(extent) {
                 self.give_up(extent..extent + 1);
-            } else if here && covered && self.sync.no_longer_stale(extent) {
+            } else if here && covered && self.no_longer_stale(extent) {
                 self.durable.forget(extent);
                 self.save_metadata();
             }
@@ -276,7 +282,7 @@ impl Primary {
                 self.lies_there_alone(extent..extent + 1); // whatever our disk has of it
             }
         }
-        if is_write && !here && there {
+        if !here && there {
             self.sync.direct_reads_off = true;
         }
         self.finish_in_map(extents, outcome);
@@ -286,7 +292,7 @@ impl Primary {
         }
         if both {
             self.flush.note_unflushed(self.now);
-        } else if self.link.is_up() && !nothing {
+        } else if self.link.is_up() {
             self.begin_session();
         }
     }
@@ -352,7 +358,7 @@ impl Primary {
             return;
         }
         for extent in staled {
-            self.sync.no_longer_stale(extent);
+            self.no_longer_stale(extent);
             self.map.mark_dirty(extent);
             // Nobody has looked after it meanwhile.
             self.durable.may_have_dropped(extent..extent + 1);
@@ -406,6 +412,7 @@ impl Primary {
     /// gone.
     pub(in crate::primary) fn end_relying(&mut self, well: bool) {
         self.sync.relying = if well { Relying::Durable } else { Relying::No };
+        self.left_after_flush(well);
         for key in std::mem::take(&mut self.waiting.relying) {
             if !(well && self.tell(key)) {
                 self.told(key, Err(Errno::EIO));

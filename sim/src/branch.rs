@@ -1,0 +1,172 @@
+//! Two histories of the data at once: a node was promoted though the other one has acknowledged something alone.
+//!
+//! Until the nodes meet again the one that serves may show what it held when it was promoted. When they meet, either
+//! both hold everything that either of them has acknowledged, or they report a split-brain, and the administrator
+//! decides which history goes on.
+
+use hast_net::Replication;
+
+use crate::client::{Memory, WriteId};
+use crate::disk::SECTOR;
+use crate::world::World;
+
+use core::time::Duration;
+
+/// The two histories.
+#[derive(Clone, Debug)]
+pub(crate) struct Fork {
+    /// The node that was promoted.
+    pub(crate) new: usize,
+    /// It was promoted by force: what it lacks was given up.
+    pub(crate) forced: bool,
+    /// What it may show: what it held then, and what has been written to it since.
+    branch: Memory,
+    /// What the other one holds.
+    older: Memory,
+}
+
+impl World {
+    /// `node` was promoted, by force or though the other one may have acknowledged something alone.
+    pub(crate) fn fork(&mut self, node: usize, forced: bool) {
+        self.trace(|| format!("two histories from here on: node {node} may lack what the other one has"));
+        let older = self.memory.clone();
+        let mut branch = self.memory.clone();
+        let Some(data) = self.nodes.get(node).and_then(|node| node.data().ok()) else { return };
+        let id = |bytes: &[u8]| bytes.first_chunk::<8>().map_or(0, |id| u64::from_le_bytes(*id));
+        let now = self.now;
+        branch.rebase(now, data.chunks(SECTOR).map(|bytes| vec![id(bytes)]));
+        for (at, bytes) in data.chunks(SECTOR).enumerate() {
+            if !branch.may_survive(at, bytes) {
+                branch.may_be_torn(at, bytes);
+            }
+        }
+        self.admin.fork = Some(Fork { new: node, forced, branch, older });
+    }
+
+    /// The nodes are in step again without a split-brain: nothing that either has acknowledged may be missing, unless one
+    /// was promoted by force.
+    pub(crate) fn join(&mut self) {
+        let Some(fork) = self.admin.fork.take() else { return };
+        self.expect_otherwise();
+        self.trace(|| "one history again, without a split-brain".into());
+        let Some(data) = self.nodes.get(self.serving).and_then(|node| node.data().ok()) else { return };
+        for (at, bytes) in data.chunks(SECTOR).enumerate() {
+            let Err(error) = self.memory.check(at, bytes, self.now) else { continue };
+            let given_up = fork.forced && self.memory.may_survive(at, bytes);
+            if !given_up || fork.branch.check(at, bytes, self.now).is_err() {
+                return self.fail(format!("the nodes parted and met again without a split-brain: {error}"));
+            }
+            self.memory.adopt(at, &fork.branch);
+        }
+    }
+
+    /// The administrator has decided, after a split-brain, that the history of `survivor` goes on.
+    pub(crate) fn decide_for(&mut self, survivor: usize) {
+        let Some(fork) = self.admin.fork.take() else { return };
+        self.expect_otherwise();
+        let (own, other) =
+            if survivor == fork.new { (fork.branch, fork.older) } else { (fork.older, fork.branch) };
+        self.memory = own;
+        // What is stale here the other node alone has, whatever has become of it there.
+        let Ok(metadata) = self.metadata_of(survivor) else { return };
+        let size = metadata.extentsize as usize / SECTOR;
+        for run in metadata.extension.stale {
+            let first = run.first as usize * size;
+            for at in first..first + run.count as usize * size {
+                self.memory.widen(at, &other);
+            }
+        }
+    }
+
+    /// What is remembered of what `node` acknowledges.
+    fn memories(&mut self, node: usize) -> impl Iterator<Item = &mut Memory> {
+        let own = self
+            .admin
+            .fork
+            .as_mut()
+            .map(|fork| if node == fork.new { &mut fork.branch } else { &mut fork.older });
+        core::iter::once(&mut self.memory).chain(own)
+    }
+
+    pub(crate) fn write_begins(
+        &mut self,
+        node: usize,
+        write: WriteId,
+        delete: bool,
+        first: usize,
+        count: usize,
+    ) {
+        let now = self.now;
+        // What an original leaves of a deleted range is anybody's guess; ours leaves zeros (D1).
+        let zeroes = delete && self.mixed.is_none();
+        self.memories(node).for_each(|memory| {
+            if zeroes {
+                memory.begin_zeroes(now, write, first, count);
+            } else {
+                memory.begin(now, write, delete, first, count);
+            }
+        });
+    }
+
+    pub(crate) fn write_ended(&mut self, node: usize, write: WriteId, acknowledged: bool) {
+        let now = self.now;
+        self.memories(node).for_each(|memory| memory.end(now, write, acknowledged));
+    }
+
+    pub(crate) fn was_flushed(&mut self, node: usize, invoked: Duration) {
+        self.memories(node).for_each(|memory| memory.flushed(invoked));
+        self.expect_otherwise();
+    }
+
+    /// Whether `node` may give a client `bytes` for sector `at`.
+    pub(crate) fn check_read(
+        &self,
+        node: usize,
+        at: usize,
+        bytes: &[u8],
+        invoked: Duration,
+    ) -> Result<(), String> {
+        let checked = self.memory.check(at, bytes, invoked);
+        let Some(fork) = &self.admin.fork else { return checked };
+        let own = if node == fork.new { &fork.branch } else { &fork.older };
+        checked.or_else(|_| own.check(at, bytes, invoked))
+    }
+
+    /// A client has read `bytes`, as it may.
+    pub(crate) fn was_read(&mut self, node: usize, at: usize, bytes: &[u8]) {
+        let now = self.now;
+        self.memories(node).for_each(|memory| memory.seen(at, bytes, now));
+    }
+
+    /// What `node` had acknowledged and not flushed may be gone.
+    pub(crate) fn unflushed_may_be_lost(&mut self, node: usize) {
+        if node == self.serving || self.admin.fork.is_some() {
+            self.memories(node).for_each(Memory::unflushed_may_be_lost);
+        }
+    }
+
+    /// The replication mode has changed.
+    pub(crate) fn mode_changed(&mut self) {
+        let (now, firm) = (self.now, self.mode != Replication::Async);
+        self.memory.set_firm(now, firm);
+        if let Some(fork) = &mut self.admin.fork {
+            fork.branch.set_firm(now, firm);
+            fork.older.set_firm(now, firm);
+        }
+    }
+
+    /// The same of one sector.
+    pub(crate) fn may_be_lost(&mut self, node: usize, at: usize) {
+        self.memories(node).for_each(|memory| memory.may_be_lost(at));
+    }
+
+    /// A loss of power has left `bytes` in sector `at` of `node`, and nobody can tell which nodes will hold that.
+    pub(crate) fn remember_torn(&mut self, at: usize, bytes: &[u8]) {
+        self.memory.may_be_torn(at, bytes);
+        self.expect_otherwise();
+        if let Some(fork) = &mut self.admin.fork {
+            fork.branch.may_be_torn(at, bytes);
+            fork.older.may_be_torn(at, bytes);
+        }
+    }
+}
