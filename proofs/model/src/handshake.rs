@@ -60,7 +60,7 @@ impl Play<'_> {
                 self.state.link = Link::FullMap { said };
             }
             Decision::Accept { adopt: true, .. } => {
-                self.write_meta(s, Meta { was_primary: false, resuid, ..meta });
+                self.write_meta(s, Meta { was_primary: false, resuid, mark: true, ..meta });
                 self.met();
                 let had = self.meet(p, s);
                 self.state.link = Link::Answered { said, virgin: true, map: 0, from_secondary: false, had };
@@ -152,7 +152,9 @@ impl Play<'_> {
     pub(crate) fn adopt(&mut self, p: NodeId, said: u8) {
         let Some(engine) = self.engine(p) else { return };
         let resuid = engine.meta.resuid;
-        let meta = Meta { resuid, was_primary: false, ..self.state.nodes[other(p)].disk.meta.now };
+        // What the primary has written before this node was there it lacks until it is told otherwise (L6, L19).
+        let meta =
+            Meta { resuid, was_primary: false, mark: true, ..self.state.nodes[other(p)].disk.meta.now };
         self.write_meta(other(p), meta);
         self.met();
         let map = self.all();

@@ -276,12 +276,13 @@ impl Play<'_> {
         if here {
             self.count(p);
         }
-        let called_stale = self.called_stale(p);
+        let (called_stale, recorded) = (self.called_stale(p), self.state.nodes[p].disk.meta.now.stale);
         let Some(engine) = self.engine(p) else { return };
         let Some(&write) = engine.writes.get(at) else { return };
         let extent = usize::from(write.extent);
-        let mut waits = !here || engine.counted == Counted::Pending;
-        if !here {
+        let known = engine.stale & recorded & bit(extent) != 0;
+        let mut waits = (!here && !known) || engine.counted == Counted::Pending;
+        if !here && !known {
             let staled = engine.stale & bit(extent) == 0;
             if !self.note_stale(p, extent) {
                 return self.complete(p, at, false);
@@ -289,7 +290,7 @@ impl Play<'_> {
             if let Some(write) = self.engine(p).and_then(|engine| engine.writes.get_mut(at)) {
                 write.staled = staled;
             }
-        } else if called_stale & bit(extent) != 0 {
+        } else if here && called_stale & bit(extent) != 0 {
             engine.no_longer_stale(extent);
             self.node(p).durable.forget(extent as u32); // written as a whole, and no flush has failed since
             waits = true;
