@@ -191,7 +191,7 @@ fn expected(provider: &Provider, metadata: &Metadata, hello: &SecondHello) -> De
     let decision = decide(hello, metadata.resuid, counts, written);
     let own = Met { last: metadata.extension.connection, before: metadata.extension.connection_before };
     let histories = meeting.map_or(Histories::Unknown, |meeting| compare(meeting.met, own));
-    judged(decision, said, counts, histories)
+    judged(decision, said, counts, metadata.extension.mark.is_some(), histories)
 }
 
 fn map(provider: &Provider) -> Bitmap {

@@ -10,7 +10,12 @@
 //!    says so, keeps what it had, and the connection has no generation.
 //! 2. The *primary* before the nodes count as connected. It knows that the secondary has stored it, and forgets what it
 //!    had as `before` itself.
-//! 3. The secondary forgets `before` with the first request: the primary has stored the generation by then.
+//! 3. The secondary forgets `before` with the first request: the primary has stored the generation by then. (Durably
+//!    soon after that; until then a primary that is set back to before this connection is not found.)
+//!
+//! Where the generations have shown that one of the disks is an older one, that must still be known if the connection
+//! breaks off between 1 and 3: an older secondary first sets its whole map and marks itself, durably; one whose primary
+//! is older does not store a `before`.
 //!
 //! So of two nodes whose disks nobody has touched, each has a generation that the other has too, as its latest or as the
 //! one before: only the steps from 1 to 2 make the latest ones differ, whoever is primary afterwards, and 1 happens
@@ -63,10 +68,24 @@ pub fn next(primary: Met, secondary: Met, draw: u32) -> u64 {
     u64::from(latest.saturating_add(1)) << 32 | u64::from(draw)
 }
 
-/// What the counts have decided, in view of the histories: of nodes whose disks do not belong together the maps say
-/// nothing, so that everything is copied from the one that has seen more, unless the other one was written alone since.
+/// What the secondary stores as `before` when it answers a primary that has `last`. A primary that is older has nothing in
+/// common with this node before it has stored the new generation: should the connection break off, it is found again.
 #[must_use]
-pub fn judged(decision: Decision, primary: Counts, secondary: Counts, histories: Histories) -> Decision {
+pub fn before(histories: Histories, last: u64) -> u64 {
+    if histories == Histories::SecondaryAhead && keeps(Rule::G1) { 0 } else { last }
+}
+
+/// What the counts have decided, in view of the histories: of nodes whose disks do not belong together the maps say
+/// nothing, so that everything is copied from the one that has seen more, unless the other one was written alone since,
+/// or that one is the secondary, `marked` because it lacks something: then neither copy is good.
+#[must_use]
+pub fn judged(
+    decision: Decision,
+    primary: Counts,
+    secondary: Counts,
+    marked: bool,
+    histories: Histories,
+) -> Decision {
     if !matches!(decision, Decision::Accept { adopt: false, .. }) || !keeps(Rule::G1) {
         return decision;
     }
@@ -77,7 +96,9 @@ pub fn judged(decision: Decision, primary: Counts, secondary: Counts, histories:
     match histories {
         Histories::Unknown | Histories::Same => decision,
         Histories::PrimaryAhead => everything_from(SyncSource::Primary, secondary.local > primary.remote),
-        Histories::SecondaryAhead => everything_from(SyncSource::Secondary, primary.local > secondary.remote),
+        Histories::SecondaryAhead => {
+            everything_from(SyncSource::Secondary, marked || primary.local > secondary.remote)
+        }
         Histories::Apart => Decision::SplitBrain,
     }
 }
@@ -123,19 +144,25 @@ mod tests {
         use SyncSource::{Primary, Secondary};
         let counts = |local, remote| Counts { local, remote };
         let in_step = accept(MapToSend::Own, Primary);
-        let with = |p, s, histories| judged(in_step, p, s, histories);
+        let with = |p, s, histories| judged(in_step, p, s, false, histories);
         let (p, s) = (counts(3, 5), counts(5, 3));
         assert_eq!(with(p, s, Histories::Same), in_step);
         assert_eq!(with(p, s, Histories::Unknown), in_step);
         assert_eq!(with(p, s, Histories::PrimaryAhead), accept(MapToSend::Full, Primary));
         assert_eq!(with(p, s, Histories::SecondaryAhead), accept(MapToSend::Full, Secondary));
         assert_eq!(with(p, s, Histories::Apart), Decision::SplitBrain);
+        assert_eq!(
+            judged(in_step, p, s, true, Histories::SecondaryAhead),
+            Decision::SplitBrain,
+            "neither is good"
+        );
+        assert_eq!(judged(in_step, p, s, true, Histories::PrimaryAhead), accept(MapToSend::Full, Primary));
         assert_eq!(with(p, counts(6, 3), Histories::PrimaryAhead), Decision::SplitBrain);
         assert_eq!(with(counts(4, 5), s, Histories::SecondaryAhead), Decision::SplitBrain);
         // The primary is older than what the secondary knows of it: the counts alone would make it the source.
         assert_eq!(with(counts(2, 5), s, Histories::SecondaryAhead), accept(MapToSend::Full, Secondary));
-        assert_eq!(judged(Decision::Mismatch, p, s, Histories::Apart), Decision::Mismatch);
-        assert_eq!(judged(Decision::SplitBrain, p, s, Histories::PrimaryAhead), Decision::SplitBrain);
+        assert_eq!(judged(Decision::Mismatch, p, s, false, Histories::Apart), Decision::Mismatch);
+        assert_eq!(judged(Decision::SplitBrain, p, s, false, Histories::PrimaryAhead), Decision::SplitBrain);
     }
 
     #[test]

@@ -134,7 +134,13 @@ impl Standing {
     #[must_use]
     pub fn is_there(&self) -> bool {
         let good_here = self.is_here() && !self.relies;
-        self.remote == Half::Done && (good_here || (self.same_connection && self.is_up))
+        (self.remote == Half::Done && good_here) || self.is_there_still()
+    }
+
+    /// Whether the secondary has stored it on a connection that still stands.
+    #[must_use]
+    pub fn is_there_still(&self) -> bool {
+        self.remote == Half::Done && self.same_connection && self.is_up
     }
 
     /// Whether a node is known to hold it.

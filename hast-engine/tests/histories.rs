@@ -213,21 +213,36 @@ impl H {
         map: Option<Vec<u8>>,
         peer_timeout: Option<u32>,
     ) {
+        let a = SecondAnswer { localcnt: l, remotecnt: r, syncsrc: src, peer_timeout, ..self.agrees() };
+        let mapsize = map.as_ref().map_or(0, |m| m.len() as u32);
+        self.frame(Side::Out, Message::SecondAnswer(SecondAnswer { mapsize, ..a }, map.map(Buffer::from)));
+    }
+    /// A secondary in step, whose system has started since.
+    fn answer_after_boot(&mut self, boot: [u8; 16]) {
+        let a = SecondAnswer { boot: Some(boot), mapsize: 512, ..self.agrees() };
+        self.frame(Side::Out, Message::SecondAnswer(a, Some(Buffer::from(vec![0; 512]))));
+    }
+    /// A secondary in step that has stored this connection's generation.
+    fn answer_meeting(&mut self, met: Met) {
+        let a = SecondAnswer { met: Some(met), mapsize: 512, ..self.agrees() };
+        self.frame(Side::Out, Message::SecondAnswer(a, Some(Buffer::from(vec![0; 512]))));
+    }
+    /// The answer of a secondary that is in step.
+    fn agrees(&self) -> SecondAnswer {
         let layout = Layout::create(self.disk.len() as u64 - 4096, 512, ES).unwrap();
-        let a = SecondAnswer {
+        SecondAnswer {
             datasize: layout.datasize(),
             extentsize: ES,
-            localcnt: l,
-            remotecnt: r,
+            localcnt: 1,
+            remotecnt: 1,
             virgin: false,
-            syncsrc: src,
-            mapsize: map.as_ref().map_or(0, |m| m.len() as u32),
+            syncsrc: SyncSource::Primary,
+            mapsize: 0,
             boot: Some([2; 16]),
-            peer_timeout,
+            peer_timeout: None,
             met: None,
             zero_deletes: true,
-        };
-        self.frame(Side::Out, Message::SecondAnswer(a, map.map(Buffer::from)));
+        }
     }
     fn reply(&mut self, seq: u64, error: Option<Errno>, data: Option<Buffer>) {
         self.frame(Side::In, Message::Reply(Reply { seq, received: false, error, data }));

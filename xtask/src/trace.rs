@@ -1,4 +1,4 @@
-//! `cargo xtask trace`: how the original's mistakes lose data, as the model of the protocol finds it.
+//! `cargo xtask trace`: how the original's mistakes, and others, lose data, as the model of the protocol finds it.
 
 use std::process::{Command, ExitCode};
 

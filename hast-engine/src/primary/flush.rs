@@ -350,13 +350,16 @@ impl Primary {
         }
         match flush_ending(run.local.into(), run.remote.into()) {
             FlushEnding::PeerMayLose => {
+                let lacks = self.secondary_may_lack();
                 self.turning.clear();
                 self.map.peer_lost();
                 self.spoil_copies(SyncSource::Primary);
                 self.begin_session();
                 self.sync_failed();
                 self.sync.unconfirmed = true;
-                self.owe_count();
+                if lacks {
+                    self.owe_count();
+                }
             }
             FlushEnding::StaleHere => return self.stale_after_flush(run),
             FlushEnding::Durable => {
@@ -403,7 +406,9 @@ impl Primary {
     /// a secondary that failed has marked itself (L9).
     fn end_clients(&mut self, clients: Clients, result: DiskResult, flushed_there: bool) {
         let good = !matches!(result, Err(error) if error != Errno::EOPNOTSUPP);
-        if good && !flushed_there && !clients.is_empty() && self.secondary_may_lack() && keeps(Rule::C1d) {
+        // What it has flushed may be what it had before it lost power.
+        let lacks = if flushed_there { self.secondary_lacks_something() } else { self.secondary_may_lack() };
+        if good && lacks && !clients.is_empty() && keeps(Rule::C1d) {
             self.owe_count();
         }
         let mut counting = self.count_owed();

@@ -27,6 +27,8 @@ mod sync;
 mod turning;
 mod window;
 
+pub use turning::Turning;
+
 use core::time::Duration;
 use std::collections::{BTreeMap, VecDeque};
 

@@ -595,9 +595,16 @@ impl Primary {
         self.waiting.parked.iter().map(|(_, key)| *key).collect()
     }
 
-    /// Writes that only one node was given, and that have not ended.
+    /// Writes that only one node was given, or that the secondary stored before an earlier connection ended, which it may
+    /// have lost since; and that have not ended.
     pub(super) fn unconfirmed_in_flight(&self) -> bool {
-        self.waiting.has_unconfirmed()
+        let earlier = |request: &Request| {
+            request.stage == Stage::Issued
+                && request.remote == Half::Done
+                && request.epoch != self.link.epoch()
+                && !matches!(request.op, Op::Read { .. })
+        };
+        self.waiting.has_unconfirmed() || self.requests.values().any(earlier)
     }
 
     fn set_stage(&mut self, key: Key, stage: Stage) {

@@ -19,8 +19,8 @@ use super::sync::runs_of;
 use crate::rule::{Rule, keeps};
 
 /// The extents that are turning.
-#[derive(Debug)]
-pub(super) struct Turning {
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Turning {
     /// Since the flush under way, or the last one, began.
     since: Bitmap,
     /// Before it began.
@@ -35,7 +35,8 @@ pub(super) struct Turning {
 
 impl Turning {
     /// None of so many extents.
-    pub(super) fn new(extents: u32) -> Turning {
+    #[must_use]
+    pub fn new(extents: u32) -> Turning {
         Turning {
             since: Bitmap::new(extents),
             before: Bitmap::new(extents),
@@ -44,32 +45,59 @@ impl Turning {
         }
     }
 
-    pub(super) fn contains(&self, extent: u32) -> bool {
+    /// Whether `extent` is one of them.
+    #[must_use]
+    pub fn contains(&self, extent: u32) -> bool {
         self.since.contains(extent) || self.before.contains(extent)
     }
 
     /// Whether the flush under way began after `extent` had turned.
-    pub(super) fn is_covered(&self, extent: u32) -> bool {
+    #[must_use]
+    pub fn is_covered(&self, extent: u32) -> bool {
         self.before.contains(extent)
     }
 
+    /// `extent` turns; a flush that begins from now on covers that.
+    pub fn begin(&mut self, extent: u32) {
+        self.since.insert(extent);
+    }
+
+    /// `extent`, if it is turning, is called stale as soon as the secondary has flushed.
+    pub fn give_up(&mut self, extent: u32) {
+        if self.contains(extent) {
+            self.given_up.insert(extent);
+        }
+    }
+
+    /// `extent` is stale now.
+    pub fn was_given_up(&mut self, extent: u32) {
+        self.given_up.remove(extent);
+    }
+
     /// A flush of both nodes begins.
-    pub(super) fn flush_begins(&mut self) {
+    pub fn flush_begins(&mut self) {
         if !self.since.is_empty() {
             self.before.union(&self.since);
             self.since.clear();
         }
     }
 
-    /// It has ended, and those who waited for it have been judged.
-    fn flush_ended(&mut self) {
+    /// It has ended, and those who waited for it have been judged; gives the extents whose copies are known to differ
+    /// and that the next one does not decide about.
+    pub fn flush_ended(&mut self) -> Vec<u32> {
+        let differ = self.differ.iter().filter(|extent| self.before.contains(*extent));
+        let decided: Vec<u32> = differ.filter(|extent| !self.since.contains(*extent)).collect();
         if !self.before.is_empty() {
             self.before.clear();
         }
+        for extent in &decided {
+            self.differ.remove(*extent);
+        }
+        decided
     }
 
     /// The secondary cannot be relied on.
-    pub(super) fn clear(&mut self) {
+    pub fn clear(&mut self) {
         self.since.clear();
         self.before.clear();
         self.given_up.clear();
@@ -77,12 +105,12 @@ impl Turning {
     }
 
     /// The copies of `extent`, which is turning, differ from now on.
-    pub(super) fn differs(&mut self, extent: u32) {
+    pub fn differs(&mut self, extent: u32) {
         self.differ.insert(extent);
     }
 
     /// The secondary lacks what somebody relies on in `extent`, or `extent` is stale now.
-    pub(super) fn remove(&mut self, extent: u32) {
+    pub fn remove(&mut self, extent: u32) {
         self.since.remove(extent);
         self.before.remove(extent);
         self.given_up.remove(extent);
@@ -90,12 +118,13 @@ impl Turning {
     }
 
     /// Those to be called stale that the flush which has just ended well on the secondary covers.
-    fn covered_and_given_up(&self) -> Vec<u32> {
+    #[must_use]
+    pub fn covered_and_given_up(&self) -> Vec<u32> {
         self.given_up.iter().filter(|extent| self.before.contains(*extent)).collect()
     }
 
     /// The extents that are turning.
-    pub(super) fn iter(&self) -> impl Iterator<Item = u32> + '_ {
+    pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
         self.since.iter().chain(self.before.iter())
     }
 }
@@ -109,7 +138,7 @@ impl Primary {
         }
         for extent in extents {
             if !self.sync.stale.contains(extent) && !self.map.to_synchronise().contains(extent) {
-                self.turning.since.insert(extent);
+                self.turning.begin(extent);
                 self.sync.direct_reads_off = true;
             }
         }
@@ -137,9 +166,7 @@ impl Primary {
         }
         self.turn(extents.clone());
         for extent in extents {
-            if self.turning.contains(extent) {
-                self.turning.given_up.insert(extent);
-            }
+            self.turning.give_up(extent);
         }
         self.flush.ask();
         true
@@ -159,7 +186,7 @@ impl Primary {
                 self.flush.ask(); // the whole disk has to turn first, and this extent with it
             } else {
                 self.record_stale(extents);
-                self.turning.given_up.remove(extent);
+                self.turning.was_given_up(extent);
             }
         }
     }
@@ -167,14 +194,7 @@ impl Primary {
     /// A flush has ended, and those that waited for it have been judged: where the copies differ and ours is still
     /// the right one, it goes to the secondary.
     pub(super) fn end_turning(&mut self) {
-        let differ: Vec<u32> =
-            self.turning.differ.iter().filter(|extent| self.turning.before.contains(*extent)).collect();
-        self.turning.flush_ended();
-        for extent in differ {
-            if self.turning.contains(extent) {
-                continue; // the next flush decides
-            }
-            self.turning.differ.remove(extent);
+        for extent in self.turning.flush_ended() {
             if !self.sync.stale.contains(extent) {
                 self.map.mark_dirty(extent);
                 if self.link.is_up() {

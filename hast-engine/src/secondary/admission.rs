@@ -1,6 +1,7 @@
 //! The second step of the handshake: who is out of date, and what must be on disk before the answer.
 
 use hast_format::bitmap::Bitmap;
+use hast_format::extension::Mark;
 use hast_net::buffer::Buffer;
 use hast_net::errno::Errno;
 use hast_net::extensions::Extensions;
@@ -9,7 +10,7 @@ use hast_net::message::Message;
 
 use super::doubt::Doubt;
 use super::{EXIT_PROVIDER, EXIT_REFUSED, Phase, Purpose, Save, Secondary};
-use crate::connection::{Histories, compare, judged, next};
+use crate::connection::{Histories, before, compare, judged, next};
 use crate::counts::{Counts, Decision, Hello, MapToSend, decide, written_alone};
 use crate::parting::{is_given_up, map_after_giving_up, number_of};
 use crate::rule::{Rule, keeps};
@@ -74,7 +75,11 @@ impl Secondary {
                 }
                 self.tell_histories();
                 self.reply = Reply { virgin: false, map, source };
-                self.part_from_others();
+                if self.histories() == Histories::PrimaryAhead && keeps(Rule::G1) {
+                    self.own_up();
+                } else {
+                    self.part_from_others();
+                }
             }
             Decision::Accept { adopt: true, map, source } => {
                 self.reply = Reply { virgin: true, map, source };
@@ -96,6 +101,17 @@ impl Secondary {
         }
     }
 
+    /// G1: this node's disk is an older one. Once both nodes have stored the generation of this connection nobody could tell
+    /// any more: so its map and its mark say it first.
+    fn own_up(&mut self) {
+        if self.ext.contains(Extensions::SYNC_MARKS) {
+            let since = self.host.wall.saturating_add(self.now.as_secs());
+            let by = self.peer.clone();
+            self.metadata.extension.mark.get_or_insert(Mark { since, by });
+        }
+        self.set_full_map();
+    }
+
     /// The number of this connection is durable before the answer, or that it has none (`crate::parting`).
     fn part_from_others(&mut self) {
         let number = number_of(self.hello.parting);
@@ -112,9 +128,10 @@ impl Secondary {
     /// if there is one.
     fn meet(&mut self) -> bool {
         let Some(Meeting { met, draw }) = self.hello.meeting else { return false };
+        let before = before(self.histories(), met.last);
         let extension = &mut self.metadata.extension;
         extension.connection = next(met, self.met, draw);
-        extension.connection_before = met.last;
+        extension.connection_before = before;
         self.connection = extension.connection;
         true
     }
@@ -132,6 +149,13 @@ impl Secondary {
                 self.answer();
             }
             Err(error) => self.provider_failed("write metadata", error),
+        }
+    }
+
+    /// G1: the disk forgets the generation before, if nothing else is being written.
+    pub(super) fn kick_met(&mut self) {
+        if self.forgets_before && self.saving.is_none() && self.marking.is_none() {
+            self.save(Save::Met);
         }
     }
 
@@ -163,7 +187,13 @@ impl Secondary {
         }
         let written = written_alone(self.was_primary, &self.map);
         let decision = decide(hello, self.metadata.resuid, self.counts(), written);
-        judged(decision, hello.counts, self.counts(), self.histories())
+        judged(
+            decision,
+            hello.counts,
+            self.counts(),
+            self.metadata.extension.mark.is_some(),
+            self.histories(),
+        )
     }
 
     /// What the generations that both nodes have stored say (G1).
@@ -209,7 +239,8 @@ impl Secondary {
 
     pub(super) fn full_map_flushed(&mut self, result: DiskResult) {
         match result {
-            Ok(_) | Err(Errno::EOPNOTSUPP) => self.adopt(),
+            Ok(_) | Err(Errno::EOPNOTSUPP) if self.reply.virgin => self.adopt(),
+            Ok(_) | Err(Errno::EOPNOTSUPP) => self.part_from_others(),
             Err(error) => self.provider_failed("flush the activemap", error),
         }
     }

@@ -115,6 +115,8 @@ pub struct Secondary {
     doubt: doubt::Doubt,
     /// ... and was to be written down a second time.
     doubted_again: bool,
+    /// The generation before this connection's is forgotten, and the disk does not say so yet (G1).
+    forgets_before: bool,
     /// The first flush has failed: this worker ends.
     unflushable: bool,
     /// The map is being cleared.
@@ -199,6 +201,8 @@ enum Save {
     Mark(u64),
     /// That something may be gone (B1).
     Doubt,
+    /// That the primary has stored this connection's generation (G1).
+    Met,
     /// That the primary may have something that this node has not (A7).
     Suspicion,
 }
@@ -260,6 +264,7 @@ impl Secondary {
             failures: 0,
             doubt: doubt::Doubt::default(),
             doubted_again: false,
+            forgets_before: false,
             unflushable: false,
             clearing: false,
             doubtful: None,
@@ -529,6 +534,7 @@ impl Secondary {
         self.find_oldest();
         self.kick_dropped();
         self.kick_doubt();
+        self.kick_met();
         let Phase::Ending { code, flushing: false, deadline } = self.phase else { return };
         let own_idle = self.own.as_ref().is_none_or(own_map::OwnMap::is_idle);
         if !self.requests.is_empty() || !self.ops.is_empty() || !own_idle || self.has_dropped() {
@@ -544,6 +550,7 @@ impl Secondary {
 
     /// Writes the metadata as it is now, for `why`.
     fn save(&mut self, why: Save) {
+        self.forgets_before = false; // all that is to be said goes with it
         let extension = &mut self.metadata.extension;
         extension.generation = extension.generation.saturating_add(1);
         extension.boot = self.host.boot;
@@ -578,6 +585,7 @@ impl Secondary {
             Save::Parting => self.parting_saved(result),
             Save::Mark(seq) => self.mark_saved(seq, result),
             Save::Doubt => self.doubt_saved(result),
+            Save::Met => self.next_mark(), // if not now, with the next mark
             Save::Suspicion => self.suspicion_saved(result),
         }
     }

@@ -63,8 +63,8 @@ impl Secondary {
         }
         self.phase = Phase::Serving;
         // G1: the primary has stored the generation of this connection.
-        if self.connection != 0 {
-            self.metadata.extension.connection_before = 0;
+        if self.connection != 0 && std::mem::take(&mut self.metadata.extension.connection_before) != 0 {
+            self.forgets_before = true;
         }
         if self.own.is_some() {
             self.own_map_was_sent();

@@ -168,3 +168,53 @@ fn a_generation_that_cannot_be_stored_is_none() {
     let left = metadata(&s).extension;
     assert_eq!((left.connection, left.connection_before), (5 * G, 0));
 }
+
+/// The connection breaks off before the primary has stored its generation: what was found must not be forgotten with that.
+#[test]
+fn a_rollback_that_was_found_is_found_again() {
+    let met = |last, before| Met { last, before };
+    let (s, answer, _) = meets(met(4 * G, 0), met(5 * G, 0));
+    assert!(answer.is_some());
+    let read = Metadata::read(&s.disk).unwrap();
+    let left = read.metadata.extension;
+    assert_eq!((left.connection, left.connection_before), (6 * G + 9, 5 * G));
+    assert!(left.mark.is_some(), "ours is older: {left:?}");
+    let layout = Layout::create(s.disk.len() as u64, 512, ES).unwrap();
+    let map = usize::try_from(layout.map_offset()).unwrap();
+    let bytes = usize::try_from(layout.map_bytes()).unwrap();
+    assert!(s.disk[map..map + bytes].iter().any(|byte| *byte != 0), "and all of it is to be copied");
+
+    let (s, answer, _) = meets(met(6 * G, 0), met(5 * G, 0));
+    assert!(answer.is_some());
+    let left = metadata(&s).extension;
+    assert_eq!(
+        (left.connection, left.connection_before),
+        (7 * G + 9, 0),
+        "nothing in common with an older primary"
+    );
+}
+
+/// A secondary that lacks something is no source, though it has seen more connections.
+#[test]
+fn a_marked_secondary_is_no_source_for_a_primary_that_was_rolled_back() {
+    let extension = Extension {
+        connection: 6 * G,
+        mark: Some(hast_format::extension::Mark { since: 1, by: "a".into() }),
+        ..Extension::default()
+    };
+    let mut s = S::meeting(Some(Meeting { met: Met { last: 5 * G, before: 0 }, draw: 9 }), extension);
+    s.run();
+    assert!(s.sent.iter().any(|message| matches!(message, Message::SecondRefusal(..))), "{:?}", s.sent);
+}
+
+/// The first request says that the primary has stored the generation: the disk hears of that, or a primary that is set back
+/// to before this connection would have one in common with it.
+#[test]
+fn the_generation_before_is_forgotten_durably() {
+    let met = |last, before| Met { last, before };
+    let (mut s, _, _) = meets(met(5 * G, 0), met(5 * G, 0));
+    assert_eq!(metadata(&s).extension.connection_before, 5 * G);
+    s.frame(flush_of(1));
+    s.run();
+    assert_eq!(metadata(&s).extension.connection_before, 0);
+}

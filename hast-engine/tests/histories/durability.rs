@@ -387,3 +387,117 @@ fn a_planned_end_that_cannot_mark_the_secondary_says_so() {
     h.pump();
     assert_eq!(h.exit(), Some(EXIT_PEER_BEHIND));
 }
+
+/// The secondary stores a write that our disk is slow with, loses power and it, and is back: the nodes are not in step
+/// while that write is on its way, and a client's flush waits until the secondary knows what it lacks.
+#[test]
+fn a_write_that_the_secondary_has_lost_meanwhile_is_not_confirmed() {
+    let mut h = H::in_step();
+    h.policy = Box::new(|op| (!is_data(op)).then_some(Ok(())));
+    h.w(1, 7);
+    h.serve_all(|_| Some(None));
+    h.p.handle_lost(h.t, "no power");
+    h.pump();
+    h.tick(2);
+    h.handshake_first(Extensions::ALL);
+    h.answer_after_boot([3; 16]);
+    h.serve_all(|_| Some(None));
+    assert!(!h.p.is_in_step(), "the secondary may have lost the write");
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.pump();
+    assert_eq!(h.result(1), Some(Ok(None)));
+    let before = localcnt(&h);
+    h.req(2, Op::Flush);
+    h.serve_all(|message| is(Command::Flush)(message).then_some(None));
+    assert_eq!(h.result(2), None, "the secondary lacks it, and does not know that");
+    h.serve_all(|message| is_sync_start(message).then_some(None));
+    assert_eq!(h.result(2), Some(Ok(None)));
+    assert_eq!(localcnt(&h), before + 1, "should the connection break before it is marked");
+}
+
+/// The secondary fails a flush that covers nothing: it lacks nothing, and nothing is counted.
+#[test]
+fn a_flush_of_nothing_that_the_secondary_fails_is_not_counted() {
+    let mut h = H::in_step();
+    let before = localcnt(&h);
+    h.req(1, Op::Flush);
+    h.serve_all(|message| is(Command::Flush)(message).then_some(Some(Errno::EIO)));
+    assert_eq!(h.result(1), Some(Ok(None)));
+    assert_eq!(localcnt(&h), before);
+}
+
+/// A write of a whole extent.
+fn whole(extent: u64, value: u8) -> Op {
+    Op::Write { offset: extent * u64::from(ES), data: Buffer::from(vec![value; ES as usize]) }
+}
+
+fn stale(h: &H) -> bool {
+    !h.metadata().extension.stale.is_empty()
+}
+
+/// The secondary alone has a write, and goes away while that is being written down, so that it fails. The next one to the
+/// extent is on our disk alone: it is complete once the disk does not call the extent stale any more.
+#[test]
+fn a_write_is_not_complete_while_the_disk_calls_it_stale() {
+    let mut h = H::in_step();
+    h.policy = Box::new(|op| Some(if is_data(op) { Err(Errno::EIO) } else { Ok(()) }));
+    h.req(1, whole(7, 1));
+    h.policy = Box::new(|op| (!is_metadata(op)).then_some(Ok(())));
+    h.serve_all(|_| Some(None));
+    h.req(2, whole(7, 2));
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    // What was dropped is not written again yet.
+    h.policy = Box::new(|op| (!matches!(op, DiskOp::Read { .. })).then_some(Ok(())));
+    h.pump();
+    assert!(matches!(h.result(1), Some(Err(_))), "{:?}", h.result(1));
+    assert_eq!(h.result(2), Some(Ok(None)));
+    assert!(!stale(&h), "after a crash it would be copied over");
+}
+
+/// Both nodes have stored a write to what the disk calls stale: should our worker die now, reads go to the secondary, so
+/// it must be durable there.
+#[test]
+fn a_write_to_what_the_disk_calls_stale_is_flushed_there() {
+    let mut h = H::in_step();
+    h.policy = Box::new(|op| Some(if is_data(op) { Err(Errno::EIO) } else { Ok(()) }));
+    h.req(1, whole(7, 1));
+    let regular = |message: &Message| !is_read(message);
+    h.serve_all(|message| regular(message).then_some(None));
+    assert_eq!(h.result(1), Some(Ok(None)));
+    assert!(stale(&h));
+    h.policy = Box::new(|_| Some(Ok(())));
+    // Its copy is under way, and fails.
+    h.serve_all(|message| is_read(message).then_some(Some(Errno::EIO)));
+    h.req(2, whole(7, 2));
+    h.serve_all(|message| is(Command::Write)(message).then_some(None));
+    assert_eq!(h.result(2), None, "the secondary may lose it, and our disk says that it is there");
+    h.serve_all(|message| is(Command::Flush)(message).then_some(None));
+    assert_eq!(h.result(2), Some(Ok(None)));
+}
+
+/// A generation that was taken over in a connection that broke off at once is not said before it is on the disk (G1): the
+/// secondary would take it for one that both nodes have.
+#[test]
+fn a_generation_is_said_once_it_is_durable() {
+    let met = |h: &H| {
+        h.sent.iter().rev().find_map(|(_, message)| match message {
+            Message::SecondHello(hello) => Some(hello.meeting.unwrap().met.last),
+            _ => None,
+        })
+    };
+    let mut h = H::new(24, 1, Extension::default(), &[], 5, 1, 1);
+    h.handshake_first(Extensions::ALL);
+    h.policy = Box::new(|op| (!is_metadata(op)).then_some(Ok(())));
+    h.answer_meeting(Met { last: 6 << 32, before: 0 });
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    h.tick(2);
+    h.sent.clear();
+    h.handshake_first(Extensions::ALL);
+    assert_eq!(met(&h), None, "not said before it is durable");
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.pump();
+    assert_eq!(met(&h), Some(6 << 32));
+    assert_eq!(h.metadata().extension.connection, 6 << 32);
+}

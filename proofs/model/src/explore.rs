@@ -58,7 +58,7 @@ pub fn verdict(check: &Check, explored: &Explored) -> Result<(), String> {
     }
 }
 
-/// Looks for the loss that a mistake of the original leads to: the shortest way there.
+/// Looks for the loss that a mistake leads to: the shortest way there.
 #[must_use]
 pub fn hunt(variant: Variant) -> Explored {
     let world = worlds::of(variant);

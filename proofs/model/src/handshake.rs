@@ -1,15 +1,22 @@
 //! From "who are you" to "up": the counts are the engine's to compare, and the map its to merge.
 
-use hast_engine::{Counts, Decision, Hello, MapToSend, decide, written_alone};
+use hast_engine::{
+    Counts, Decision, Hello, Histories, MapToSend, before, compare, decide, judged, next_generation,
+    written_alone,
+};
 use hast_format::bitmap::Bitmap;
-use hast_net::handshake::SyncSource;
+use hast_net::handshake::{Met, SyncSource};
 
 use crate::play::{Play, to_synchronise};
-use crate::state::{Counted, Extents, Link, Meta, NodeId, bit, other};
+use crate::state::{
+    Counted, Extents, Generation, Link, Meta, NodeId, bit, generation, other, small_generation,
+};
+use crate::variant::Variant;
 
 impl Play<'_> {
     /// The primary says who it is; if it has no resuid yet it draws one, durably, first.
     pub(crate) fn hello(&mut self, p: NodeId) {
+        self.state.left.connects = self.state.left.connects.saturating_sub(1);
         let drawn = self.state.drawn + 1;
         let Some(engine) = self.engine(p) else { return };
         let virgin = engine.meta.resuid == 0;
@@ -17,8 +24,12 @@ impl Play<'_> {
             engine.meta.resuid = drawn;
         }
         let said = engine.meta.local;
+        let (met, generations) = (engine.meta.connection, self.world.generations);
         if virgin {
             self.state.drawn = drawn;
+        }
+        // G1: what it says it has stored, it has.
+        if virgin || (generations && met != self.state.nodes[p].disk.meta.now.connection) {
             self.saved(p);
         }
         self.state.link = Link::Hello { virgin, said };
@@ -35,7 +46,8 @@ impl Play<'_> {
         let (meta, map) = (self.state.nodes[s].disk.meta.now, self.state.nodes[s].disk.map.now);
         let extents = u32::try_from(self.world.extents).unwrap_or(0);
         let written = written_alone(meta.was_primary, &Bitmap::from_bytes(extents, &[map]));
-        match decide(hello, meta.resuid.into(), meta.counts(), written) {
+        let decision = decide(hello, meta.resuid.into(), meta.counts(), written);
+        match self.judged(p, s, decision, counts) {
             Decision::Mismatch => self.close(true),
             Decision::SplitBrain => {
                 self.split_brain_found(meta.resuid == 0);
@@ -48,9 +60,10 @@ impl Play<'_> {
                 self.state.link = Link::FullMap { said };
             }
             Decision::Accept { adopt: true, .. } => {
-                self.write_meta(s, Meta { was_primary: false, resuid, ..meta });
+                self.write_meta(s, Meta { was_primary: false, resuid, mark: true, ..meta });
                 self.met();
-                self.state.link = Link::Answered { said, virgin: true, map: 0, from_secondary: false };
+                let had = self.meet(p, s);
+                self.state.link = Link::Answered { said, virgin: true, map: 0, from_secondary: false, had };
             }
             Decision::Accept { adopt: false, map: send, source } => {
                 // What this node missed long ago has been made up for.
@@ -62,8 +75,76 @@ impl Play<'_> {
                     MapToSend::Full => self.all(),
                 };
                 let from_secondary = source == SyncSource::Secondary;
-                self.state.link = Link::Answered { said, virgin: false, map, from_secondary };
+                let had = self.meet(p, s);
+                self.state.link = Link::Answered { said, virgin: false, map, from_secondary, had };
             }
+        }
+    }
+
+    /// The secondary's first flush fails: it writes down that it may have lost something, and its worker ends.
+    pub(crate) fn decide_in_vain(&mut self, p: NodeId) {
+        let s = other(p);
+        self.state.left.flush_faults[1] -= 1;
+        let before = self.state.nodes[s].disk.data.clone().map(|data| data.now);
+        let disk = &mut self.node(s).disk;
+        disk.fail_flush();
+        disk.forget_dropped();
+        if !self.breaks(Variant::B1) {
+            let meta = self.state.nodes[s].disk.meta.now;
+            self.write_meta(s, Meta { unsure: true, mark: true, ..meta });
+        }
+        self.starts(s);
+        self.dropped_itself(s, before);
+        self.state.link = Link::Down;
+    }
+
+    /// G1: what the generations have shown overrides what the counts say.
+    fn judged(&mut self, p: NodeId, s: NodeId, decision: Decision, counts: Counts) -> Decision {
+        if !self.world.generations {
+            return decision;
+        }
+        let Some(engine) = &self.state.nodes[p].primary else { return decision };
+        let theirs = self.state.nodes[s].disk.meta.now;
+        let histories = compare(engine.meta.met(), theirs.met());
+        let strange = !matches!(histories, Histories::Same | Histories::Unknown);
+        let untouched = self.state.left.rollbacks == self.world.budget.rollbacks;
+        self.state.ghost.seen.false_alarm = strange && untouched;
+        self.state.ghost.seen.rollback_found = strange && !untouched;
+        if self.breaks(Variant::G1) {
+            return decision;
+        }
+        judged(decision, counts, theirs.counts(), theirs.mark, histories)
+    }
+
+    /// G1: the generation of this connection is durable before the answer, and that which the primary still has; gives
+    /// the one that this node had.
+    fn meet(&mut self, p: NodeId, s: NodeId) -> Generation {
+        if !self.world.generations {
+            return 0;
+        }
+        let draw = u32::from(self.state.left.connects);
+        let Some(engine) = &self.state.nodes[p].primary else { return 0 };
+        let (here, meta) = (engine.meta, self.state.nodes[s].disk.meta.now);
+        let connection = small_generation(next_generation(here.met(), meta.met(), draw));
+        let histories =
+            if self.breaks(Variant::G1) { Histories::Same } else { compare(here.met(), meta.met()) };
+        let connection_before = small_generation(before(histories, here.met().last));
+        let older = histories == Histories::PrimaryAhead;
+        if older {
+            let all = self.all();
+            self.node(s).disk.map.write_durably(all);
+        }
+        let new = Meta { connection, connection_before, mark: meta.mark || older, ..meta };
+        self.write_meta(s, new);
+        meta.connection
+    }
+
+    /// G1: the secondary has stored the generation of this connection, and says which it had before.
+    fn met_again(&mut self, p: NodeId, had: Generation) {
+        let Some(engine) = self.engine(p) else { return };
+        let theirs = Met { last: generation(had), before: 0 };
+        if engine.meta.connection != 0 && compare(engine.meta.met(), theirs) == Histories::PrimaryAhead {
+            engine.unconfirmed = true;
         }
     }
 
@@ -71,11 +152,14 @@ impl Play<'_> {
     pub(crate) fn adopt(&mut self, p: NodeId, said: u8) {
         let Some(engine) = self.engine(p) else { return };
         let resuid = engine.meta.resuid;
-        let meta = Meta { resuid, was_primary: false, ..self.state.nodes[other(p)].disk.meta.now };
+        // What the primary has written before this node was there it lacks until it is told otherwise (L6, L19).
+        let meta =
+            Meta { resuid, was_primary: false, mark: true, ..self.state.nodes[other(p)].disk.meta.now };
         self.write_meta(other(p), meta);
         self.met();
         let map = self.all();
-        self.state.link = Link::Answered { said, virgin: true, map, from_secondary: false };
+        let had = self.meet(p, other(p));
+        self.state.link = Link::Answered { said, virgin: true, map, from_secondary: false, had };
     }
 
     /// The primary has the answer: what is right where is written down before anything else.
@@ -84,8 +168,9 @@ impl Play<'_> {
         p: NodeId,
         (said, virgin): (u8, bool),
         map: Extents,
-        from_secondary: bool,
+        (from_secondary, had): (bool, Generation),
     ) {
+        let boot = self.state.nodes[other(p)].boot;
         let peer = self.state.nodes[other(p)].disk.meta.now;
         let extents = u32::try_from(self.world.extents).unwrap_or(0);
         let Some(engine) = self.engine(p) else { return };
@@ -94,6 +179,7 @@ impl Play<'_> {
         let source_gone = !from_secondary && engine.target;
         if !written_meanwhile {
             engine.peer = (peer.local, peer.remote);
+            engine.peer_boot = if peer.unsure { 0 } else { boot };
             if virgin {
                 engine.meta.set_counts(engine.meta.counts().met_virgin());
             }
@@ -102,6 +188,7 @@ impl Play<'_> {
         if written_meanwhile || source_gone {
             return self.close(true);
         }
+        self.met_again(p, had);
         self.together();
         let Some(engine) = self.engine(p) else { return };
         engine.map.merge(&Bitmap::from_bytes(extents, &[map]));
@@ -127,6 +214,18 @@ impl Play<'_> {
         if self.state.link != Link::Merging || !durable || !saved {
             return;
         }
+        if self.world.generations {
+            // The secondary has it: now this node does, before anybody builds on the connection.
+            let connection = self.state.nodes[other(p)].disk.meta.now.connection;
+            let Some(engine) = self.engine(p) else { return };
+            if (engine.meta.connection, engine.meta.connection_before) != (connection, 0) {
+                (engine.meta.connection, engine.meta.connection_before) = (connection, 0);
+                engine.save = true;
+            }
+            if engine.save {
+                return;
+            }
+        }
         if self.secondary_lacks_something(p) {
             self.state.link = Link::Marking;
         } else {
@@ -141,6 +240,7 @@ impl Play<'_> {
         }
         self.begin_session(p);
         self.state.ghost.behind = [0; 2];
+        self.state.ghost.set_back = [false; 2];
     }
 
     /// Every extent.

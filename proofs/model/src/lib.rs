@@ -4,10 +4,12 @@
 //!
 //! | file | owns |
 //! |---|---|
-//! | `state` | what a state is made of |
+//! | `state`, `disk` | what a state is made of |
 //! | `model` | what may happen next, and the properties |
 //! | `play` | a state in motion; the end of a connection |
-//! | `primary` | writes, saves, marks |
+//! | `primary` | writes |
+//! | `saving` | saves of the metadata, marks |
+//! | `stale` | what is right on the secondary alone, and reads, which are answered there |
 //! | `sync` | flushes, copying, equalising |
 //! | `handshake` | from the first word to "up" |
 //! | `operator` | losses of power, kills, roles, `create` |
@@ -21,6 +23,7 @@
 // how the checker hears of it.
 #![allow(clippy::indexing_slicing)]
 
+mod disk;
 pub mod explore;
 mod handshake;
 pub mod model;
@@ -28,6 +31,8 @@ pub mod observer;
 mod operator;
 mod play;
 mod primary;
+mod saving;
+mod stale;
 pub mod state;
 pub mod sync;
 pub mod trace;

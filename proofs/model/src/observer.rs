@@ -16,7 +16,7 @@
 use hast_engine::Half;
 
 use crate::play::{Play, to_synchronise};
-use crate::state::{EXTENTS, Extents, Link, NodeId, Stage, State, Step, Value, bit, other};
+use crate::state::{EXTENTS, Ended, Extents, Link, NodeId, Says, Stage, State, Step, Value, bit, other};
 
 /// A value as a bit.
 fn one(value: Value) -> u16 {
@@ -42,8 +42,12 @@ impl Play<'_> {
         let latest = !engine.writes.iter().skip(at + 1).any(|later| later.extent == write.extent);
         if latest {
             let extent = bit(write.extent.into());
-            // Both nodes hold something newer.
-            self.state.ghost.alone = self.state.ghost.alone.map(|alone| alone & !extent);
+            // Each node that has it holds something newer.
+            let here = write.local == Half::Done;
+            self.state.ghost.alone[p] &= !extent;
+            if here {
+                self.state.ghost.alone[other(p)] &= !extent;
+            }
             self.state.ghost.loose &= !extent;
         }
     }
@@ -59,6 +63,7 @@ impl Play<'_> {
         ghost.may[usize::from(write.extent)] = one(write.value);
         ghost.flushed &= !extent;
         match write.remote {
+            Half::Done if write.local == Half::Done => ghost.alone[other(p)] &= !extent,
             Half::Done => {}
             Half::Awaited => ghost.loose |= extent,
             Half::NotAsked | Half::Failed(_) | Half::Lost => {
@@ -85,8 +90,8 @@ impl Play<'_> {
         if let Some(run) = &mut engine.flush {
             run.covers &= !extents;
         }
-        if let Some(covers) = &mut engine.counting {
-            *covers &= !extents;
+        for ended in [&mut engine.counting, &mut engine.marking].into_iter().flatten() {
+            ended.covers &= !extents;
         }
     }
 
@@ -104,14 +109,72 @@ impl Play<'_> {
         self.state.ghost.loose |= bit(extent);
     }
 
-    /// Extents that a flush which begins now covers.
-    pub(crate) fn acknowledged_extents(&self) -> Extents {
-        self.all()
+    /// A client's flush ends without the secondary: what that one may lose counts as the primary's alone.
+    pub(crate) fn may_lack_there(&mut self, p: NodeId) {
+        let Some(engine) = &self.state.nodes[p].primary else { return };
+        let extents = engine.map.not_durable().iter().fold(0, |bits, extent| bits | bit(*extent as usize));
+        self.state.ghost.changed[p] |= extents | to_synchronise(engine) & !engine.stale;
     }
 
-    /// A client's flush is complete.
-    pub(crate) fn client_flushed(&mut self, covers: Extents) {
-        self.state.ghost.flushed |= covers;
+    /// A client's flush is complete. What the secondary, which failed it, may lose of that it has to know.
+    pub(crate) fn client_flushed(&mut self, p: NodeId, ended: Ended) {
+        let (s, up) = (other(p), self.state.is_up());
+        let lacks = |extent: usize| {
+            let (data, may) = (&self.state.nodes[s].disk.data[extent], self.state.ghost.may[extent]);
+            let mut values = data.older.iter().chain([&data.now]);
+            ended.covers & bit(extent) != 0 && values.any(|value| one(*value) & may == 0)
+        };
+        let only_here = |extent: &usize| {
+            let may = self.state.ghost.may[*extent];
+            ended.covers & bit(*extent) != 0
+                && one(self.holds(p, *extent)) & may != 0
+                && one(self.holds(s, *extent)) & may == 0
+        };
+        let only_here = self.extents().filter(only_here).fold(0, |bits, extent| bits | bit(extent));
+        let told = up && ended.remote == Says::Failed && self.extents().any(lacks);
+        self.state.ghost.should_know[s] |= told;
+        self.state.ghost.flushed |= ended.covers;
+        self.state.ghost.alone[p] |= only_here;
+        self.state.ghost.changed[p] |= only_here;
+    }
+
+    /// A planned end of the primary role: what the connected secondary lacks it has to know.
+    pub(crate) fn role_ended(&mut self, p: NodeId) {
+        let up = self.state.is_up();
+        self.state.ghost.should_know[other(p)] |= up && self.state.ghost.alone[p] != 0;
+    }
+
+    /// The client has read `value`.
+    pub(crate) fn was_read(&mut self, p: NodeId, extent: usize, value: Value) {
+        let ghost = &mut self.state.ghost;
+        ghost.seen.wrong_read |= ghost.behind[p] & bit(extent) == 0 && ghost.may[extent] & one(value) == 0;
+    }
+
+    /// The secondary has written down that it alone has `extent`: the primary's disk says nothing of it.
+    pub(crate) fn written_down_there(&mut self, s: NodeId, extent: usize) {
+        let known = self.state.nodes[other(s)].disk.meta.now.stale;
+        self.state.ghost.alone[s] |= bit(extent) & !known;
+        self.state.ghost.changed[s] |= bit(extent);
+    }
+
+    /// The primary's metadata say it now.
+    pub(crate) fn written_down_here(&mut self, p: NodeId, stale: Extents) {
+        self.state.ghost.alone[other(p)] &= !stale;
+    }
+
+    /// A primary begins with what its disk says. What the other node alone has written down for it, it hears of when
+    /// they meet.
+    pub(crate) fn begins_again(&mut self, p: NodeId) {
+        for extent in self.extents() {
+            let value = one(self.holds(p, extent));
+            let stale = self.state.nodes[p].primary.as_ref().map_or(0, |engine| engine.stale);
+            let ghost = &mut self.state.ghost;
+            if (value & ghost.may[extent] | u16::from(stale & bit(extent))) == 0
+                && ghost.alone[other(p)] & bit(extent) != 0
+            {
+                ghost.behind[p] |= bit(extent);
+            }
+        }
     }
 
     /// `extent` was copied.
@@ -140,13 +203,12 @@ impl Play<'_> {
         }
     }
 
-    /// `node` has lost power; it held `before`, and was primary if it `served`.
+    /// `node` has lost power; it held `before`, and was primary if it `served`. What was flushed must not be lost: if
+    /// the other node has it, that one alone has it now.
     pub(crate) fn fell_back(&mut self, node: NodeId, before: [Value; EXTENTS], served: bool) {
         for extent in self.extents() {
             let (was, is) = (one(before[extent]), one(self.holds(node, extent)));
-            // A copy that the primary knows to be wrong is none.
-            let stale = self.state.nodes[other(node)].primary.as_ref().map_or(0, |engine| engine.stale);
-            let there = if stale & bit(extent) == 0 { one(self.holds(other(node), extent)) } else { 0 };
+            let there = one(self.holds(other(node), extent));
             let flushed = self.state.ghost.flushed & bit(extent) != 0;
             let ghost = &mut self.state.ghost;
             let may = &mut ghost.may[extent];
@@ -154,10 +216,63 @@ impl Play<'_> {
                 ghost.fell_back[node] |= bit(extent);
             }
             let lost = was & *may != 0 && is & *may == 0;
-            if lost && !flushed && (served || there & *may == 0) {
+            if !lost {
+                continue;
+            }
+            if flushed && there & *may != 0 {
+                ghost.alone[other(node)] |= bit(extent);
+                ghost.changed[other(node)] |= bit(extent);
+            } else if !flushed && (served || there & *may == 0) {
                 *may |= is;
             }
         }
+    }
+
+    /// A failed flush has dropped what the secondary had: it kept power, and so has to know what it lacks.
+    pub(crate) fn dropped_itself(&mut self, s: NodeId, before: [Value; EXTENTS]) {
+        for extent in self.extents() {
+            let (was, is) = (one(before[extent]), one(self.holds(s, extent)));
+            let there = one(self.holds(other(s), extent));
+            let ghost = &mut self.state.ghost;
+            let may = &mut ghost.may[extent];
+            if was & *may != 0 && is & *may == 0 {
+                if there & *may != 0 {
+                    ghost.alone[other(s)] |= bit(extent);
+                    ghost.changed[other(s)] |= bit(extent);
+                    ghost.should_know[s] = true;
+                } else {
+                    *may |= is;
+                }
+            }
+        }
+    }
+
+    /// The disk of `node` was set back; it held `before`. What it alone had is lost; what the other one has, that one
+    /// alone has now.
+    pub(crate) fn rolled_back(&mut self, node: NodeId, before: [Value; EXTENTS]) {
+        for extent in self.extents() {
+            let (was, is) = (one(before[extent]), one(self.holds(node, extent)));
+            let there = one(self.holds(other(node), extent));
+            let ghost = &mut self.state.ghost;
+            let may = &mut ghost.may[extent];
+            if was == is {
+                continue;
+            }
+            ghost.fell_back[node] |= bit(extent);
+            if is & *may != 0 {
+                continue;
+            }
+            ghost.alone[node] &= !bit(extent);
+            if there & *may == 0 {
+                *may |= is | there;
+                ghost.flushed &= !bit(extent);
+            } else {
+                ghost.alone[other(node)] |= bit(extent);
+                ghost.changed[other(node)] |= bit(extent);
+            }
+        }
+        self.state.ghost.should_know[node] = false;
+        self.state.ghost.set_back[node] = true;
     }
 
     /// The administrator gives the copy of `node` up.
@@ -191,7 +306,7 @@ impl Play<'_> {
             if ghost.alone[other(node)] & bit(extent) != 0 {
                 ghost.behind[node] |= bit(extent);
                 knew |= ghost.should_know[node];
-            } else if (ghost.fell_back[node] | given_up) & bit(extent) != 0 {
+            } else if (ghost.fell_back[node] & !ghost.flushed | given_up) & bit(extent) != 0 {
                 ghost.may[extent] |= value;
             }
         }
@@ -212,12 +327,13 @@ impl Play<'_> {
     /// The handshake says split-brain. A secondary that was written alone before it ever met the other node does
     /// so whatever the other one did (C5).
     pub(crate) fn split_brain_found(&mut self, never_met: bool) {
+        let set_back = self.state.left.rollbacks != self.world.budget.rollbacks;
         let ghost = &mut self.state.ghost;
         let both = ghost.changed[0] != 0 && ghost.changed[1] != 0;
         ghost.seen.split = both;
         ghost.seen.split_in_window = !both && ghost.window;
         ghost.seen.split_before_meeting = !both && !ghost.window && never_met;
-        ghost.seen.invented_split = !both && !ghost.window && !never_met;
+        ghost.seen.invented_split = !both && !ghost.window && !never_met && !set_back;
     }
 
     fn extent_of(&self, p: NodeId, at: usize) -> Option<usize> {
@@ -236,12 +352,13 @@ fn read(state: &State, extent: usize) -> Option<Value> {
     if engine.writes.iter().any(busy) {
         return None;
     }
-    let from = if engine.stale & bit(extent) == 0 {
+    let from = if (engine.stale | engine.turning_extents()) & bit(extent) == 0 {
         p
     } else {
         let under_way = |write: &crate::state::Write| {
             usize::from(write.extent) == extent && write.remote == Half::Awaited
         };
+        // What the secondary has failed is known by the time that its answer is.
         if !state.is_up() || engine.writes.iter().any(under_way) {
             return None; // parked, or behind that write
         }
@@ -253,11 +370,12 @@ fn read(state: &State, extent: usize) -> Option<Value> {
 /// No read gives anything but what was promised.
 #[must_use]
 pub fn reads_are_right(state: &State, extents: usize) -> bool {
-    let Some(p) = state.primary() else { return true };
-    (0..extents).all(|extent| {
-        state.ghost.behind[p] & bit(extent) != 0
-            || read(state, extent).is_none_or(|value| one(value) & state.ghost.may[extent] != 0)
-    })
+    let Some(p) = state.primary() else { return !state.ghost.seen.wrong_read };
+    !state.ghost.seen.wrong_read
+        && (0..extents).all(|extent| {
+            state.ghost.behind[p] & bit(extent) != 0
+                || read(state, extent).is_none_or(|value| one(value) & state.ghost.may[extent] != 0)
+        })
 }
 
 /// Nodes that say that they are in step, with nothing under way, hold the same, and what was promised.
@@ -281,5 +399,6 @@ pub fn is_in_step(state: &State) -> bool {
         && !engine.session
         && engine.step == Step::Copying
         && engine.writes.is_empty()
+        && engine.read.is_none()
         && to_synchronise(engine) == 0
 }

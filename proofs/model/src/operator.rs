@@ -1,9 +1,11 @@
 //! What happens to a pair from outside: losses of power, dead workers, changes of roles, `create`.
 
+use hast_engine::Turning;
 use hast_format::activemap::Activemap;
 
 use crate::play::Play;
-use crate::state::{Cached, Counted, Disk, Engine, Meta, NodeId, Says, Step, bit, other};
+use crate::state::{Cached, Counted, Disk, Engine, Meta, NodeId, Relying, Says, Snapshot, Step, bit, other};
+use crate::variant::Variant;
 
 /// A primary's memory as its worker finds it on disk.
 pub(crate) fn start(disk: &Disk, extents: usize, keepdirty: u32) -> Engine {
@@ -26,9 +28,16 @@ pub(crate) fn start(disk: &Disk, extents: usize, keepdirty: u32) -> Engine {
         step: Step::Copying,
         done: None,
         flush: None,
+        waiting: false,
         counting: None,
+        marking: None,
+        turning: Turning::new(count),
+        unable_to_record: false,
+        relying: Relying::No,
         writes: Vec::new(),
+        read: None,
         peer: (0, 0),
+        peer_boot: 0,
         meta,
     };
     for extent in (0..extents).filter(|extent| engine.stale & bit(*extent) != 0) {
@@ -69,6 +78,7 @@ impl Play<'_> {
             let machine = self.node(node);
             machine.disk.flush();
             machine.primary = Some(start(&machine.disk, extents, keepdirty));
+            self.begins_again(node);
         } else {
             self.close(false);
             self.node(node).disk.forget_dropped();
@@ -108,7 +118,11 @@ impl Play<'_> {
         self.state.nodes[p].primary.as_ref().is_some_and(|engine| {
             engine.writes.is_empty()
                 && engine.flush.is_none()
+                && engine.read.is_none()
+                && engine.turning_extents() == 0
+                && !engine.waiting
                 && engine.counting.is_none()
+                && engine.marking.is_none()
                 && !engine.save
                 && engine.map_writing.is_none()
                 && !self.has_dropped(p)
@@ -126,13 +140,14 @@ impl Play<'_> {
         if self.state.link != crate::state::Link::Down {
             self.node(other(p)).disk.flush();
         }
-        let covers = self.acknowledged_extents();
         if let Some(engine) = self.engine(p) {
             engine.flush = Some(crate::state::FlushRun {
+                client: false,
                 local: Says::Yes,
                 remote: if up { Says::Yes } else { Says::Unknown },
-                covers,
+                covers: 0,
                 lone: std::mem::take(&mut engine.lone),
+                cut_off: false,
             });
         }
         self.end_flush(p);
@@ -140,6 +155,11 @@ impl Play<'_> {
         if self.engine(p).is_some_and(|engine| engine.save && engine.step != Step::Saving) {
             self.saved(p);
         }
+        // A secondary that lacks something is told so before the connection closes.
+        if up && self.secondary_lacks_something(p) && !self.breaks(Variant::C4Marked) {
+            self.write_mark(other(p));
+        }
+        self.role_ended(p);
         if self.state.link != crate::state::Link::Down {
             self.secondary_ends(other(p));
         }
@@ -176,12 +196,38 @@ impl Play<'_> {
         }
     }
 
+    /// Somebody copies a node's disk as it is.
+    pub(crate) fn snapshot(&mut self, node: NodeId) {
+        let mut disk = self.state.nodes[node].disk.clone();
+        disk.dropped = 0;
+        disk.flush();
+        self.state.snapshot = Some(Snapshot { node, disk, outdated: false });
+    }
+
+    /// A machine is set back to that copy; its daemon starts in role init.
+    pub(crate) fn rolled_back_to_snapshot(&mut self) {
+        self.state.left.rollbacks -= 1;
+        let Some(Snapshot { node, disk, .. }) = self.state.snapshot.take() else { return };
+        if self.state.nodes[node].primary.is_some() {
+            self.end_primary(node);
+        } else {
+            self.close(false);
+        }
+        let before = self.state.nodes[node].disk.data.clone().map(|data| data.now);
+        let machine = self.node(node);
+        machine.disk = disk;
+        machine.boot = machine.boot.saturating_add(1);
+        self.starts(node);
+        self.rolled_back(node, before);
+    }
+
     /// `create` on a node that is not primary: metadata and map as new, and another, empty disk below.
     pub(crate) fn created(&mut self, node: NodeId) {
         self.state.left.creates -= 1;
         let data = [0; crate::state::EXTENTS].map(Cached::new);
         self.node(node).disk =
             Disk { data, map: Cached::new(0), meta: Cached::new(Meta::default()), dropped: 0 };
+        self.starts(node);
         self.copy_given_up(node);
     }
 }

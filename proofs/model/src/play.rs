@@ -3,7 +3,9 @@
 use hast_engine::{Counts, Durable, Half};
 use hast_net::errno::Errno;
 
-use crate::state::{Engine, Extents, Link, Node, NodeId, Says, Seen, State, Step, There, bit, other};
+use crate::state::{
+    Engine, Extents, Link, Node, NodeId, Says, Seen, Stage, State, Step, There, Write, bit, other,
+};
 use crate::variant::Variant;
 use crate::worlds::World;
 
@@ -63,7 +65,7 @@ impl<'a> Play<'a> {
             for node in [0, 1] {
                 // With nothing dropped nothing will be: what was written since the last flush is no matter.
                 if self.state.nodes[node].durable.dropped().is_empty() {
-                    self.starts(node);
+                    self.node(node).durable = Durable::new(u32::try_from(self.world.extents).unwrap_or(0));
                 }
             }
         }
@@ -79,6 +81,14 @@ impl<'a> Play<'a> {
         if !lazily {
             disk.flush();
         }
+        // Once the secondary has forgotten the generation before, the connection is one that both nodes know of.
+        if self.state.is_up()
+            && self.state.primary() == Some(other(node))
+            && meta.connection_before == 0
+            && let Some(snapshot) = &mut self.state.snapshot
+        {
+            snapshot.outdated |= snapshot.disk.meta.now.connection != meta.connection;
+        }
     }
 
     /// The nodes may differ, or their counts do.
@@ -91,7 +101,7 @@ impl<'a> Play<'a> {
 
     /// Extents to synchronise of which our copy is right.
     pub(crate) fn behind(engine: &Engine) -> Extents {
-        to_synchronise(engine) & !engine.stale
+        to_synchronise(engine) & !engine.stale & !engine.turning_extents()
     }
 
     /// C1, or L5.
@@ -128,6 +138,8 @@ impl<'a> Play<'a> {
         engine.marked = false;
         engine.step = Step::Copying;
         engine.done = None;
+        engine.turning.clear();
+        engine.peer_boot = 0;
         for write in &mut engine.writes {
             write.same_connection = false;
         }
@@ -154,10 +166,19 @@ impl<'a> Play<'a> {
             self.given_alone(p, at);
             self.advance(p, at);
         }
+        let telling = |write: &Write| write.stage == Stage::Telling;
+        while let Some(at) = self.engine(p).and_then(|engine| engine.writes.iter().position(telling)) {
+            self.told(p, at, false);
+        }
+        self.read_lost(p);
+        if was_up {
+            self.end_relying(p, false);
+        }
         if let Some(engine) = self.engine(p)
             && let Some(run) = &mut engine.flush
         {
             run.remote = crate::state::Says::Unknown;
+            run.cut_off = false;
         }
         if was_up {
             self.end_flushing(p, Says::Unknown);
@@ -186,11 +207,13 @@ impl<'a> Play<'a> {
 
     /// `node` has a new worker: nothing is known of its disk but what has been flushed.
     pub(crate) fn starts(&mut self, node: NodeId) {
+        self.node(node).doubts = false;
         self.node(node).durable = Durable::new(u32::try_from(self.world.extents).unwrap_or(0));
     }
 
     /// The secondary's worker ends as it should: what was dropped is written again, and all is flushed (L14).
     pub(crate) fn secondary_ends(&mut self, s: NodeId) {
+        self.doubted(s);
         let disk = &mut self.node(s).disk;
         disk.dropped = 0;
         disk.flush();

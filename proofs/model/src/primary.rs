@@ -1,24 +1,24 @@
-//! The primary at work: writes, saves and marks. What decides is the engine's: the map is its `Activemap`, a
-//! write's verdict and outcome its `Standing`.
+//! The primary's writes. What decides is the engine's: the map is its `Activemap`, a write's verdict and outcome its
+//! `Standing`.
 
-use hast_engine::{Half, Standing, Verdict, must_be_marked};
+use hast_engine::{Half, Standing, Verdict};
 use hast_format::activemap::Outcome;
+use hast_net::Replication;
 
-use crate::play::{EIO, Play, to_synchronise};
-use crate::state::{Counted, Engine, Link, Meta, NodeId, Says, Stage, Step, There, Write, bit, other};
+use crate::play::{EIO, Play};
+use crate::state::{Counted, Engine, NodeId, Relying, Says, Stage, There, Write, bit, other};
 use crate::variant::Variant;
 
 impl Play<'_> {
-    // ---- writes
-
     /// Whether the client may begin a write to `extent`.
     pub(crate) fn takes_write(&self, engine: &Engine, extent: usize) -> bool {
         let held = |write: &Write| {
             usize::from(write.extent) == extent && !matches!(write.stage, Stage::Completed { .. })
         };
-        let parked = engine.target && !self.state.is_up();
+        let parked = engine.rests_on_secondary() && !self.state.is_up();
         engine.writes.len() < usize::from(self.state.left.at_once)
             && !engine.writes.iter().any(held)
+            && !engine.reads(extent)
             && !parked
     }
 
@@ -43,6 +43,7 @@ impl Play<'_> {
             suspect: false,
             flushed: false,
             finished: false,
+            staled: false,
         });
         let at = engine.writes.len() - 1;
         if durable {
@@ -54,9 +55,9 @@ impl Play<'_> {
     fn issue(&mut self, p: NodeId, at: usize) {
         let up = self.state.is_up();
         let Some(engine) = self.engine(p) else { return };
-        let target = engine.target;
+        let rests = engine.rests_on_secondary();
         let Some(write) = engine.writes.get_mut(at) else { return };
-        if !up && target {
+        if !up && rests {
             // The secondary went away while the map was being written; the client will not wait for ever.
             let extent = u32::from(write.extent);
             engine.map.finish(extent..extent + 1, Outcome::NotIssued);
@@ -99,6 +100,7 @@ impl Play<'_> {
             let same = self.engine(p).is_some_and(|engine| engine.writes.len() == length);
             at += usize::from(same);
         }
+        self.begin_repair(p);
     }
 
     /// The local disk has answered.
@@ -109,6 +111,7 @@ impl Play<'_> {
         let (extent, value, suspect) = (usize::from(write.extent), write.value, write.suspect);
         if suspect {
             self.node(p).durable.may_have_dropped(extent as u32..extent as u32 + 1);
+            self.turn(p, extent);
         } else {
             self.answered(p, extent);
         }
@@ -146,7 +149,7 @@ impl Play<'_> {
         let Some(engine) = self.engine(p) else { return };
         let Some(write) = engine.writes.get_mut(at) else { return };
         write.remote = if good { Half::Done } else { EIO };
-        let extent = usize::from(write.extent);
+        let (extent, received) = (usize::from(write.extent), write.received);
         if !good {
             write.there = There::NotSent;
         }
@@ -155,12 +158,15 @@ impl Play<'_> {
         } else {
             self.answered(other(p), extent);
             self.given_alone(p, at);
+            if received {
+                self.doubt(other(p));
+            }
         }
         self.advance(p, at);
     }
 
     /// What decides about a write.
-    fn standing(&self, engine: &Engine, write: &Write) -> Standing {
+    fn standing(&self, engine: &Engine, write: &Write, relies: bool) -> Standing {
         Standing {
             mode: self.world.mode,
             is_write: true,
@@ -170,7 +176,7 @@ impl Play<'_> {
             suspect: write.suspect,
             same_connection: write.same_connection,
             is_up: self.state.is_up(),
-            relies: engine.target,
+            relies,
             behind: Play::behind(engine) & bit(write.extent.into()) != 0,
             is_cut_off: false,
             flushed: write.flushed,
@@ -179,30 +185,60 @@ impl Play<'_> {
 
     /// One of the two nodes has answered.
     pub(crate) fn advance(&mut self, p: NodeId, at: usize) {
+        let called_stale = self.called_stale(p);
         let Some(engine) = &self.state.nodes[p].primary else { return };
         let Some(&write) = engine.writes.get(at) else { return };
         let heard = write.stage == (Stage::Completed { well: true });
-        let relies = engine.target;
-        let standing = self.standing(engine, &write);
+        let relies = engine.rests_on_secondary();
+        let turning = engine.turning.contains(write.extent.into());
+        let mut standing = self.standing(engine, &write, relies || turning);
+        if called_stale & bit(write.extent.into()) != 0 && !heard {
+            // Our disk alone is not enough before the metadata say that it is good, in any mode.
+            standing.mode = Replication::Fullsync;
+        }
         if write.stage == Stage::Issued {
             match standing.verdict() {
                 Verdict::Wait => {}
-                Verdict::TakeBack => return self.take_back(p, at),
-                Verdict::Fail => self.complete(p, at, false),
+                Verdict::TakeBack => return self.take_back(p, at, relies),
+                Verdict::Fail => {
+                    if relies && !standing.is_confirmed() {
+                        self.give_up(p, write.extent.into());
+                    }
+                    self.complete(p, at, false);
+                }
+                Verdict::Complete if called_stale & bit(write.extent.into()) != 0 && !write.flushed => {
+                    if standing.is_there_still() {
+                        return self.flush_there(p, at);
+                    }
+                    self.good_again(p, at);
+                }
                 Verdict::Complete => self.complete(p, at, true),
-                Verdict::FlushThere => return self.set_stage(p, at, Stage::Flushing { covered: false }),
+                Verdict::FlushThere => return self.flush_there(p, at),
                 Verdict::WriteDown => self.write_down(p, at, standing.is_here()),
             }
         }
         if standing.is_answered() {
-            self.finish(p, at, standing, relies);
+            self.finish(p, at, relies);
             if heard && standing.owes_count() {
                 self.count(p);
+            }
+            if heard {
+                self.end_owed(p);
             }
         }
     }
 
-    fn set_stage(&mut self, p: NodeId, at: usize, stage: Stage) {
+    /// The secondary is to be the only one that has it, or makes sense of it: it flushes first.
+    fn flush_there(&mut self, p: NodeId, at: usize) {
+        let Some(engine) = self.engine(p) else { return };
+        let Some(&write) = engine.writes.get(at) else { return };
+        if write.local != Half::Done || write.suspect {
+            self.turn(p, write.extent.into());
+        }
+        self.set_stage(p, at, Stage::Flushing { covered: false });
+    }
+
+    pub(crate) fn set_stage(&mut self, p: NodeId, at: usize, stage: Stage) {
         if let Some(write) = self.engine(p).and_then(|engine| engine.writes.get_mut(at)) {
             write.stage = stage;
         }
@@ -211,6 +247,9 @@ impl Play<'_> {
     /// A flush that the secondary was asked for has ended, or the connection has: whoever waited is judged anew.
     pub(crate) fn end_flushing(&mut self, p: NodeId, remote: Says) {
         let up = self.state.is_up();
+        if self.engine(p).is_some_and(|engine| engine.relying == (Relying::Flushing { covered: true })) {
+            self.end_relying(p, remote == Says::Yes);
+        }
         let waits = |write: &Write| match write.stage {
             Stage::Flushing { covered } => covered || !up,
             _ => false,
@@ -237,36 +276,53 @@ impl Play<'_> {
         if here {
             self.count(p);
         }
+        let (called_stale, recorded) = (self.called_stale(p), self.state.nodes[p].disk.meta.now.stale);
         let Some(engine) = self.engine(p) else { return };
         let Some(&write) = engine.writes.get(at) else { return };
-        let (extent, stale) = (bit(write.extent.into()), engine.stale);
-        if !here {
-            if engine.writes.iter().any(|other| other.is_owed(write.extent.into())) {
+        let extent = usize::from(write.extent);
+        let known = engine.stale & recorded & bit(extent) != 0;
+        let mut waits = (!here && !known) || engine.counted == Counted::Pending;
+        if !here && !known {
+            let staled = engine.stale & bit(extent) == 0;
+            if !self.note_stale(p, extent) {
                 return self.complete(p, at, false);
             }
-            engine.stale |= extent;
-            engine.save = true;
-        } else if engine.stale & extent != 0 {
-            engine.stale &= !extent;
-            engine.save = true;
+            if let Some(write) = self.engine(p).and_then(|engine| engine.writes.get_mut(at)) {
+                write.staled = staled;
+            }
+        } else if here && called_stale & bit(extent) != 0 {
+            engine.no_longer_stale(extent);
+            self.node(p).durable.forget(extent as u32); // written as a whole, and no flush has failed since
+            waits = true;
         }
-        let waits = !here || engine.counted == Counted::Pending || engine.stale != stale;
-        if let Some(write) = engine.writes.get_mut(at) {
-            write.stage = Stage::Saving;
+        if let Some(engine) = self.engine(p) {
+            engine.save |= waits;
         }
+        self.set_stage(p, at, Stage::Saving);
         if !waits {
             self.written_down(p, at);
         }
     }
 
+    /// Both nodes have written what the metadata call stale, and the secondary is gone: they say first that it is not.
+    fn good_again(&mut self, p: NodeId, at: usize) {
+        let Some(engine) = self.engine(p) else { return };
+        let Some(&write) = engine.writes.get(at) else { return };
+        engine.no_longer_stale(write.extent.into());
+        engine.save = true;
+        self.node(p).durable.forget(write.extent.into()); // written as a whole, and no flush has failed since
+        self.set_stage(p, at, Stage::Saving);
+    }
+
     /// What the metadata has to say about it is durable.
-    fn written_down(&mut self, p: NodeId, at: usize) {
+    pub(crate) fn written_down(&mut self, p: NodeId, at: usize) {
         let up = self.state.is_up();
         let marks = !self.breaks(Variant::L6);
         let held = self.state.nodes[p].primary.as_ref().is_some_and(|engine| {
-            engine.writes.get(at).is_some_and(|write| self.standing(engine, write).is_held())
+            engine.writes.get(at).is_some_and(|write| self.standing(engine, write, false).is_held())
         });
         if !held {
+            self.restore(p, at);
             return self.complete(p, at, false);
         }
         let Some(engine) = self.engine(p) else { return };
@@ -278,31 +334,53 @@ impl Play<'_> {
         }
     }
 
+    /// The only node that had it went away before anybody heard of it: what counts as stale because of it does not
+    /// any more.
+    pub(crate) fn restore(&mut self, p: NodeId, at: usize) {
+        let up = self.state.is_up();
+        let Some(engine) = self.engine(p) else { return };
+        let Some(write) = engine.writes.get_mut(at) else { return };
+        if up || !std::mem::take(&mut write.staled) {
+            return;
+        }
+        let extent = usize::from(write.extent);
+        engine.no_longer_stale(extent);
+        engine.map.mark_dirty(extent as u32);
+        engine.save = true;
+        self.node(p).durable.may_have_dropped(extent as u32..extent as u32 + 1);
+    }
+
     /// The client hears of it.
-    fn complete(&mut self, p: NodeId, at: usize, well: bool) {
+    pub(crate) fn complete(&mut self, p: NodeId, at: usize, well: bool) {
         let Some(engine) = self.engine(p) else { return };
         let Some(write) = engine.writes.get_mut(at) else { return };
         write.stage = Stage::Completed { well };
+        write.staled = false;
         if well {
             self.acknowledged(p, at);
         }
     }
 
-    /// The connection broke while the only node that could make sense of it had it.
-    fn take_back(&mut self, p: NodeId, at: usize) {
+    /// The connection broke while the only node that could make sense of it had it. The client does not wait for
+    /// ever: a later attempt is another write.
+    fn take_back(&mut self, p: NodeId, at: usize, relied: bool) {
         let Some(engine) = self.engine(p) else { return };
         let Some(&write) = engine.writes.get(at) else { return };
         let extent = u32::from(write.extent);
-        if Play::behind(engine) & bit(write.extent.into()) == 0 {
-            engine.stale |= bit(write.extent.into());
+        if relied {
+            self.give_up(p, extent as usize);
         }
+        let Some(engine) = self.engine(p) else { return };
         engine.map.finish(extent..extent + 1, Outcome::Unconfirmed);
         engine.writes.remove(at);
     }
 
     /// Both parts are known: what the map learns.
-    fn finish(&mut self, p: NodeId, at: usize, standing: Standing, relied: bool) {
+    fn finish(&mut self, p: NodeId, at: usize, relied: bool) {
         let up = self.state.is_up();
+        let Some(engine) = &self.state.nodes[p].primary else { return };
+        let Some(&write) = engine.writes.get(at) else { return };
+        let standing = self.standing(engine, &write, relied);
         let mut outcome = standing.outcome();
         let forgets = match (standing.local, standing.remote) {
             (Half::Done, Half::Lost) => self.breaks(Variant::L1),
@@ -313,127 +391,39 @@ impl Play<'_> {
         if forgets {
             outcome = Outcome::StoredOnBoth;
         }
-        let Some(engine) = self.engine(p) else { return };
-        let Some(&write) = engine.writes.get(at) else { return };
-        let extent = bit(write.extent.into());
+        let extent = usize::from(write.extent);
+        let behind = Play::behind(engine) & bit(extent) != 0;
         let (here, confirmed) = (standing.is_here(), standing.is_confirmed() || forgets);
-        if relied && !confirmed && Play::behind(engine) & extent == 0 {
-            engine.stale |= extent;
-        } else if here && engine.stale & extent != 0 {
-            engine.stale &= !extent;
-            engine.save = true;
+        // Somebody relies on our copy, whatever has come to need the secondary since.
+        let ours = write.stage == (Stage::Completed { well: true }) && write.remote != Half::Done;
+        if relied && !ours && !confirmed && !behind {
+            self.give_up(p, extent);
+        } else if here && self.engine(p).is_some_and(|engine| engine.no_longer_stale(extent)) {
+            self.node(p).durable.forget(extent as u32);
+            if let Some(engine) = self.engine(p) {
+                engine.save = true;
+            }
         }
-        let range = u32::from(write.extent)..u32::from(write.extent) + 1;
-        engine.map.finish(range, outcome);
+        let Some(engine) = self.engine(p) else { return };
+        if ours {
+            engine.turning.remove(extent as u32); // the secondary is not right either
+        }
+        if write.remote == Half::Done && !write.flushed && engine.stale & bit(extent) != 0 {
+            engine.lone |= bit(extent);
+        }
+        let range = extent as u32..extent as u32 + 1;
+        if outcome == Outcome::Unconfirmed && engine.turning.contains(extent as u32) {
+            engine.turning.differs(extent as u32);
+            engine.map.finish(range, Outcome::StoredOnBoth);
+        } else {
+            engine.map.finish(range, outcome);
+        }
         engine.unconfirmed |= outcome == Outcome::Unconfirmed && !confirmed;
         if let Some(write) = engine.writes.get_mut(at) {
             write.finished = true;
         }
         if outcome != Outcome::StoredOnBoth && up {
             self.begin_session(p);
-        }
-    }
-
-    // ---- metadata
-
-    /// A save is durable.
-    pub(crate) fn saved(&mut self, p: NodeId) {
-        let Some(engine) = self.engine(p) else { return };
-        engine.save = false;
-        engine.meta.was_primary = true;
-        engine.meta.stale = if engine.target { 0 } else { engine.stale };
-        let mut meta = engine.meta;
-        meta.set_counts(meta.counts().saved(meta.resuid.into()));
-        let rose = engine.counted == Counted::Pending;
-        if rose {
-            engine.counted = Counted::Durable;
-        }
-        self.write_meta(p, meta);
-        if rose {
-            self.counted();
-        }
-        let waiting = self.engine(p).map_or(0, |engine| engine.writes.len());
-        for at in 0..waiting {
-            let saving = |engine: &mut Engine| engine.writes.get(at).map(|write| write.stage);
-            if self.engine(p).and_then(saving) == Some(Stage::Saving) {
-                self.written_down(p, at);
-            }
-        }
-        let Some(engine) = self.engine(p) else { return };
-        let counting = engine.counting.take();
-        if engine.step == Step::Saving {
-            engine.target = false;
-            engine.marked = false;
-            engine.step = Step::Telling;
-            engine.done = Some(engine.meta.local);
-        }
-        if let Some(covers) = counting {
-            self.client_flushed(covers);
-        }
-    }
-
-    // ---- marks
-
-    /// L6: whether the secondary has to know that it is out of date.
-    pub(crate) fn secondary_lacks_something(&self, p: NodeId) -> bool {
-        let Some(engine) = &self.state.nodes[p].primary else { return false };
-        let boot = self.state.nodes[other(p)].boot;
-        !engine.marked
-            && !self.breaks(Variant::L6)
-            && must_be_marked(engine.unconfirmed, engine.meta.peer_boot != boot, Play::behind(engine) != 0)
-    }
-
-    /// Whether the secondary is to be asked to mark itself.
-    pub(crate) fn wants_mark(&self, p: NodeId) -> bool {
-        let Some(engine) = &self.state.nodes[p].primary else { return false };
-        let waits = engine.writes.iter().any(|write| write.stage == Stage::Marking);
-        let copying = engine.session && to_synchronise(engine) != 0;
-        if engine.done.is_some() {
-            return false; // one after the other
-        }
-        match self.state.link {
-            Link::Marking => true,
-            Link::Up { .. } => (waits || copying) && self.secondary_lacks_something(p),
-            _ => false,
-        }
-    }
-
-    /// The secondary has marked itself, durably, and the primary hears it.
-    pub(crate) fn marked(&mut self, p: NodeId) {
-        let meta = Meta { mark: true, was_primary: false, ..self.state.nodes[other(p)].disk.meta.now };
-        self.write_meta(other(p), meta);
-        if let Some(engine) = self.engine(p) {
-            engine.marked = true;
-        }
-        if self.state.link == Link::Marking {
-            self.up(p);
-        }
-        self.first_request(p);
-        self.end_marking(p);
-    }
-
-    /// Writes that waited for the mark are complete.
-    pub(crate) fn end_marking(&mut self, p: NodeId) {
-        let writes = self.engine(p).map_or(0, |engine| engine.writes.len());
-        for at in 0..writes {
-            let stage = |engine: &mut Engine| engine.writes.get(at).map(|write| write.stage);
-            if self.engine(p).and_then(stage) == Some(Stage::Marking) {
-                self.complete(p, at, true);
-            }
-        }
-    }
-
-    pub(crate) fn end_marking_if_pointless(&mut self, p: NodeId) {
-        if self.state.is_up() && !self.secondary_lacks_something(p) {
-            self.end_marking(p);
-        }
-    }
-
-    /// The secondary clears its map when something comes after its answer.
-    pub(crate) fn first_request(&mut self, p: NodeId) {
-        if self.state.link == (Link::Up { cleared: false }) {
-            self.node(other(p)).disk.map.write(0);
-            self.state.link = Link::Up { cleared: true };
         }
     }
 }

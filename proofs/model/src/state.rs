@@ -3,8 +3,10 @@
 //! Everything is small and canonical: two states that differ only in how they came about are equal. An
 //! extent holds one value, the number of the write that filled it; 0 is what `create` leaves.
 
-use hast_engine::{Counts, Durable, Flushed, Half};
+use hast_engine::{Durable, Flushed, Half, Turning};
 use hast_format::activemap::Activemap;
+
+pub use crate::disk::{Cached, Disk, Generation, Meta, generation, small_generation};
 
 /// Most extents of a world.
 pub const EXTENTS: usize = 3;
@@ -28,181 +30,6 @@ pub fn bit(extent: usize) -> Extents {
     1 << extent
 }
 
-/// Something on a disk with a volatile cache.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Cached<T> {
-    /// What a read gives.
-    pub now: T,
-    /// What a loss of power may bring back instead, in rising order.
-    pub older: Vec<T>,
-}
-
-impl<T: Copy + Ord> Cached<T> {
-    /// Durable from the start.
-    pub fn new(now: T) -> Cached<T> {
-        Cached { now, older: Vec::new() }
-    }
-
-    /// Into the cache; whatever was there may come back.
-    pub fn write(&mut self, value: T) {
-        if value != self.now {
-            if let Err(at) = self.older.binary_search(&self.now) {
-                self.older.insert(at, self.now);
-            }
-            if let Ok(at) = self.older.binary_search(&value) {
-                self.older.remove(at);
-            }
-            self.now = value;
-        }
-    }
-
-    /// What is there is durable.
-    pub fn flush(&mut self) {
-        self.older.clear();
-    }
-
-    /// Written and flushed.
-    pub fn write_durably(&mut self, value: T) {
-        self.now = value;
-        self.older.clear();
-    }
-
-    /// How many states a loss of power may leave.
-    #[must_use]
-    pub fn outcomes(&self) -> usize {
-        self.older.len() + 1
-    }
-
-    /// A loss of power leaves that one: 0 what is there, otherwise an older one.
-    pub fn lose(&mut self, choice: usize) {
-        if let Some(at) = choice.checked_sub(1)
-            && let Some(older) = self.older.get(at)
-        {
-            self.now = *older;
-        }
-        self.older.clear();
-    }
-}
-
-/// What of the metadata matters here.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Meta {
-    /// Identity of the resource, 0: none yet.
-    pub resuid: u8,
-    /// localcnt.
-    pub local: u8,
-    /// remotecnt.
-    pub remote: u8,
-    /// prevrole is primary.
-    pub was_primary: bool,
-    /// This copy is inconsistent (L6).
-    pub mark: bool,
-    /// As a primary: the other node has the newer data (L18).
-    pub target: bool,
-    /// Extents that are right on the other node alone (L3).
-    pub stale: Extents,
-    /// The other node's boot id when the nodes were in step, 0: unknown.
-    pub peer_boot: u8,
-}
-
-impl Meta {
-    /// The counts as the engine's functions take them.
-    #[must_use]
-    pub fn counts(&self) -> Counts {
-        Counts { local: self.local.into(), remote: self.remote.into() }
-    }
-
-    /// What one of those gave.
-    pub fn set_counts(&mut self, counts: Counts) {
-        self.local = small(counts.local);
-        self.remote = small(counts.remote);
-    }
-}
-
-/// Counts of a bounded world fit a byte.
-fn small(count: u64) -> u8 {
-    u8::try_from(count).unwrap_or(u8::MAX)
-}
-
-/// A node's provider.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Disk {
-    /// The data area.
-    pub data: [Cached<Value>; EXTENTS],
-    /// The first byte of the map.
-    pub map: Cached<u8>,
-    /// The metadata block.
-    pub meta: Cached<Meta>,
-    /// Extents that were in the cache when a flush failed: what is read there no flush puts on the medium, until it is
-    /// written again.
-    pub dropped: Extents,
-}
-
-impl Disk {
-    /// A flush of the device.
-    pub fn flush(&mut self) {
-        self.flush_data();
-        self.map.flush();
-        self.meta.flush();
-    }
-
-    /// What a flush does to the data area.
-    pub fn flush_data(&mut self) {
-        for (extent, data) in self.data.iter_mut().enumerate() {
-            if self.dropped & bit(extent) == 0 {
-                data.flush();
-            }
-        }
-    }
-
-    /// A flush of the device fails: what the data area has in its cache is dropped.
-    pub fn fail_flush(&mut self) {
-        for (extent, data) in self.data.iter().enumerate() {
-            if data.outcomes() > 1 {
-                self.dropped |= bit(extent);
-            }
-        }
-    }
-
-    /// An extent is written, for the first time or again.
-    pub fn write(&mut self, extent: usize, value: Value) {
-        self.data[extent].write(value);
-        self.dropped &= !bit(extent);
-    }
-
-    /// The worker has ended, and nobody reads what was dropped any more.
-    pub fn forget_dropped(&mut self) {
-        for (extent, data) in self.data.iter_mut().enumerate() {
-            if self.dropped & bit(extent) != 0 {
-                data.lose(1);
-            }
-        }
-        self.dropped = 0;
-    }
-
-    /// How many states a loss of power may leave.
-    #[must_use]
-    pub fn outcomes(&self) -> usize {
-        let data: usize = self.data.iter().map(Cached::outcomes).product();
-        data * self.map.outcomes() * self.meta.outcomes()
-    }
-
-    /// A loss of power leaves that one of them.
-    pub fn lose(&mut self, mut choice: usize) {
-        for data in &mut self.data {
-            let outcomes = data.outcomes();
-            data.lose(choice % outcomes);
-            choice /= outcomes;
-        }
-        let outcomes = self.map.outcomes();
-        self.map.lose(choice % outcomes);
-        choice /= outcomes;
-        let outcomes = self.meta.outcomes();
-        self.meta.lose(choice % outcomes);
-        self.dropped = 0;
-    }
-}
-
 /// One machine.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Node {
@@ -212,6 +39,8 @@ pub struct Node {
     pub boot: u8,
     /// What its worker, if there is one, knows to be durable: the engine's own account.
     pub durable: Durable<()>,
+    /// As a secondary: something may be gone, and that is not written down yet (B1).
+    pub doubts: bool,
     /// In the primary role its worker's memory; otherwise it is a secondary, or nothing.
     pub primary: Option<Engine>,
 }
@@ -247,12 +76,82 @@ pub struct Engine {
     pub done: Option<u8>,
     /// The flush under way.
     pub flush: Option<FlushRun>,
-    /// Extents whose client waits for localcnt to rise before its flush is complete (L9).
-    pub counting: Option<Extents>,
+    /// A client's flush waits for the next one.
+    pub waiting: bool,
+    /// A client's flush that is complete but for the metadata to be saved (C1 (b), (d), L3).
+    pub counting: Option<Ended>,
+    /// One that is complete but for the secondary to mark itself (L9).
+    pub marking: Option<Ended>,
+    /// Extents that are about to be stale (S1): the engine's own account.
+    pub turning: Turning,
+    /// Nothing is complete without the secondary, which has written down what this node's metadata cannot say.
+    pub unable_to_record: bool,
+    /// How far the way to that has come.
+    pub relying: Relying,
     /// Requests, oldest first.
     pub writes: Vec<Write>,
+    /// A read.
+    pub read: Option<Read>,
     /// The secondary's counts as it said when the nodes last met.
     pub peer: (u8, u8),
+    /// The boot id that the connected secondary said.
+    pub peer_boot: u8,
+}
+
+/// A client's flush whose disks have answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ended {
+    /// Extents whose last acknowledged write came before it.
+    pub covers: Extents,
+    /// What the secondary said.
+    pub remote: Says,
+}
+
+/// As in the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Relying {
+    /// No.
+    No,
+    /// All that was complete has to be flushed there first.
+    Flushing {
+        /// The flush under way does.
+        covered: bool,
+    },
+    /// It was.
+    Durable,
+}
+
+/// A read that this node's disk alone does not answer, and what is written back afterwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Read {
+    /// Where.
+    pub extent: u8,
+    /// This node's disk could not read it.
+    pub failed_here: bool,
+    /// How far it is.
+    pub stage: Reading,
+}
+
+/// The stages of a [`Read`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reading {
+    /// The secondary has yet to store what is complete already (R1).
+    Owed,
+    /// The secondary was asked.
+    Asked,
+    /// It has read this, and says so.
+    Answered(Value),
+    /// The client has this; its bit has to be durable before it is written back.
+    RepairMap(Value),
+    /// It is being written back.
+    Repair {
+        /// What is written.
+        value: Value,
+        /// The connection that stood when that began still stands.
+        same_connection: bool,
+        /// A local flush failed meanwhile.
+        suspect: bool,
+    },
 }
 
 /// Whether localcnt has risen since the nodes were last connected.
@@ -282,6 +181,8 @@ pub enum Step {
 /// A flush of both nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlushRun {
+    /// A client waits for it.
+    pub client: bool,
     /// What this node's disk will say.
     pub local: Says,
     /// What the secondary will say.
@@ -290,6 +191,8 @@ pub struct FlushRun {
     pub covers: Extents,
     /// Extents that the secondary alone had stored when it began.
     pub lone: Extents,
+    /// The secondary has not been asked, and will not be: the connection breaks before that.
+    pub cut_off: bool,
 }
 
 /// [`Flushed`], in a state.
@@ -297,7 +200,7 @@ pub struct FlushRun {
 pub enum Says {
     /// Durable.
     Yes,
-    /// Not asked, or lost.
+    /// Nothing: it was not asked, or the connection has broken or will.
     Unknown,
     /// Failed.
     Failed,
@@ -338,6 +241,8 @@ pub struct Write {
     pub flushed: bool,
     /// Both parts are known, and the map has learnt of it.
     pub finished: bool,
+    /// Its extent became stale because of it.
+    pub staled: bool,
 }
 
 impl Write {
@@ -366,6 +271,10 @@ pub enum Stage {
     Saving,
     /// The secondary has to mark itself first.
     Marking,
+    /// The metadata cannot be saved: the secondary has to flush all that is complete (S1) ...
+    Relying,
+    /// ... and then to write down that it alone is right.
+    Telling,
     /// The client has its answer.
     Completed {
         /// A good one.
@@ -413,6 +322,8 @@ pub enum Link {
         map: Extents,
         /// Its data is the newer one.
         from_secondary: bool,
+        /// The generation that it had before (G1).
+        had: Generation,
     },
     /// The primary makes the merged map durable.
     Merging,
@@ -448,6 +359,16 @@ pub struct Budget {
     pub faults: u8,
     /// Flushes that fail: on the primary and on the secondary.
     pub flush_faults: [u8; 2],
+    /// Flushes of the client.
+    pub flushes: u8,
+    /// Reads of the client, as requests.
+    pub reads: u8,
+    /// Saves of the primary's metadata that fail.
+    pub save_faults: u8,
+    /// A node's disk is set back to what it was when a snapshot was taken.
+    pub rollbacks: u8,
+    /// Attempts to connect, where connections have generations; elsewhere there is any number.
+    pub connects: u8,
 }
 
 /// What an outside observer knows, who sees both disks and every answer. No transition of the protocol looks
@@ -474,6 +395,8 @@ pub struct Ghost {
     /// All that one node had written alone was copied to the other, or they met for the first time, and the counts
     /// are not equal on both yet (C2).
     pub window: bool,
+    /// That node's disk was set back, and it has not met the other one since.
+    pub set_back: [bool; 2],
     /// What went wrong, or was seen.
     pub seen: Seen,
 }
@@ -495,6 +418,18 @@ pub struct Seen {
     pub promoted_outdated: bool,
     /// A promotion was refused for the mark.
     pub refused: bool,
+    /// A read gave what it must not.
+    pub wrong_read: bool,
+    /// A disk was taken for an older one, and nobody had set it back.
+    pub false_alarm: bool,
+    /// ... and somebody had.
+    pub rollback_found: bool,
+    /// An extent became stale that was given up.
+    pub turned: bool,
+    /// The secondary has written down what the primary's metadata cannot say.
+    pub told: bool,
+    /// The secondary's answer to a read was not used, or waited for.
+    pub read_again: bool,
 }
 
 /// A state of the world.
@@ -510,8 +445,21 @@ pub struct State {
     pub written: Value,
     /// Resource ids drawn so far.
     pub drawn: u8,
+    /// What a node's disk may be set back to.
+    pub snapshot: Option<Snapshot>,
     /// The observer.
     pub ghost: Ghost,
+}
+
+/// A copy of a node's disk.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Snapshot {
+    /// Whose.
+    pub node: NodeId,
+    /// What was on it.
+    pub disk: Disk,
+    /// The nodes have been connected since, by a later connection than that disk knows of.
+    pub outdated: bool,
 }
 
 impl State {

@@ -9,7 +9,8 @@ use hast_net::errno::Errno;
 
 use crate::play::{Play, to_synchronise};
 use crate::state::{
-    Counted, Engine, FlushRun, Link, Meta, NodeId, Says, Stage, Step, There, Write, bit, other,
+    Counted, Ended, Engine, FlushRun, Link, Meta, NodeId, Read, Reading, Relying, Says, Stage, Step, There,
+    Write, bit, other,
 };
 use crate::variant::{Variant, original_flush_ending};
 
@@ -24,6 +25,8 @@ pub enum Fails {
     There,
     /// Both.
     Everywhere,
+    /// The secondary is not reached: the connection breaks before that.
+    CutOff,
 }
 
 impl Fails {
@@ -43,32 +46,39 @@ const EXTENT: u32 = 4096;
 
 impl Play<'_> {
     /// A flush, of a client or the map's own, begins: what is there now it makes durable, unless it fails.
-    pub(crate) fn begin_flush(&mut self, p: NodeId, fails: Fails) {
+    pub(crate) fn begin_flush(&mut self, p: NodeId, client: bool, fails: Fails) {
         let up = self.state.is_up();
         let skips_peer = up && self.breaks(Variant::L10);
-        let covers = self.acknowledged_extents();
         let ends_session = self.wants_flush(p);
-        if up && !skips_peer {
+        let cut_off = up && fails == Fails::CutOff;
+        if up && !skips_peer && !cut_off {
             self.first_request(p);
         }
         let local = self.flush_disk(p, fails.is_here());
         let remote = match fails {
-            _ if !up => Says::Unknown,
+            _ if !up || cut_off => Says::Unknown,
             _ if skips_peer => Says::Yes,
             _ => self.flush_disk(other(p), fails.is_there()),
         };
+        let all = self.all();
         let Some(engine) = self.engine(p) else { return };
         for write in &mut engine.writes {
             if let Stage::Flushing { covered } = &mut write.stage {
                 *covered = true;
             }
         }
+        if let Relying::Flushing { covered } = &mut engine.relying {
+            *covered = true;
+        }
         engine.map.flush_begins();
+        engine.turning.flush_begins();
         if ends_session {
             engine.step = Step::Flushing;
         }
         let lone = std::mem::take(&mut engine.lone);
-        engine.flush = Some(FlushRun { local, remote, covers, lone });
+        let client = std::mem::take(&mut engine.waiting) || client;
+        let covers = if client { all } else { 0 };
+        engine.flush = Some(FlushRun { client, local, remote, covers, lone, cut_off });
     }
 
     /// A node's disk is flushed, and will say how that went.
@@ -93,6 +103,9 @@ impl Play<'_> {
             Says::Failed => Err(Errno::EIO),
         };
         self.node(node).durable.end(NOW, &result);
+        if says == Says::Failed && node != p && !self.state.nodes[node].durable.dropped().is_empty() {
+            self.doubt(node);
+        }
         if node == p
             && says == Says::Failed
             && let Some(engine) = self.engine(p)
@@ -101,6 +114,10 @@ impl Play<'_> {
                 write.suspect |=
                     matches!(write.stage, Stage::Issued | Stage::Flushing { .. } | Stage::Completed { .. });
             }
+            if let Some(Read { stage: Reading::Repair { suspect, .. }, .. }) = &mut engine.read {
+                *suspect = true;
+            }
+            self.turn_dropped(p);
         }
         let dropped = if node == p {
             self.has_dropped(p)
@@ -153,6 +170,7 @@ impl Play<'_> {
             node != p
                 || ((!up || map.to_synchronise().contains(extent))
                     && (map.is_durable(extent..extent + 1) || !map.is_wanted(extent))
+                    && !engine.reads(extent as usize)
                     && !engine.writes.iter().any(|write| held(write, extent)))
         };
         let piece = durable.next_piece(NOW, Key(0), &layout, ready)?;
@@ -177,78 +195,157 @@ impl Play<'_> {
     /// It has ended on both nodes.
     pub(crate) fn end_flush(&mut self, p: NodeId) {
         let up = self.state.is_up();
-        let original = self.breaks(Variant::L9);
+        let Some(run) = self.engine(p).and_then(|engine| engine.flush.take()) else { return };
+        let local = self.disk_flushed(p, p, run.local);
+        let remote = self.disk_flushed(p, other(p), run.remote);
         let Some(engine) = self.engine(p) else { return };
-        let Some(FlushRun { local, remote, covers, lone }) = engine.flush.take() else { return };
-        let local = self.disk_flushed(p, p, local);
-        let remote = self.disk_flushed(p, other(p), remote);
-        let Some(engine) = self.engine(p) else { return };
-        if remote != Says::Yes {
-            engine.lone |= lone;
+        let mut client = run.client;
+        if remote == Says::Yes {
+            self.given_up_becomes_stale(p);
+        } else {
+            engine.lone |= run.lone & engine.stale;
         }
+        let original = self.breaks(Variant::L9);
         let ending = if original {
             original_flush_ending(local.into(), remote.into())
         } else {
             flush_ending(local.into(), remote.into())
         };
-        let mut waits = false;
-        let mut good = local == Says::Yes || (original && remote == Says::Yes);
+        let mut excused = original && remote == Says::Yes;
         match ending {
-            FlushEnding::PeerMayLose => {
-                let unflushed = engine.map.not_durable();
-                engine.map.peer_lost();
-                engine.unconfirmed = true;
-                for extent in unflushed {
-                    self.may_be_lost_there(extent as usize);
-                }
-                self.begin_session(p);
-                self.count(p);
-                waits = self.engine(p).is_some_and(|engine| engine.counted == Counted::Pending);
-            }
+            FlushEnding::PeerMayLose => self.peer_may_lose(p),
             FlushEnding::StaleHere => {
-                let dropped: Vec<u32> = self.node(p).durable.dropped().iter().collect();
-                for extent in dropped {
-                    let Some(engine) = self.engine(p) else { return };
-                    let owed = engine.writes.iter().any(|write| write.is_owed(extent));
-                    if Play::behind(engine) & bit(extent as usize) != 0 || owed {
-                        continue;
-                    }
-                    engine.stale |= bit(extent as usize);
-                    engine.save = true;
-                    waits = true;
-                    engine.map.mark_dirty(extent);
-                    if engine.map.is_unflushed(extent) {
-                        engine.lone |= bit(extent as usize);
-                    }
-                    self.node(p).durable.forget(extent);
+                let became = self.dropped_becomes_stale(p);
+                if became == Became::Later && client {
+                    client = false;
+                    self.waits_again(p);
                 }
-                good = self.node(p).durable.dropped().is_empty();
+                excused = became != Became::Impossible;
                 if let Some(engine) = self.engine(p) {
                     engine.map.flush_failed();
                 }
                 self.begin_session(p);
             }
             FlushEnding::Durable => {
+                let Some(engine) = self.engine(p) else { return };
                 engine.map.flush_succeeded();
                 if engine.step == Step::Flushing {
                     self.equalise(p);
                 }
             }
             FlushEnding::NotDurable => {
+                let Some(engine) = self.engine(p) else { return };
                 engine.map.flush_failed();
                 if up {
                     engine.step = Step::Copying;
+                    if run.remote == Says::Unknown && client {
+                        // It began before this connection, and says nothing of the secondary.
+                        client = false;
+                        self.waits_again(p);
+                    }
                 }
             }
         }
-        let Some(engine) = self.engine(p) else { return };
-        good &= engine.lone == 0 || remote == Says::Yes;
-        match (good, waits) {
-            (true, true) => engine.counting = Some(covers | engine.counting.unwrap_or_default()),
-            (true, false) => self.client_flushed(covers),
-            (false, _) => {}
+        let lone = self.engine(p).map_or(0, |engine| engine.lone);
+        let good = (local == Says::Yes || excused) && (lone == 0 || remote == Says::Yes);
+        if client && good {
+            self.end_client(p, Ended { covers: run.covers, remote });
         }
         self.end_flushing(p, remote);
+        self.end_turning(p);
+        self.turn_dropped(p);
+    }
+
+    fn waits_again(&mut self, p: NodeId) {
+        if let Some(engine) = self.engine(p) {
+            engine.waiting = true;
+        }
+    }
+
+    /// The secondary has failed the flush.
+    fn peer_may_lose(&mut self, p: NodeId) {
+        let lacks = self.secondary_may_lack(p);
+        let Some(engine) = self.engine(p) else { return };
+        let unflushed = engine.map.not_durable();
+        engine.turning.clear();
+        engine.map.peer_lost();
+        engine.unconfirmed = true;
+        for extent in unflushed {
+            self.may_be_lost_there(extent as usize);
+        }
+        self.begin_session(p);
+        if lacks {
+            self.count(p);
+        }
+    }
+
+    /// Whether some extent is not known to be durable on the secondary, other than those that are stale here.
+    fn secondary_may_lack(&self, p: NodeId) -> bool {
+        let Some(engine) = &self.state.nodes[p].primary else { return false };
+        engine.map.has_not_durable()
+            || self.extents().any(|extent| engine.is_owed(extent))
+            || to_synchronise(engine) & !engine.stale != 0
+    }
+
+    /// Our disk has failed a flush, and the secondary has not: what had turned before is right there from now on.
+    fn dropped_becomes_stale(&mut self, p: NodeId) -> Became {
+        let mut became = Became::Stale;
+        let dropped: Vec<u32> = self.node(p).durable.dropped().iter().collect();
+        for extent in dropped {
+            let Some(engine) = self.engine(p) else { break };
+            let behind = Play::behind(engine) & bit(extent as usize) != 0;
+            let covered = engine.turning.is_covered(extent) || self.breaks(Variant::S1);
+            became = became.max(if behind {
+                Became::Impossible
+            } else if !covered {
+                Became::Later
+            } else if !self.note_stale(p, extent as usize) {
+                Became::Impossible
+            } else {
+                self.node(p).durable.forget(extent);
+                if let Some(engine) = self.engine(p) {
+                    engine.save = true;
+                }
+                Became::Stale
+            });
+        }
+        became
+    }
+
+    /// Both disks have answered a client's flush: the metadata say first what it may rely on from then on.
+    fn end_client(&mut self, p: NodeId, ended: Ended) {
+        let recorded = self.state.nodes[p].disk.meta.now.stale;
+        let original = self.breaks(Variant::C1d);
+        // What the secondary has flushed may not be what it should have.
+        let lacks = match ended.remote {
+            Says::Yes => self.secondary_lacks_something(p),
+            _ => self.secondary_may_lack(p),
+        };
+        if lacks && !original {
+            self.may_lack_there(p);
+            self.count(p);
+        }
+        let Some(engine) = self.engine(p) else { return };
+        let unrecorded = engine.stale & !recorded != 0;
+        engine.save |= unrecorded;
+        if unrecorded || engine.counted == Counted::Pending {
+            let covers = ended.covers | engine.counting.map_or(0, |ended| ended.covers);
+            engine.counting = Some(Ended { covers, ..ended });
+        } else {
+            self.end_client_flush(p, ended);
+        }
+    }
+
+    /// A client hears of its flush; a connected secondary marks itself first, if it may lack something.
+    pub(crate) fn end_client_flush(&mut self, p: NodeId, ended: Ended) {
+        let marks = self.state.is_up() && !self.breaks(Variant::L9Marked);
+        if marks && self.secondary_lacks_something(p) {
+            if let Some(engine) = self.engine(p) {
+                engine.marking = Some(ended);
+            }
+        } else {
+            self.client_flushed(p, ended);
+        }
     }
 
     // ---- synchronisation
@@ -264,6 +361,8 @@ impl Play<'_> {
         engine.session
             && self.state.is_up()
             && to_synchronise(engine) & bit(extent) != 0
+            && !engine.turning.contains(extent as u32)
+            && !engine.reads(extent)
             && !engine.writes.iter().any(held)
             && !self.secondary_lacks_something(p)
     }
@@ -277,8 +376,7 @@ impl Play<'_> {
         self.stored(to, extent, value);
         self.answered(to, extent);
         let Some(engine) = self.engine(p) else { return };
-        if engine.stale & bit(extent) != 0 {
-            engine.stale &= !bit(extent);
+        if engine.no_longer_stale(extent) {
             engine.save = true;
         }
         engine.map.copied(extent as u32);
@@ -291,8 +389,11 @@ impl Play<'_> {
     /// Whether everything is copied, so that only a flush on both nodes is missing.
     fn is_synchronised(&self, engine: &Engine) -> bool {
         let unconfirmed = |write: &Write| {
-            matches!(write.stage, Stage::Flushing { .. } | Stage::Saving | Stage::Marking)
-                || (write.stage == Stage::Issued && write.remote == Half::NotAsked)
+            matches!(
+                write.stage,
+                Stage::Flushing { .. } | Stage::Saving | Stage::Marking | Stage::Relying | Stage::Telling
+            ) || (write.stage == Stage::Issued
+                && (write.remote == Half::NotAsked || (write.remote == Half::Done && !write.same_connection)))
         };
         engine.session
             && self.state.is_up()
@@ -318,13 +419,13 @@ impl Play<'_> {
 
     /// C2: both nodes hold everything, durably: forward.
     fn equalise(&mut self, p: NodeId) {
-        let boot = self.state.nodes[other(p)].boot;
         let Some(engine) = self.engine(p) else { return };
         let peer = hast_engine::Counts { local: engine.peer.0.into(), remote: engine.peer.1.into() };
         engine.meta.set_counts(engine.meta.counts().equal_to_secondary(peer, true));
         engine.meta.target = false;
         engine.meta.mark = false;
-        engine.meta.peer_boot = boot;
+        engine.meta.unsure = false;
+        engine.meta.peer_boot = engine.peer_boot;
         engine.counted = Counted::No;
         engine.step = Step::Saving;
         engine.save = true;
@@ -333,14 +434,40 @@ impl Play<'_> {
     /// The secondary writes the equal counts down, and the primary hears it.
     pub(crate) fn tell(&mut self, p: NodeId, localcnt: u8) {
         let boot = self.state.nodes[p].boot;
-        let mut meta = self.state.nodes[other(p)].disk.meta.now;
-        meta.set_counts(meta.counts().equal_to_primary(localcnt.into()));
-        let meta = Meta { mark: false, target: false, stale: 0, was_primary: false, peer_boot: boot, ..meta };
+        let s = other(p);
+        let Some(engine) = &self.state.nodes[p].primary else { return };
+        let failing = engine.flush.as_ref().is_some_and(|run| run.remote == Says::Failed);
+        let node = &self.state.nodes[s];
+        let mut meta = node.disk.meta.now;
+        let doubts = node.doubts || meta.unsure;
         self.first_request(p);
-        self.write_meta(other(p), meta);
+        if doubts && !self.state.nodes[s].durable.dropped().is_empty() {
+            // The primary's next flush hears of what it may have lost.
+            if let Some(engine) = self.engine(p) {
+                (engine.done, engine.step) = (None, Step::Copying);
+            }
+            return;
+        }
+        meta.set_counts(meta.counts().equal_to_primary(localcnt.into()));
+        let mut meta = Meta {
+            target: false,
+            stale: 0,
+            was_primary: false,
+            peer_boot: boot,
+            connection_before: 0,
+            ..meta
+        };
+        // Of a failure that is on its way the primary did not know when it said that (B1).
+        if !failing || self.breaks(Variant::B1) {
+            (meta.mark, meta.unsure) = (false, false);
+            self.node(s).doubts = false;
+        }
+        self.write_meta(s, meta);
         let Some(engine) = self.engine(p) else { return };
         engine.done = None;
         if engine.step == Step::Telling {
+            engine.unable_to_record = false;
+            engine.relying = Relying::No;
             engine.unconfirmed = false;
             engine.marked = false;
             engine.step = Step::Copying;
@@ -348,4 +475,31 @@ impl Play<'_> {
             self.equalised();
         }
     }
+
+    // ---- what the secondary is not sure of
+
+    /// Something that the primary relies on may be gone on the secondary: it writes that down as soon as it can (B1).
+    pub(crate) fn doubt(&mut self, s: NodeId) {
+        if !self.breaks(Variant::B1) && !self.state.nodes[s].disk.meta.now.unsure {
+            self.node(s).doubts = true;
+        }
+    }
+
+    /// It has.
+    pub(crate) fn doubted(&mut self, s: NodeId) {
+        if std::mem::take(&mut self.node(s).doubts) {
+            let meta = self.state.nodes[s].disk.meta.now;
+            let connection_before =
+                if self.state.link == (Link::Up { cleared: true }) { 0 } else { meta.connection_before };
+            self.write_meta(s, Meta { unsure: true, mark: true, connection_before, ..meta });
+        }
+    }
+}
+
+/// What has become of the extents that a failed flush may have dropped, as in the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Became {
+    Stale,
+    Later,
+    Impossible,
 }

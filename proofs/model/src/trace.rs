@@ -89,10 +89,32 @@ fn happens(state: &State, next: &State, action: Action) -> String {
         Action::StoredThere(at) => format!("{s}'s disk has taken {}", write(at)),
         Action::Confirmed(at) => format!("{p} hears that {s} has stored {}", write(at)),
         Action::FailedThere(at) => format!("{s}'s disk fails {}, and {p} hears of it", write(at)),
-        Action::Flush(Fails::Nothing) => format!("{p} begins a flush"),
-        Action::Flush(Fails::Here) => format!("{p} begins a flush, which fails on {p}"),
-        Action::Flush(Fails::Everywhere) => format!("{p} begins a flush, which fails on both"),
-        Action::Flush(Fails::There) => format!("{p} begins a flush, which fails on {s}"),
+        Action::Flush(client, fails) => {
+            let whose = if client { "the client asks for a flush" } else { "a flush begins" };
+            let how = match fails {
+                Fails::Nothing => String::new(),
+                Fails::Here => format!(", which fails on {p}"),
+                Fails::There => format!(", which fails on {s}"),
+                Fails::Everywhere => ", which fails on both".into(),
+                Fails::CutOff => format!(", which never reaches {s}"),
+            };
+            format!("{whose}{how}")
+        }
+        Action::SaveFailed => format!("{p}'s metadata cannot be saved"),
+        Action::Read(extent, false) => format!("the client reads extent {extent}"),
+        Action::Read(extent, true) => format!("the client reads extent {extent}, and {p}'s disk cannot"),
+        Action::ReadThere => format!("{s} has read it"),
+        Action::ReadAnswered(value) => format!("{p} hears that {s} has read {value}"),
+        Action::Repaired(true) => format!("{p} has written back what was read"),
+        Action::Repaired(false) => format!("{p}'s disk fails to write back what was read"),
+        Action::Told(at) => format!("{s} writes down that it alone has {}", write(at)),
+        Action::Doubted => format!("{s} writes down that it may have lost something"),
+        Action::DecideInVain => format!("{s}'s first flush fails, and its worker ends"),
+        Action::Snapshot(node) => format!("{}'s disk is copied", name(node)),
+        Action::RollBack => {
+            let node = state.snapshot.as_ref().map_or('-', |snapshot| name(snapshot.node));
+            format!("{node}'s disk is set back to the copy")
+        }
         Action::Flushed => "the flush has ended".into(),
         Action::Rewritten(node) => format!("{} writes again what its disk may have dropped", name(node)),
         Action::Hello => format!("{p} connects to {s} and says its counts"),

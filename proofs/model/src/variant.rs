@@ -1,8 +1,9 @@
-//! The original's rules, one at a time, in the place of ours. Each must lead to a loss that the checker finds.
+//! The original's rules, or what ours were before, one at a time, in the place of ours. Each must lead to a loss that the
+//! checker finds.
 
 use hast_engine::{Counts, FlushEnding, Flushed, flush_ending};
 
-/// A mistake of the original (spec/defects.md).
+/// A mistake of the original (spec/defects.md), or one against a rule that it never had (durability.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Variant {
     /// A write in flight when the connection breaks counts as stored on both nodes.
@@ -21,11 +22,25 @@ pub enum Variant {
     L9,
     /// Bits are cleared after a flush of the local disk alone.
     L10,
+    /// A client's flush that the secondary has no part in is not counted.
+    C1d,
+    /// A flush that the secondary failed is complete before the secondary has marked itself.
+    L9Marked,
+    /// An extent becomes stale before the secondary has flushed what it has acknowledged of it.
+    S1,
+    /// An answer of the secondary to a read counts, whatever the secondary lacks.
+    R1,
+    /// A planned end leaves a secondary unmarked that lacks something.
+    C4Marked,
+    /// A secondary forgets what a failed flush has dropped.
+    B1,
+    /// Nodes do not compare the generations of their connections.
+    G1,
 }
 
 impl Variant {
     /// Every one of them.
-    pub const ALL: [Variant; 8] = [
+    pub const ALL: [Variant; 15] = [
         Variant::L1,
         Variant::L2,
         Variant::L3,
@@ -34,7 +49,31 @@ impl Variant {
         Variant::L7,
         Variant::L9,
         Variant::L10,
+        Variant::C1d,
+        Variant::L9Marked,
+        Variant::S1,
+        Variant::R1,
+        Variant::C4Marked,
+        Variant::B1,
+        Variant::G1,
     ];
+
+    /// Whether the original makes it, and what a row calls it then.
+    #[must_use]
+    pub fn title(self) -> String {
+        let original = matches!(
+            self,
+            Variant::L1
+                | Variant::L2
+                | Variant::L3
+                | Variant::L5
+                | Variant::L6
+                | Variant::L7
+                | Variant::L9
+                | Variant::L10
+        );
+        if original { format!("original's {self:?}") } else { format!("without {self:?}") }
+    }
 
     /// What is done instead of what our rule says.
     #[must_use]
@@ -48,6 +87,15 @@ impl Variant {
             Variant::L7 => "metadata is written and not flushed",
             Variant::L9 => "a flush that failed on one node succeeds, and nothing is remembered",
             Variant::L10 => "bits are cleared after a flush of the local disk alone",
+            Variant::C1d => "a client's flush that the secondary has no part in is not counted",
+            Variant::L9Marked => {
+                "a flush that the secondary failed is complete before the secondary has marked itself"
+            }
+            Variant::S1 => "an extent becomes stale before the secondary has flushed it",
+            Variant::R1 => "an answer of the secondary to a read counts, whatever it lacks",
+            Variant::C4Marked => "a planned end leaves a secondary unmarked that lacks something",
+            Variant::B1 => "a secondary forgets what a failed flush has dropped",
+            Variant::G1 => "the generations of connections are not compared",
         }
     }
 

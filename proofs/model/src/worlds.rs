@@ -32,6 +32,8 @@ pub struct World {
     pub variant: Option<Variant>,
     /// The nodes begin in step and connected; otherwise both were just created, and the first is primary.
     pub in_step: bool,
+    /// Connections have generations (G1), and attempts to connect are counted.
+    pub generations: bool,
     /// What may happen.
     pub budget: Budget,
 }
@@ -42,6 +44,7 @@ impl World {
     pub fn initial(&self) -> State {
         let meta = |local, remote, peer_boot, was_primary| Meta {
             resuid: 1,
+            connection: if self.generations { 1 << 8 } else { 0 },
             local,
             remote,
             was_primary,
@@ -62,11 +65,12 @@ impl World {
             },
             boot: 1,
             durable: Durable::new(u32::try_from(self.extents).unwrap_or(0)),
+            doubts: false,
             primary: None,
         });
         let mut engine = operator::start(&nodes[0].disk, self.extents, self.keepdirty);
         if self.in_step {
-            engine.peer = (0, 0);
+            (engine.peer, engine.peer_boot) = ((0, 0), 1);
         }
         nodes[0].primary = Some(engine);
         State {
@@ -75,6 +79,7 @@ impl World {
             left: self.budget,
             written: 0,
             drawn: u8::from(self.in_step),
+            snapshot: None,
             ghost: Ghost {
                 may: [1; EXTENTS],
                 alone: [0; 2],
@@ -85,6 +90,7 @@ impl World {
                 fell_back: [0; 2],
                 should_know: [false; 2],
                 window: false,
+                set_back: [false; 2],
                 seen: Seen::default(),
             },
         }
@@ -104,10 +110,15 @@ const NOTHING: Budget = Budget {
     creates: 0,
     faults: 0,
     flush_faults: [0; 2],
+    flushes: 0,
+    reads: 0,
+    save_faults: 0,
+    rollbacks: 0,
+    connects: 0,
 };
 
 const fn world(mode: Replication, budget: Budget) -> World {
-    World { mode, extents: 2, keepdirty: 1, variant: None, in_step: true, budget }
+    World { mode, extents: 2, keepdirty: 1, variant: None, in_step: true, generations: false, budget }
 }
 
 const fn check(name: &'static str, world: World, states: usize) -> Check {
@@ -166,23 +177,108 @@ const fn three(mode: Replication) -> World {
     World { extents: 3, ..world(mode, budget) }
 }
 
+/// A client's flush, with everything that can keep the secondary out of it.
+const fn client_flush(mode: Replication) -> World {
+    world(mode, Budget { writes: 1, flushes: 1, cuts: 1, powers: 1, roles: 2, ..NOTHING })
+}
+
+/// A client's flush between two writes, whoever is primary.
+const fn flush_and_hand_over(mode: Replication) -> World {
+    world(mode, Budget { writes: 2, flushes: 1, powers: 1, roles: 2, ..NOTHING })
+}
+
+/// A client's flush that fails on the secondary, or its first one does.
+const fn flush_fails_there(mode: Replication) -> World {
+    let budget = Budget { writes: 1, flushes: 1, powers: 1, roles: 2, flush_faults: [0, 1], ..NOTHING };
+    world(mode, budget)
+}
+
+/// A flush that fails on the primary, on the secondary or on both.
+const fn flush_fails_anywhere(mode: Replication) -> World {
+    world(mode, Budget { writes: 1, flushes: 1, powers: 1, flush_faults: [1, 1], ..NOTHING })
+}
+
+/// A flush that fails on the primary, whose worker is killed.
+const fn flush_fails_here(mode: Replication) -> World {
+    world(mode, Budget { writes: 1, flushes: 1, powers: 1, kills: 1, flush_faults: [1, 0], ..NOTHING })
+}
+
+/// Reads that the primary's disk fails, and repairs that do.
+const fn reads(mode: Replication) -> World {
+    world(mode, Budget { writes: 1, reads: 1, powers: 1, faults: 2, ..NOTHING })
+}
+
+/// More of them, beside writes that fail on either node.
+const fn reads_and_writes(mode: Replication) -> World {
+    world(mode, Budget { writes: 2, reads: 2, faults: 2, ..NOTHING })
+}
+
+/// Reads of what a failed flush may have dropped.
+const fn reads_of_dropped(mode: Replication) -> World {
+    world(mode, Budget { writes: 1, reads: 1, powers: 1, faults: 1, flush_faults: [1, 0], ..NOTHING })
+}
+
+/// A write fails on the primary, whose metadata cannot be saved.
+const fn unrecordable(mode: Replication) -> World {
+    world(mode, Budget { writes: 2, powers: 1, kills: 1, faults: 1, save_faults: 1, ..NOTHING })
+}
+
+/// A planned end while the secondary has refused a write.
+const fn planned_end(mode: Replication) -> World {
+    world(mode, Budget { writes: 1, cuts: 1, powers: 1, roles: 2, faults: 1, ..NOTHING })
+}
+
+/// A secondary's worker dies, and the next one's first flush fails.
+const fn doubts(mode: Replication) -> World {
+    world(mode, Budget { writes: 1, powers: 1, kills: 1, roles: 1, flush_faults: [0, 1], ..NOTHING })
+}
+
+/// Connections have generations, and break off at every step.
+const fn generations(mode: Replication) -> World {
+    let budget = Budget { writes: 1, cuts: 2, powers: 1, roles: 2, connects: 3, ..NOTHING };
+    World { generations: true, ..world(mode, budget) }
+}
+
+/// A node's disk is set back.
+const fn set_back(mode: Replication, cuts: u8, connects: u8) -> World {
+    let budget = Budget { writes: 1, cuts, roles: 2, rollbacks: 1, connects, ..NOTHING };
+    World { generations: true, ..world(mode, budget) }
+}
+
 /// Everything that is explored in full.
 pub const ALL: &[Check] = &[
-    check("failover, fullsync", failover(Fullsync), 673_104),
-    check("failover, memsync", failover(Memsync), 969_608),
-    check("failover, async", failover(Async), 925_304),
-    check("hand-over, fullsync", hand_over(Fullsync), 269_797),
-    check("hand-over, memsync", hand_over(Memsync), 313_957),
-    check("hand-over, async", hand_over(Async), 270_381),
-    check("faults, fullsync", faults(Fullsync), 506_682),
-    check("flushes, fullsync", flushes(Fullsync), 1_589_692),
-    check("flushes and kills, memsync", flushes_and_kills(Memsync), 448_887),
-    check("there and back, fullsync", there_and_back(Fullsync), 1_143_617),
-    check("kills, memsync", kills(Memsync), 746_971),
-    check("created, fullsync", created(Fullsync, 2, 1), 202_837),
-    check("created, async", created(Async, 1, 2), 242_569),
-    check("forced, fullsync", forced(Fullsync), 103_556),
-    check("three extents, memsync", three(Memsync), 97_244),
+    check("failover, fullsync", failover(Fullsync), 432_884),
+    check("failover, memsync", failover(Memsync), 617_896),
+    check("failover, async", failover(Async), 575_216),
+    check("hand-over, fullsync", hand_over(Fullsync), 250_037),
+    check("hand-over, memsync", hand_over(Memsync), 292_529),
+    check("hand-over, async", hand_over(Async), 252_269),
+    check("faults, fullsync", faults(Fullsync), 389_186),
+    check("flushes, fullsync", flushes(Fullsync), 1_250_494),
+    check("flushes and kills, memsync", flushes_and_kills(Memsync), 455_696),
+    check("there and back, fullsync", there_and_back(Fullsync), 825_821),
+    check("kills, memsync", kills(Memsync), 675_377),
+    check("created, fullsync", created(Fullsync, 2, 1), 140_294),
+    check("created, async", created(Async, 1, 2), 178_572),
+    check("forced, fullsync", forced(Fullsync), 81_710),
+    check("three extents, memsync", three(Memsync), 60_086),
+    check("client's flush, fullsync", client_flush(Fullsync), 204_363),
+    check("client's flush, memsync", client_flush(Memsync), 241_875),
+    check("client's flush, async", client_flush(Async), 235_607),
+    check("flush and hand-over, fullsync", flush_and_hand_over(Fullsync), 790_613),
+    check("flush fails there, fullsync", flush_fails_there(Fullsync), 343_212),
+    check("flush fails anywhere, fullsync", flush_fails_anywhere(Fullsync), 308_612),
+    check("flush fails here, fullsync", flush_fails_here(Fullsync), 215_704),
+    check("reads, fullsync", reads(Fullsync), 80_741),
+    check("reads, memsync", reads(Memsync), 112_861),
+    check("reads and writes, async", reads_and_writes(Async), 155_375),
+    check("reads of dropped, fullsync", reads_of_dropped(Fullsync), 266_834),
+    check("unrecordable, fullsync", unrecordable(Fullsync), 2_068_957),
+    check("planned end, async", planned_end(Async), 110_847),
+    check("doubts, fullsync", doubts(Fullsync), 124_923),
+    check("generations, fullsync", generations(Fullsync), 321_129),
+    check("set back, fullsync", set_back(Fullsync, 1, 3), 132_553),
+    check("set back, async", set_back(Async, 2, 4), 897_231),
 ];
 
 /// Smaller ones, for `cargo test`.
@@ -190,14 +286,14 @@ pub const SMALL: &[Check] = &[
     check(
         "failover, fullsync",
         world(Fullsync, Budget { writes: 1, cuts: 1, powers: 1, roles: 1, ..NOTHING }),
-        16_646,
+        12_184,
     ),
-    check("hand-over, memsync", world(Memsync, Budget { writes: 2, roles: 3, ..NOTHING }), 8_649),
-    check("faults, async", world(Async, Budget { writes: 1, powers: 1, faults: 1, ..NOTHING }), 3_358),
+    check("hand-over, memsync", world(Memsync, Budget { writes: 2, roles: 3, ..NOTHING }), 8_363),
+    check("faults, async", world(Async, Budget { writes: 1, powers: 1, faults: 1, ..NOTHING }), 2_660),
     check(
         "flushes, fullsync",
         world(Fullsync, Budget { writes: 1, powers: 1, cuts: 1, flush_faults: [0, 1], ..NOTHING }),
-        42_352,
+        32_773,
     ),
     check(
         "created, fullsync",
@@ -205,11 +301,25 @@ pub const SMALL: &[Check] = &[
             in_step: false,
             ..world(Fullsync, Budget { writes: 1, cuts: 1, roles: 1, creates: 1, ..NOTHING })
         },
-        16_509,
+        13_290,
+    ),
+    check(
+        "client's flush, memsync",
+        world(Memsync, Budget { writes: 1, flushes: 1, powers: 1, roles: 1, ..NOTHING }),
+        9_774,
+    ),
+    check("reads, async", world(Async, Budget { writes: 1, reads: 1, faults: 2, ..NOTHING }), 4_630),
+    check(
+        "set back, fullsync",
+        World {
+            generations: true,
+            ..world(Fullsync, Budget { writes: 1, cuts: 1, roles: 1, rollbacks: 1, connects: 2, ..NOTHING })
+        },
+        12_718,
     ),
 ];
 
-/// Where a mistake of the original is looked for.
+/// Where a mistake is looked for.
 #[must_use]
 pub const fn of(variant: Variant) -> World {
     let budget = match variant {
@@ -219,7 +329,21 @@ pub const fn of(variant: Variant) -> World {
         Variant::L6 => Budget { writes: 1, cuts: 1, powers: 1, roles: 1, ..NOTHING },
         Variant::L7 => Budget { writes: 2, cuts: 1, powers: 1, roles: 2, ..NOTHING },
         Variant::L9 => Budget { writes: 1, powers: 1, flush_faults: [0, 1], ..NOTHING },
-        Variant::L10 => Budget { writes: 1, powers: 1, ..NOTHING },
+        Variant::L10 => Budget { writes: 1, powers: 1, flushes: 1, ..NOTHING },
+        Variant::C1d => Budget { writes: 1, powers: 1, roles: 2, flushes: 1, ..NOTHING },
+        Variant::L9Marked => {
+            Budget { writes: 1, powers: 1, roles: 2, flushes: 1, flush_faults: [0, 1], ..NOTHING }
+        }
+        Variant::S1 => Budget { writes: 1, powers: 1, reads: 1, faults: 2, ..NOTHING },
+        Variant::R1 => Budget { writes: 1, reads: 1, faults: 2, ..NOTHING },
+        Variant::C4Marked => Budget { writes: 1, roles: 2, faults: 1, ..NOTHING },
+        Variant::B1 => Budget { writes: 1, powers: 1, kills: 1, roles: 1, flush_faults: [0, 1], ..NOTHING },
+        Variant::G1 => Budget { writes: 1, cuts: 1, roles: 2, rollbacks: 1, connects: 3, ..NOTHING },
     };
-    World { variant: Some(variant), ..world(Fullsync, budget) }
+    let mode = match variant {
+        Variant::R1 | Variant::C4Marked => Async,
+        _ => Fullsync,
+    };
+    let generations = matches!(variant, Variant::G1);
+    World { variant: Some(variant), generations, ..world(mode, budget) }
 }

@@ -1,5 +1,4 @@
-//! Small worlds hold what all must hold, with the recorded number of states, and every mistake of the original is
-//! found.
+//! Small worlds hold what all must hold, with the recorded number of states, and every mistake is found.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use hast_model::explore::{explore, hunt, verdict};
@@ -21,7 +20,7 @@ fn small_worlds_hold() {
 }
 
 #[test]
-fn every_mistake_of_the_original_is_found() {
+fn every_mistake_is_found() {
     for variant in Variant::ALL {
         let failure = hunt(variant).failure.unwrap_or_else(|| panic!("{variant:?} is not found"));
         let story = trace::tell(&failure, 2);
@@ -31,8 +30,10 @@ fn every_mistake_of_the_original_is_found() {
 
 #[test]
 fn without_the_mistake_its_world_holds() {
-    // That of L7 is large, and among the worlds that `cargo run -p hast-model` explores: "there and back".
-    for variant in Variant::ALL.into_iter().filter(|variant| *variant != Variant::L7) {
+    // The large ones are among the worlds that `cargo run -p hast-model` explores: "there and back", "flush fails there",
+    // "reads", "doubts" and "set back".
+    let large = [Variant::L7, Variant::L9Marked, Variant::S1, Variant::B1, Variant::G1];
+    for variant in Variant::ALL.into_iter().filter(|variant| !large.contains(variant)) {
         let world = worlds::World { variant: None, ..worlds::of(variant) };
         assert!(explore(world, 2).failure.is_none(), "{variant:?}");
     }

@@ -44,6 +44,15 @@ impl Primary {
                 }
                 self.end_write(key, Err(error));
             }
+            // Our disk may go on saying that the secondary alone has it: so it must be durable there.
+            Verdict::Complete if called_stale && !standing.flushed && standing.is_there_still() => {
+                return self.flush_there(key);
+            }
+            // ... or be so no longer: what it stored on an earlier connection it may have lost.
+            Verdict::Complete if called_stale && !standing.flushed => {
+                let save = self.good_again(key);
+                self.set_stage(key, Stage::Saving(save));
+            }
             Verdict::Complete => self.end_write(key, Ok(None)),
             Verdict::FlushThere => return self.flush_there(key),
             Verdict::WriteDown if !standing.is_here() && !self.may_be_called_stale(&request.extents()) => {
@@ -119,10 +128,6 @@ impl Primary {
     pub(super) fn write_down(&mut self, key: Key, here: bool) -> Option<u64> {
         let request = self.requests.get(&key)?;
         let failed = matches!(request.remote, Half::Failed(_));
-        let fresh: Vec<u32> = request
-            .extents()
-            .filter(|extent| self.sync.stale.contains(*extent) && self.covers(&request.op, *extent))
-            .collect();
         if !here {
             if !keeps(Rule::L3) {
                 return Some(0);
@@ -144,11 +149,20 @@ impl Primary {
         if !self.is_called_stale(key) {
             return Some(save);
         }
-        for extent in fresh {
-            self.no_longer_stale(extent);
-            self.durable.forget(extent); // written as a whole, and no flush has failed since
+        Some(self.good_again(key))
+    }
+
+    /// Our disk has stored `key`: what it has written as a whole is not stale any more; gives the save that says so.
+    fn good_again(&mut self, key: Key) -> u64 {
+        if let Some(request) = self.requests.get(&key) {
+            let whole = |extent: &u32| self.covers(&request.op, *extent);
+            let fresh: Vec<u32> = request.extents().filter(whole).collect();
+            for extent in fresh {
+                self.no_longer_stale(extent);
+                self.durable.forget(extent); // nor dropped: no flush has failed since
+            }
         }
-        Some(self.save_metadata())
+        self.save_metadata()
     }
 
     /// Whether `extent` is stale, and the metadata on disk certainly says so.
