@@ -18,7 +18,7 @@
 //! is older does not store a `before`.
 //!
 //! So of two nodes whose disks nobody has touched, each has a generation that the other has too, as its latest or as the
-//! one before: only the steps from 1 to 2 make the latest ones differ, whoever is primary afterwards, and 1 happens
+//! one before: only the steps from 1 to 2 make the latest ones differ, whichever is primary afterwards, and 1 happens
 //! again only with `before` set to what the primary of that attempt has. Nodes that have none in common have seen
 //! different connections since, and the one with the higher counter has seen more. Between equal generations a rollback
 //! cannot be seen.

@@ -215,7 +215,7 @@ impl Parting {
     }
 }
 
-/// The generations that a node has stored, if `connection` is active; 0 is none.
+/// The generations that a node has stored, if `connection` is active; 0 stands for no generation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Met {
     /// That of its latest connection.

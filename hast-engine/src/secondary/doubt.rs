@@ -15,7 +15,7 @@ use crate::rule::{Rule, keeps};
 /// How far the note of a doubt has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Doubt {
-    /// There is none, or it is on disk.
+    /// Nothing is in doubt, or what is has been written down.
     #[default]
     Settled,
     /// It has to be written down.

@@ -203,7 +203,7 @@ impl World {
 
     /// `hastctl create` on a node that is in role init; what was in its data area stays there.
     pub(crate) fn recreate(&mut self, node: usize) -> Result<(), String> {
-        self.trace(|| format!("node {node}: created anew"));
+        self.trace(|| format!("node {node}: created again"));
         self.mixed_recreated();
         self.nodes.get_mut(node).ok_or("no such node")?.recreate()
     }

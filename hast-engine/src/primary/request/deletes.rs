@@ -1,14 +1,14 @@
 //! Deletes: which of them are carried out, and which are refused at once (D1).
 //!
-//! A delete that is complete is as good as a write of zeros: whoever reads the range from then on reads zeros, on
-//! whichever node. So it is a write of zeros in everything that `write` does, with these differences:
+//! A delete that is complete is as good as a write of zeros: a read of the range brings zeros from then on, on
+//! either node. So it is a write of zeros in everything that `write` does, with these differences:
 //!
 //! 1. It is given out only if our disk leaves zeros, and the secondary's too while one is connected. Otherwise it is
 //!    answered with EOPNOTSUPP before either disk or the map has been touched. An original cannot promise zeros.
 //! 2. It is never complete before both nodes have carried it out, in any mode, unless this one is alone.
 //! 3. A secondary that is connected and fails it has failed it for the device (`verdict`). Nobody relies on the zeros then,
 //!    so there is nothing that localcnt would have to protect, and it does not rise; the range is in the sync set, as
-//!    after any write that failed, until it is the same on both nodes. Whoever needs zeros writes them.
+//!    after any write that failed, until it is the same on both nodes. A client that needs zeros writes them.
 //! 4. It does not wait for a secondary that is away and has the only good copy: it is advice, and who needs zeros
 //!    will wait as a write.
 //!
