@@ -21,10 +21,14 @@ mod deletes;
 mod doubts;
 #[path = "histories/durability.rs"]
 mod durability;
+#[path = "histories/flushes.rs"]
+mod flushes;
 #[path = "histories/large.rs"]
 mod large;
 #[path = "histories/lost.rs"]
 mod lost;
+#[path = "histories/resting.rs"]
+mod resting;
 #[path = "histories/sessions.rs"]
 mod sessions;
 #[path = "histories/silence.rs"]

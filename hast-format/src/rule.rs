@@ -59,11 +59,21 @@ pub enum Rule {
     A5,
     /// Nodes that did not see the same connections know it (durability.md G1).
     G1,
+    /// A flush that began before the connection says nothing about the secondary (durability.md, Flush).
+    A1,
+    /// A write to what is known to be stale costs no save of the metadata.
+    A4,
+    /// A request waits once for a secondary that is away, however often that comes and goes.
+    A6,
+    /// A secondary of an original remembers that it may lack something.
+    A7,
+    /// A delete is given out only if both nodes read zeros then (durability.md D1).
+    D1,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 41] = [
+    pub const ALL: [Rule; 46] = [
         Rule::L1,
         Rule::L2,
         Rule::L3,
@@ -105,6 +115,11 @@ impl Rule {
         Rule::B1,
         Rule::A5,
         Rule::G1,
+        Rule::A1,
+        Rule::A4,
+        Rule::A6,
+        Rule::A7,
+        Rule::D1,
     ];
 }
 

@@ -256,6 +256,34 @@ impl World {
         self.identical()
     }
 
+    /// A7: the original was written alone, and dies in the middle of bringing our node up to date: unless that one has
+    /// everything, it remembers that it may lack something.
+    pub(crate) fn mixed_half_synced(&mut self) -> Result<(), String> {
+        self.honest_pair()?;
+        self.part()?;
+        self.write_some(0, 60, true)?;
+        self.network = true;
+        let begun = |world: &World| {
+            matches!(world.nodes.get(1).map(|node| &node.worker),
+                Some(Worker::Secondary(engine)) if engine.status().statistics.writes > 0)
+        };
+        self.until("our node is being brought up to date", begun)?;
+        let after = Duration::from_micros(self.random.below(3_000));
+        self.pass(after)?;
+        self.kill(0, false);
+        self.set_running(0, false);
+        self.stop_role(1)?;
+        let suspected = self.metadata_of(1)?.extension.possibly_behind;
+        let [original, ours] = &self.nodes;
+        if original.data()? != ours.data()? && !suspected {
+            return Err("A7: our node lacks something of the original's, and does not suspect it".into());
+        }
+        self.back(0, Role::Primary);
+        self.set_role(1, Role::Secondary);
+        self.quiet()?;
+        self.identical()
+    }
+
     /// Ours gives its changes up, and an original cannot say whether its map has all that it changed since they parted:
     /// it must be made to copy everything.
     pub(crate) fn mixed_discard(&mut self) -> Result<(), String> {

@@ -1,6 +1,7 @@
 //! Scenes: histories that chance alone would seldom bring about, each after a way to lose data that
 //! spec/defects.md describes.
 
+mod cost;
 mod durability;
 
 use core::time::Duration;
@@ -86,11 +87,21 @@ pub enum Scene {
     FlushFailsCounted,
     /// The primary's disk fails everything for a long time (A5).
     DeadDisk,
+    /// Clients flush all the while that the secondary comes back (A1).
+    FlushedInHandshake,
+    /// A stale extent is written again and again (A4).
+    StaleRewritten,
+    /// A primary that is out of date waits for a secondary that comes and goes (A6).
+    Flapping,
+    /// One of the nodes cannot delete (D1).
+    DeleteRefused,
+    /// The original dies while it brings our node up to date (A7).
+    MixedHalfSynced,
 }
 
 impl Scene {
     /// Every scene, storms more often.
-    pub const ALL: [Scene; 37] = [
+    pub const ALL: [Scene; 41] = [
         Scene::Storm,
         Scene::SplitBrain,
         Scene::Storm,
@@ -128,13 +139,18 @@ impl Scene {
         Scene::Rollback,
         Scene::FlushFailsCounted,
         Scene::DeadDisk,
+        Scene::FlushedInHandshake,
+        Scene::StaleRewritten,
+        Scene::Flapping,
+        Scene::DeleteRefused,
     ];
 
     /// Scenes that are played by name alone.
     pub const UNMENDED: &[Scene] = &[Scene::AllFaults];
 
     /// The scenes with a model of the original; they are not among [`Scene::ALL`].
-    pub const MIXED: [Scene; 3] = [Scene::MixedOurPrimary, Scene::MixedOurSecondary, Scene::MixedDiscard];
+    pub const MIXED: [Scene; 4] =
+        [Scene::MixedOurPrimary, Scene::MixedOurSecondary, Scene::MixedDiscard, Scene::MixedHalfSynced];
 
     /// Every scene there is, some more than once.
     pub fn every() -> impl Iterator<Item = Scene> {
@@ -144,7 +160,7 @@ impl Scene {
     /// Which nodes run the original.
     #[must_use]
     pub fn originals(self) -> [bool; 2] {
-        let first = matches!(self, Scene::MixedOurSecondary | Scene::MixedDiscard);
+        let first = matches!(self, Scene::MixedOurSecondary | Scene::MixedDiscard | Scene::MixedHalfSynced);
         [first, self == Scene::MixedOurPrimary]
     }
 
@@ -187,6 +203,11 @@ impl World {
             Scene::Rollback => self.rollback(),
             Scene::FlushFailsCounted => self.flush_fails_counted(),
             Scene::DeadDisk => self.dead_disk(),
+            Scene::FlushedInHandshake => self.flushed_in_handshake(),
+            Scene::StaleRewritten => self.stale_rewritten(),
+            Scene::Flapping => self.flapping(),
+            Scene::DeleteRefused => self.delete_refused(),
+            Scene::MixedHalfSynced => self.mixed_half_synced(),
         }
     }
 
@@ -357,7 +378,7 @@ impl World {
     }
 
     /// The network goes away, and both nodes have noticed.
-    fn part(&mut self) -> Result<(), String> {
+    pub(crate) fn part(&mut self) -> Result<(), String> {
         self.network = false;
         self.cut();
         self.until("both nodes notice", |world| {

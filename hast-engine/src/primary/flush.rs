@@ -343,7 +343,7 @@ impl Primary {
     fn apply_flush(&mut self, run: &mut Run) -> bool {
         let good = run.local.is_durable() && run.remote.is_durable();
         // It began before this connection, or while an earlier one was lost: it says nothing about the secondary.
-        let met = matches!(run.remote, Part::Absent | Part::Lost) && self.link.is_up();
+        let met = matches!(run.remote, Part::Absent | Part::Lost) && self.link.is_up() && keeps(Rule::A1);
         self.flush.not_before = (!good && !met).then(|| self.now + LATEST);
         if run.remote.is_durable() {
             self.given_up_becomes_stale();

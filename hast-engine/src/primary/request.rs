@@ -204,7 +204,7 @@ impl Primary {
         }
         let until = self.now + self.settings.timeout;
         let Some(request) = self.requests.get_mut(&key) else { return };
-        let until = *request.patience.get_or_insert(until);
+        let until = if keeps(Rule::A6) { *request.patience.get_or_insert(until) } else { until };
         self.set_stage(key, Stage::Parked(until));
     }
 

@@ -24,6 +24,7 @@ use hast_net::message::{Command, Request};
 use super::admission::Reply;
 use super::{Save, Secondary};
 use crate::counts::MapToSend;
+use crate::rule::{Rule, keeps};
 
 /// The number of all requests of an original's synchronisation.
 const SYNC_SEQ: u64 = 1;
@@ -31,7 +32,7 @@ const SYNC_SEQ: u64 = 1;
 impl Secondary {
     /// Notes in the metadata what the handshake shows; true if they have to be saved before the answer.
     pub(super) fn note_suspicion(&mut self) -> bool {
-        if self.ext.contains(Extensions::SYNC_MARKS) {
+        if self.ext.contains(Extensions::SYNC_MARKS) || !keeps(Rule::A7) {
             return false; // the primary says what this node lacks, and when it does not any more
         }
         let suspected = self.is_about_to_be_synchronised();
@@ -72,6 +73,7 @@ impl Secondary {
         }
         let asked_for = |extent| self.map.contains(extent);
         if self.ext.contains(Extensions::SYNC_MARKS)
+            || !keeps(Rule::A7)
             || self.layout.check_range(offset, length).is_err()
             || self.layout.extents_of(offset, length).all(asked_for)
         {

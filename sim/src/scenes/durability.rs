@@ -299,12 +299,12 @@ impl World {
     }
 
     /// A pair in step that has flushed everything.
-    fn flushed_pair(&mut self) -> Result<(), String> {
+    pub(super) fn flushed_pair(&mut self) -> Result<(), String> {
         self.pair()?;
         self.flush_and_wait()
     }
 
-    fn flush_and_wait(&mut self) -> Result<(), String> {
+    pub(super) fn flush_and_wait(&mut self) -> Result<(), String> {
         self.flush_one(self.serving);
         self.until("the flush is answered", World::nothing_is_open)
     }
@@ -324,18 +324,18 @@ impl World {
         Ok(unsure || self.metadata_of(node)?.extension.mark.is_some())
     }
 
-    fn any_extent(&mut self) -> usize {
+    pub(super) fn any_extent(&mut self) -> usize {
         usize::try_from(self.random.below(24)).unwrap_or(0)
     }
 
     /// The first sector of an extent, in the data area.
-    fn sector_of(&self, extent: usize) -> usize {
+    pub(super) fn sector_of(&self, extent: usize) -> usize {
         let layout = self.nodes.first().and_then(|node| node.layout().ok());
         extent * layout.map_or(0, |layout| layout.extentsize() as usize) / SECTOR
     }
 
     /// Where a sector of the data area lies on the disk of `node`, in bytes.
-    fn byte_of(&self, node: usize, sector: usize) -> Result<u64, String> {
+    pub(super) fn byte_of(&self, node: usize, sector: usize) -> Result<u64, String> {
         let layout = self.nodes.get(node).ok_or("no such node")?.layout()?;
         Ok(layout.localoff() + (sector * SECTOR) as u64)
     }
@@ -345,7 +345,7 @@ impl World {
         Ok(self.nodes.get(node).ok_or("no such node")?.layout()?.map_offset())
     }
 
-    fn spoil(&mut self, node: usize, region: Region) {
+    pub(super) fn spoil(&mut self, node: usize, region: Region) {
         self.trace(|| format!("node {node}: {region:?}"));
         if let Some(node) = self.nodes.get_mut(node) {
             node.disk.bad.push(region);

@@ -46,6 +46,15 @@ impl World {
         }
     }
 
+    /// One delete of `count` sectors of the data area, from sector `first`, which the client remembers.
+    pub(crate) fn delete_at(&mut self, node: usize, first: usize, count: usize) {
+        self.next_id += 1;
+        let id = RequestId(self.next_id);
+        self.write_begins(node, id.0, true, first, count);
+        let (offset, length) = ((first * SECTOR) as u64, (count * SECTOR) as u64);
+        self.ask(node, id, What::Delete, Op::Delete { offset, length });
+    }
+
     /// One flush.
     pub(crate) fn flush_one(&mut self, node: usize) {
         self.next_id += 1;

@@ -22,6 +22,7 @@ use hast_net::errno::Errno;
 use super::{Op, Request, Stage};
 use crate::primary::Primary;
 use crate::ranges::Key;
+use crate::rule::{Rule, keeps};
 use crate::types::Deletes;
 use crate::verdict::Half;
 
@@ -29,7 +30,7 @@ impl Primary {
     /// Whether a delete leaves zeros wherever it would be carried out now.
     pub(super) fn can_delete(&self) -> bool {
         let there = !self.link.is_up() || self.link.peer_deletes == Deletes::LeaveZeros;
-        self.host.deletes == Deletes::LeaveZeros && there
+        (self.host.deletes == Deletes::LeaveZeros && there) || !keeps(Rule::D1)
     }
 
     pub(super) fn is_delete(&self, key: Key) -> bool {

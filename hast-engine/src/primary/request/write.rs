@@ -167,7 +167,7 @@ impl Primary {
 
     /// Whether `extent` is stale, and the metadata on disk certainly says so.
     fn is_known_stale(&self, extent: u32) -> bool {
-        self.sync.stale.contains(extent) && self.sync.known.contains(extent)
+        self.sync.stale.contains(extent) && self.sync.known.contains(extent) && keeps(Rule::A4)
     }
 
     /// L3: our copy of `extents` is out of date, the secondary's is not; gives the save that says so. `None`

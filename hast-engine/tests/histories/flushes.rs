@@ -1,0 +1,273 @@
+//! What a flush speaks for, and what a failed one leaves behind, on either node.
+
+use super::*;
+
+/// Extent 3 is stored on both nodes, and neither has flushed it.
+fn unflushed() -> H {
+    let mut h = H::in_step();
+    h.w(1, 3);
+    h.serve_all(|message| is(Command::Write)(message).then_some(None));
+    assert_eq!(h.result(1), Some(Ok(None)));
+    h
+}
+
+fn says_start(message: &Message) -> bool {
+    matches!(message, Message::Mark(Mark { kind: MarkKind::SyncStart, .. }))
+}
+
+/// The disk fails the next flush, and holds up what `held` says.
+fn next_flush_fails_and_holds(held: fn(&DiskOp) -> bool) -> Policy {
+    let mut once = true;
+    Box::new(move |op| match op {
+        DiskOp::Flush if std::mem::take(&mut once) => Some(Err(Errno::EIO)),
+        op if held(op) => None,
+        _ => Some(Ok(())),
+    })
+}
+
+/// C1 (b): the map's housekeeping asks for a flush, for which nobody waits, and the secondary fails it.
+#[test]
+fn a_flush_that_the_secondary_failed_is_counted_though_nobody_waits_for_it() {
+    let mut h = unflushed();
+    let before = h.metadata().localcnt;
+    h.tick(2);
+    h.serve_all(|message| is(Command::Flush)(message).then_some(Some(Errno::EIO)));
+    assert_eq!(h.metadata().localcnt, before + 1);
+    assert!(h.sent.iter().any(|(_, message)| says_start(message)), "L6: {:?}", h.sent);
+}
+
+/// L9: the connection breaks while the secondary flushes: the flush speaks for this node alone, and is counted (C1 d).
+#[test]
+fn a_flush_that_the_secondary_did_not_answer_is_none_of_it() {
+    let mut h = unflushed();
+    let before = h.metadata().localcnt;
+    h.req(2, Op::Flush);
+    assert_eq!(h.result(2), None);
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    assert_eq!(h.result(2), Some(Ok(None)));
+    assert_eq!(h.metadata().localcnt, before + 1);
+    assert_eq!(h.p.status().facts.to_synchronise_bytes, u64::from(ES));
+}
+
+/// A node that starts does not know whether the other one has flushed what it alone has stored: without that one no flush is
+/// good, and no more so for being asked again.
+#[test]
+fn no_flush_is_good_without_the_secondary_that_alone_has_something() {
+    let run = hast_format::extension::Run { first: 2, count: 1 };
+    let ext = Extension { generation: 1, stale: vec![run], ..Extension::default() };
+    let mut h = H::new(24, 1, ext, &[2], 5, 1, 1);
+    h.p.handle_connect_failed(h.t, Side::Out, "refused");
+    h.pump();
+    for id in 1..4 {
+        h.req(id, Op::Flush);
+        assert_eq!(h.result(id), Some(Err(Errno::EIO)), "flush {id}");
+    }
+    h.tick(2);
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    h.req(4, Op::Flush);
+    h.serve_all(|message| (!is_read(message)).then_some(None));
+    assert_eq!(h.result(4), Some(Ok(None)), "the secondary has flushed");
+    h.p.handle_lost(h.t, "gone");
+    h.req(5, Op::Flush);
+    assert_eq!(h.result(5), Some(Ok(None)));
+}
+
+/// Our disk fails a flush, the secondary does not: the client hears of success once the metadata say what is stale here
+/// (L3).
+#[test]
+fn a_flush_that_makes_something_stale_waits_until_that_is_on_disk() {
+    let mut h = unflushed();
+    h.policy = next_flush_fails_and_holds(is_metadata);
+    h.req(2, Op::Flush);
+    h.serve_all(|message| is(Command::Flush)(message).then_some(None));
+    assert_eq!(h.p.status().facts.stale_bytes, u64::from(ES));
+    assert_eq!(h.result(2), None);
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.pump();
+    assert_eq!(h.result(2), Some(Ok(None)));
+}
+
+/// Both nodes fail a flush for which no client waits. What our disk may have dropped is written again; all the same the next
+/// client to ask hears that something could not be written.
+#[test]
+fn a_flush_that_failed_on_both_nodes_is_told_to_the_next_client() {
+    let mut h = unflushed();
+    h.policy = next_flush_fails_and_holds(|_| false);
+    h.tick(2);
+    h.serve_all(|message| is(Command::Flush)(message).then_some(Some(Errno::EIO)));
+    h.tick(3);
+    h.serve_all(|_| Some(None));
+    h.req(2, Op::Flush);
+    h.serve_all(|_| Some(None));
+    assert_eq!(h.result(2), Some(Err(Errno::EIO)));
+    h.req(3, Op::Flush);
+    h.serve_all(|_| Some(None));
+    assert_eq!(h.result(3), Some(Ok(None)));
+}
+
+/// While a flush runs, the first sector of extent 3, whose other sectors that flush covers, turns out to be bad, and
+/// cannot be repaired.
+fn given_up_during_a_flush() -> H {
+    let mut h = H::in_step();
+    h.req(1, Op::Write { offset: 3 * u64::from(ES) + 512, data: Buffer::from(vec![1; 512]) });
+    h.serve_all(|message| is(Command::Write)(message).then_some(None));
+    h.req(2, Op::Flush);
+    h.policy = Box::new(|op| match op {
+        DiskOp::Read { offset, .. } if *offset == DATA + 3 * u64::from(ES) => Some(Err(Errno::EIO)),
+        op if is_data(op) => Some(Err(Errno::EIO)),
+        _ => Some(Ok(())),
+    });
+    h.req(3, Op::Read { offset: 3 * u64::from(ES), length: 512 });
+    h.serve_all(|message| is_read(message).then_some(None));
+    assert_eq!(h.result(3), Some(Ok(Some(Buffer::from(vec![0x55; 512])))));
+    assert_eq!(h.p.status().facts.stale_bytes, 0);
+    h
+}
+
+/// S1: the flush that counts began after the extent was given up.
+#[test]
+fn a_flush_under_way_is_not_enough_to_call_an_extent_stale() {
+    let mut h = given_up_during_a_flush();
+    h.serve_one(Command::Flush);
+    assert_eq!(h.result(2), Some(Ok(None)));
+    assert_eq!(h.p.status().facts.stale_bytes, 0, "S1");
+    h.serve_one(Command::Flush);
+    assert_eq!(h.p.status().facts.stale_bytes, u64::from(ES));
+}
+
+/// The secondary fails the flush: it may have lost what it was given, so that our copy is the right one, and stays it after
+/// later flushes.
+#[test]
+fn an_extent_is_not_called_stale_after_a_flush_that_the_secondary_failed() {
+    let mut h = given_up_during_a_flush();
+    h.serve_all(|message| is(Command::Flush)(message).then_some(Some(Errno::EIO)));
+    h.serve_all(|message| says_start(message).then_some(None));
+    for _ in 0..3 {
+        h.serve_one(Command::Flush);
+    }
+    assert_eq!(h.p.status().facts.stale_bytes, 0);
+    h.p.handle_lost(h.t, "gone");
+    h.req(4, Op::Read { offset: 3 * u64::from(ES) + 512, length: 512 });
+    assert_eq!(h.result(4), Some(Ok(Some(Buffer::from(vec![1; 512])))));
+}
+
+/// A flush of our disk fails while that has a write. Whatever it says of the write, it may have dropped it: reads of the
+/// extent go to the secondary.
+#[test]
+fn a_write_that_a_failed_flush_may_have_dropped_is_read_there() {
+    let mut h = H::in_step();
+    h.w(1, 7);
+    h.req(5, Op::Flush);
+    h.serve_all(|_| Some(None));
+    h.policy = next_flush_fails_and_holds(is_data);
+    h.w(2, 7);
+    h.serve_all(|message| is(Command::Write)(message).then_some(None));
+    h.req(3, Op::Flush);
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.pump();
+    h.req(4, Op::Read { offset: 7 * u64::from(ES) + 512, length: 512 });
+    assert_eq!(h.result(4), None, "not from our disk");
+    h.serve_all(|message| is_read(message).then_some(None));
+    assert_eq!(h.result(4), Some(Ok(Some(Buffer::from(vec![0x55; 512])))));
+}
+
+/// A flush fails while the metadata are being written: what it has dropped may be just those, whatever their own flush says.
+#[test]
+fn a_save_that_a_failed_flush_may_have_dropped_has_failed() {
+    let mut h = unflushed();
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    h.policy = next_flush_fails_and_holds(is_metadata);
+    h.w(2, 3);
+    assert_eq!(h.result(2), None, "C1 (a): localcnt rises first");
+    h.req(3, Op::Flush);
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.pump();
+    assert_eq!(h.result(2), Some(Err(Errno::EIO)));
+}
+
+/// A block that was copied here from the secondary lay with our disk when a flush failed: it is copied once more.
+#[test]
+fn a_copy_that_a_failed_flush_may_have_dropped_is_made_again() {
+    let mut h = H::in_step();
+    h.policy = Box::new(|op| Some(if is_data(op) { Err(Errno::EIO) } else { Ok(()) }));
+    h.w(1, 3);
+    h.serve_all(|message| (!is_read(message)).then_some(None));
+    assert_eq!(h.result(1), Some(Ok(None)));
+    h.policy = next_flush_fails_and_holds(is_data);
+    h.serve_all(|message| is_read(message).then_some(None));
+    h.req(2, Op::Flush);
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.pump();
+    assert_eq!(h.p.status().facts.stale_bytes, u64::from(ES));
+    h.tick(12);
+    h.serve_all(|_| Some(None));
+    h.tick(12);
+    h.serve_all(|_| Some(None));
+    assert_eq!(h.p.status().facts.stale_bytes, 0);
+}
+
+/// The secondary's flush covers what came before it: it begins when that is stored.
+#[test]
+fn a_flush_on_the_secondary_begins_behind_the_writes_before_it() {
+    let mut s = S::new(Extension::default(), &[]);
+    s.run();
+    s.frame(write_of(1, 3));
+    s.frame(flush_of(2));
+    assert!(!s.ops.iter().any(|(_, op)| *op == DiskOp::Flush), "{:?}", s.ops);
+    s.run();
+    assert_eq!((s.answer(1), s.answer(2)), (Some(Ok(())), Some(Ok(()))));
+}
+
+/// A flush has failed for something else, and what it dropped is written again already when the primary asks: what could be
+/// read may be old, so the primary hears of the failure, once.
+#[test]
+fn the_primary_hears_of_a_failed_flush_though_all_is_written_again() {
+    let mut s = S::new(Extension::default(), &[]);
+    s.run();
+    s.frame(write_of(1, 3));
+    s.run();
+    s.frame(Message::Mark(Mark { seq: 2, kind: MarkKind::SyncStart }));
+    s.step(0);
+    s.fail(s.at(|op| *op == DiskOp::Flush));
+    s.run();
+    s.frame(flush_of(3));
+    s.run();
+    s.frame(flush_of(4));
+    s.run();
+    assert_eq!((s.answer(3), s.answer(4)), (Some(Err(Errno::EIO)), Some(Ok(()))));
+}
+
+/// ... and again as long as something is not.
+#[test]
+fn no_flush_of_the_secondary_is_good_before_what_was_dropped_is_written_again() {
+    let mut s = S::new(Extension::default(), &[]);
+    s.run();
+    s.frame(write_of(1, 3));
+    s.run();
+    s.frame(flush_of(2));
+    s.fail(s.at(|op| *op == DiskOp::Flush));
+    for seq in 3..6 {
+        s.frame(flush_of(seq));
+        s.step(s.at(|op| *op == DiskOp::Flush));
+        assert_eq!(s.answer(seq), Some(Err(Errno::EIO)), "flush {seq}");
+    }
+    s.run();
+    s.frame(flush_of(6));
+    s.run();
+    assert_eq!(s.answer(6), Some(Ok(())));
+}
+
+/// The secondary's metadata lay with its disk when a flush for something else failed: they may have been dropped.
+#[test]
+fn a_mark_that_a_failed_flush_may_have_dropped_is_refused() {
+    let mut s = S::new(Extension::default(), &[]);
+    s.run();
+    s.frame(flush_of(1));
+    s.frame(Message::Mark(Mark { seq: 2, kind: MarkKind::SyncStart }));
+    s.fail(s.at(|op| *op == DiskOp::Flush));
+    s.run();
+    assert_eq!((s.answer(1), s.answer(2)), (Some(Err(Errno::EIO)), Some(Err(Errno::EIO))));
+}
