@@ -237,6 +237,7 @@ impl Play<'_> {
         self.state.link = Link::Up { cleared: false };
         if let Some(engine) = self.engine(p) {
             engine.counted = Counted::No;
+            engine.map_is_ours = true;
         }
         self.begin_session(p);
         self.state.ghost.behind = [0; 2];

@@ -113,12 +113,14 @@ impl Play<'_> {
     pub(crate) fn may_lack_there(&mut self, p: NodeId) {
         let Some(engine) = &self.state.nodes[p].primary else { return };
         let extents = engine.map.not_durable().iter().fold(0, |bits, extent| bits | bit(*extent as usize));
-        self.state.ghost.changed[p] |= extents | to_synchronise(engine) & !engine.stale;
+        let unknown = if engine.map_is_ours { 0 } else { self.all() };
+        self.state.ghost.changed[p] |= unknown | extents | to_synchronise(engine) & !engine.stale;
     }
 
     /// A client's flush is complete. What the secondary, which failed it, may lose of that it has to know.
     pub(crate) fn client_flushed(&mut self, p: NodeId, ended: Ended) {
         let (s, up) = (other(p), self.state.is_up());
+        self.settled(p, ended.covers);
         let lacks = |extent: usize| {
             let (data, may) = (&self.state.nodes[s].disk.data[extent], self.state.ghost.may[extent]);
             let mut values = data.older.iter().chain([&data.now]);
@@ -136,6 +138,23 @@ impl Play<'_> {
         self.state.ghost.flushed |= ended.covers;
         self.state.ghost.alone[p] |= only_here;
         self.state.ghost.changed[p] |= only_here;
+    }
+
+    /// What the primary holds in `extents` is durable, and the client was told so: nothing older is right any more, whatever
+    /// a loss of power or the mode had permitted before.
+    fn settled(&mut self, p: NodeId, extents: Extents) {
+        let Some(engine) = &self.state.nodes[p].primary else { return };
+        let elsewhere = engine.stale | engine.turning_extents();
+        let under_way = |extent: usize| engine.writes.iter().any(|write| usize::from(write.extent) == extent);
+        let settled = |extent: &usize| extents & !elsewhere & bit(*extent) != 0 && !under_way(*extent);
+        let settled: Vec<usize> = self.extents().filter(settled).collect();
+        for extent in settled {
+            let value = self.holds(p, extent);
+            let may = &mut self.state.ghost.may[extent];
+            if *may & one(value) != 0 {
+                *may &= u16::MAX << value;
+            }
+        }
     }
 
     /// A planned end of the primary role: what the connected secondary lacks it has to know.

@@ -22,6 +22,7 @@ pub(crate) fn start(disk: &Disk, extents: usize, keepdirty: u32) -> Engine {
         stale: meta.stale | if target { map } else { 0 },
         lone: meta.stale,
         target,
+        map_is_ours: meta.was_primary,
         unconfirmed: map != 0,
         marked: false,
         session: false,
