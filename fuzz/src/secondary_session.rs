@@ -9,7 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::time::Duration;
 
-use hast_engine::{Action, DiskOp, OpId, Secondary, SecondaryStart, Side};
+use hast_engine::{Action, Deletes, DiskOp, OpId, Secondary, SecondaryStart, Side};
 use hast_net::buffer::{Buffer, Pool};
 use hast_net::extensions::Extensions;
 use hast_net::frame::{Frame, Limits, Receiver};
@@ -45,6 +45,7 @@ pub fn run(data: &[u8]) {
 struct Session {
     node: Node<Secondary>,
     ext: Extensions,
+    deletes: Deletes,
     receiver: Receiver,
     /// Frames that the engine had no room for.
     inbox: VecDeque<Frame>,
@@ -151,9 +152,11 @@ impl Session {
             hello,
             unsure: false,
         };
+        let deletes = start.host.deletes;
         Session {
             node: Node::new(Secondary::new(start, Duration::ZERO), provider),
             ext,
+            deletes,
             receiver: Receiver::new(Limits::PEER, Pool::new()),
             inbox: VecDeque::new(),
             broken: false,
@@ -239,7 +242,8 @@ impl Session {
                 let (seq, length) = (request.seq, request.length);
                 let limit = if request.command == Command::Delete { u64::MAX } else { 1 << 20 };
                 let valid = self.node.provider.layout().check_range(request.offset, length).is_ok();
-                if request.command == Command::Flush || !valid || length > limit {
+                let refused = request.command == Command::Delete && self.deletes == Deletes::Refused;
+                if request.command == Command::Flush || !valid || length > limit || refused {
                     (seq, 0)
                 } else {
                     let range = request.offset..request.offset + length;

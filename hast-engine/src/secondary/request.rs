@@ -8,7 +8,7 @@ use hast_net::message::{Command, FromPrimary, MarkKind, Message, Reply};
 
 use super::{Phase, Purpose, Secondary};
 use crate::ranges::Key;
-use crate::types::{DiskOp, DiskResult, Side};
+use crate::types::{Deletes, DiskOp, DiskResult, Side};
 
 /// The longest read or write, in bytes (the reference's MAXPHYS on 64-bit FreeBSD 13 and newer).
 const MAXPHYS: u64 = 1_048_576;
@@ -142,6 +142,9 @@ impl Secondary {
             (Command::Write, Some(data)) => DiskOp::Write { offset, data },
             (Command::Read, _) => {
                 DiskOp::Read { offset, length: u32::try_from(request.length).unwrap_or(u32::MAX) }
+            }
+            (Command::Delete, _) if self.host.deletes == Deletes::Refused => {
+                return self.stored(key, Err(Errno::EOPNOTSUPP));
             }
             (Command::Delete, _) => DiskOp::Delete { offset, length: request.length },
             (Command::Flush, _) => return self.flush_disk(Purpose::Request(key)),

@@ -344,6 +344,38 @@ fn a_delete_that_a_connection_overtakes_is_refused() {
     assert_eq!(h.p.status().dirty, 0);
 }
 
+/// Whoever asks, nothing is asked of a disk that leaves who knows what. An original's may have freed the range: that is
+/// to be synchronised the next time.
+#[test]
+fn a_secondary_whose_disk_cannot_delete_says_so_at_once() {
+    for (known, deletes) in [
+        (Extensions::ALL, LeaveZeros),
+        (Extensions::ALL, Refused),
+        (Extensions::NONE, LeaveZeros),
+        (Extensions::NONE, Refused),
+    ] {
+        let mut s = S::with(known, Host { boot: [1; 16], wall: 0, deletes });
+        s.run();
+        let (command, offset, length) = (Command::Delete, 3 * EXTENT, EXTENT);
+        s.frame(Message::Request(Request { command, seq: 1, offset, length, memsync: false, data: None }));
+        let asked = s.ops.iter().any(|(_, op)| matches!(op, DiskOp::Delete { .. }));
+        s.run();
+        let expected = if deletes == Refused { Err(Errno::EOPNOTSUPP) } else { Ok(()) };
+        assert_eq!((s.answer(1), asked), (Some(expected), deletes == LeaveZeros), "{known}");
+        let remembered = s.disk[4096] & 1 << 3 != 0;
+        assert_eq!(remembered, known == Extensions::NONE, "M5");
+        s.write(2, 9); // the extent that was written last is kept
+        s.run();
+        for _ in 0..3 {
+            s.t += Duration::from_secs(2);
+            s.s.handle_timeout(s.t);
+            s.run();
+        }
+        let remembered = s.disk[4096] & 1 << 3 != 0;
+        assert_eq!(remembered, known == Extensions::NONE && deletes == Refused, "what is equal is forgotten");
+    }
+}
+
 fn said(known: Extensions, deletes: Deletes) -> SecondAnswer {
     let mut s = S::with(known, Host { boot: [1; 16], wall: 0, deletes });
     s.run();
