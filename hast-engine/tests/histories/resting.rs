@@ -53,11 +53,14 @@ fn outdated(known: Extensions) -> H {
     h
 }
 
+/// Which operations the disk holds up.
+type Held = fn(&DiskOp) -> bool;
+
 /// L18, M1: that this node is the target, and the map of both, are on disk before the nodes count as connected.
 #[test]
 fn the_nodes_are_connected_once_what_the_secondary_said_is_on_disk() {
     let map_write = |op: &DiskOp| !is_metadata(op) && !is_data(op) && *op != DiskOp::Flush;
-    let cases: [(Extensions, fn(&DiskOp) -> bool); 3] = [
+    let cases: [(Extensions, Held); 3] = [
         (Extensions::ALL, is_metadata),
         (Extensions::ALL, map_write),
         // Nodes that know of no numbers have nothing else to save.
