@@ -44,20 +44,30 @@ fn metadata_fail(h: &mut H) {
 }
 
 /// A node that was written alone, and then finds that the other one's copy is the newer one, up to its answer.
-fn outdated() -> H {
+fn outdated(known: Extensions) -> H {
     let mut h = H::new(24, 1, Extension::default(), &[], 5, 3, 5);
     h.p.handle_connect_failed(h.t, Side::Out, "refused");
     h.pump();
     h.tick(2);
-    h.handshake_first(Extensions::ALL);
+    h.handshake_first(known);
     h
 }
+
+/// Which operations the disk holds up.
+type Held = fn(&DiskOp) -> bool;
 
 /// L18, M1: that this node is the target, and the map of both, are on disk before the nodes count as connected.
 #[test]
 fn the_nodes_are_connected_once_what_the_secondary_said_is_on_disk() {
-    for held in [is_metadata, |op: &DiskOp| !is_metadata(op) && !is_data(op) && *op != DiskOp::Flush] {
-        let mut h = outdated();
+    let map_write = |op: &DiskOp| !is_metadata(op) && !is_data(op) && *op != DiskOp::Flush;
+    let cases: [(Extensions, Held); 3] = [
+        (Extensions::ALL, is_metadata),
+        (Extensions::ALL, map_write),
+        // Nodes that know of no numbers have nothing else to save.
+        (Extensions::SYNC_MARKS, is_metadata),
+    ];
+    for (known, held) in cases {
+        let mut h = outdated(known);
         h.policy = Box::new(move |op| (!held(op)).then_some(Ok(())));
         let mut map = vec![0; 512];
         map[0] = 4;
@@ -93,7 +103,7 @@ fn a_secondary_that_says_that_it_differs_marks_itself_first() {
 /// C2: our disk has a write that began before the secondary was there. Until it is complete, and copied, nothing is in step.
 #[test]
 fn nothing_is_in_step_while_only_this_node_was_given_a_write() {
-    let mut h = outdated();
+    let mut h = outdated(Extensions::ALL);
     h.policy = Box::new(|op| (!is_data(op)).then_some(Ok(())));
     h.w(1, 4);
     h.answer(5, 3, SyncSource::Primary, Some(vec![0; 512]));
@@ -212,6 +222,12 @@ fn a_write_beside_the_way_to_relying_is_flushed_there() {
     h.w(4, 9);
     h.serve_all(|message| is(Command::Write)(message).then_some(None));
     assert_eq!(h.result(4), None, "and so is everything from now on");
+    h.p.handle_lost(h.t, "gone");
+    h.w(5, 11);
+    h.tick(1);
+    h.handshake_first(Extensions::ALL);
+    h.w(6, 13);
+    assert_eq!((h.result(5), h.result(6)), (None, None), "nothing is complete without it");
 }
 
 /// A disk that was given up takes its map but not its metadata, or the other way round: it stays given up.
