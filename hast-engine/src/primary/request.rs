@@ -324,6 +324,9 @@ impl Primary {
         }
         let up = self.link.is_up() && !repairing;
         let detached = self.detachment.is_detached();
+        if detached && repairing {
+            return self.repaired(key); // nobody would answer: the disk has been given up meanwhile
+        }
         let memsync = self.settings.replication == Replication::Memsync && self.link.version() >= 2;
         let Some(request) = self.requests.get_mut(&key) else { return };
         request.suspect = false;
