@@ -23,6 +23,7 @@
 //! different connections since, and the one with the higher counter has seen more. Between equal generations a rollback
 //! cannot be seen.
 
+use hast_format::extension::Extension;
 use hast_net::handshake::{Met, SyncSource};
 
 use crate::counts::{Counts, Decision, MapToSend};
@@ -41,6 +42,11 @@ pub enum Histories {
     SecondaryAhead,
     /// Both were, to different nodes.
     Apart,
+}
+
+/// The generations in a node's metadata.
+pub(crate) fn met(extension: &Extension) -> Met {
+    Met { last: extension.connection, before: extension.connection_before }
 }
 
 /// Compares them.
@@ -112,7 +118,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn met(last: u64, before: u64) -> Met {
+    fn stored(last: u64, before: u64) -> Met {
         Met { last, before }
     }
 
@@ -124,18 +130,22 @@ mod tests {
 
     #[test]
     fn a_node_that_missed_connections_is_the_older_one() {
-        assert_eq!(compare(met(5 * G, 0), met(5 * G, 0)), Histories::Same);
+        assert_eq!(compare(stored(5 * G, 0), stored(5 * G, 0)), Histories::Same);
         assert_eq!(
-            compare(met(5 * G, 0), met(6 * G, 5 * G)),
+            compare(stored(5 * G, 0), stored(6 * G, 5 * G)),
             Histories::Same,
             "broke off before the primary had it"
         );
-        assert_eq!(compare(met(6 * G, 5 * G), met(5 * G, 0)), Histories::Same, "and then the roles changed");
-        assert_eq!(compare(met(7 * G, 0), met(5 * G, 0)), Histories::PrimaryAhead);
-        assert_eq!(compare(met(5 * G, 0), met(7 * G, 0)), Histories::SecondaryAhead);
-        assert_eq!(compare(met(5 * G + 1, 0), met(5 * G + 2, 0)), Histories::Apart);
+        assert_eq!(
+            compare(stored(6 * G, 5 * G), stored(5 * G, 0)),
+            Histories::Same,
+            "and then the roles changed"
+        );
+        assert_eq!(compare(stored(7 * G, 0), stored(5 * G, 0)), Histories::PrimaryAhead);
+        assert_eq!(compare(stored(5 * G, 0), stored(7 * G, 0)), Histories::SecondaryAhead);
+        assert_eq!(compare(stored(5 * G + 1, 0), stored(5 * G + 2, 0)), Histories::Apart);
         for (one, other) in [(0, 5 * G), (5 * G, 0), (0, 0)] {
-            assert_eq!(compare(met(one, 0), met(other, 0)), Histories::Unknown);
+            assert_eq!(compare(stored(one, 0), stored(other, 0)), Histories::Unknown);
         }
     }
 
@@ -167,9 +177,9 @@ mod tests {
 
     #[test]
     fn generations_only_rise() {
-        assert_eq!(next(met(0, 0), met(0, 0), 9), G + 9);
-        assert_eq!(next(met(5 * G + 7, 0), met(3 * G, 0), 9), 6 * G + 9);
-        assert_eq!(next(met(u64::MAX, 0), met(0, 0), 9), (u64::from(u32::MAX) << 32) + 9);
+        assert_eq!(next(stored(0, 0), stored(0, 0), 9), G + 9);
+        assert_eq!(next(stored(5 * G + 7, 0), stored(3 * G, 0), 9), 6 * G + 9);
+        assert_eq!(next(stored(u64::MAX, 0), stored(0, 0), 9), (u64::from(u32::MAX) << 32) + 9);
     }
 
     proptest! {
@@ -180,7 +190,7 @@ mod tests {
         fn honest_nodes_are_never_apart(
             steps in proptest::collection::vec((any::<bool>(), 0..4_u8, any::<u32>()), 1..40),
         ) {
-            let mut nodes = [met(0, 0); 2];
+            let mut nodes = [stored(0, 0); 2];
             let mut complete = None;
             for (turned, reached, draw) in steps {
                 let (p, s) = (usize::from(turned), usize::from(!turned));
@@ -189,10 +199,10 @@ mod tests {
                 let generation = next(nodes[p], nodes[s], draw);
                 let before = nodes;
                 if reached >= 1 {
-                    nodes[s] = met(generation, nodes[p].last);
+                    nodes[s] = stored(generation, nodes[p].last);
                 }
                 if reached >= 2 {
-                    nodes[p] = met(generation, 0);
+                    nodes[p] = stored(generation, 0);
                 }
                 if reached >= 3 {
                     nodes[s].before = 0;

@@ -160,7 +160,7 @@ impl Primary {
         self.link.is_up()
             && self.link.has(Extensions::SYNC_MARKS)
             && keeps(Rule::A5)
-            && !self.map.to_synchronise().iter().any(|extent| self.is_behind(extent))
+            && !self.secondary_is_behind()
     }
 
     /// A client's flush that our disk has failed waits until it is given up; false if it is not.

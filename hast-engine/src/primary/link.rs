@@ -18,7 +18,7 @@ use hast_net::message::{self, Command, FromSecondary, MarkKind, Message, Reply, 
 
 use super::silence::Signs;
 use super::{Phase, Primary};
-use crate::connection::{Histories, compare};
+use crate::connection::{Histories, compare, met};
 use crate::counts::Counts;
 use crate::parting::{Apart, draw};
 use crate::ranges::Key;
@@ -867,11 +867,6 @@ impl Primary {
         let unanswered = self.phase == Phase::Connecting && self.link.stage == Stage::OpeningOut;
         self.link.answer_until.filter(|_| unanswered)
     }
-}
-
-/// The generations in a node's metadata.
-pub(super) fn met(extension: &Extension) -> Met {
-    Met { last: extension.connection, before: extension.connection_before }
 }
 
 /// The reason as a sentence of its own.

@@ -270,6 +270,11 @@ impl Primary {
             && !self.turning.contains(extent)
     }
 
+    /// Whether [`is_behind`](Self::is_behind) says so of any extent.
+    pub(super) fn secondary_is_behind(&self) -> bool {
+        self.map.to_synchronise().iter().any(|extent| self.is_behind(extent))
+    }
+
     fn issue_read(&mut self, key: Key) {
         let mut remote = self.link.is_up() && self.needs_secondary(key);
         if remote && self.is_mixed(key) {
@@ -455,7 +460,7 @@ impl Primary {
     }
 
     fn advance_read(&mut self, key: Key, data: Option<Buffer>) {
-        let Some(request) = self.requests.get_mut(&key) else { return };
+        let Some(request) = self.requests.get(&key) else { return };
         let Op::Read { length, .. } = request.op else { return };
         let behind = request.extents().any(|extent| self.is_behind(extent));
         let Some(request) = self.requests.get_mut(&key) else { return };

@@ -9,9 +9,9 @@ use hast_net::buffer::Buffer;
 use hast_net::errno::Errno;
 use hast_net::handshake::Met;
 
-use super::link::met;
 use super::sync::runs_of;
 use super::{Phase, Primary, Purpose};
+use crate::connection::met;
 use crate::counts::Counts;
 use crate::ranges::Key;
 use crate::rule::{Rule, keeps};

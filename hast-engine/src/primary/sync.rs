@@ -350,8 +350,7 @@ impl Primary {
     /// does not know it.
     pub(super) fn leaves_behind(&self) -> bool {
         let knows = if self.link.is_up() { self.sync.marked == Marked::Yes } else { self.sync.knew };
-        let lacks = self.map.to_synchronise().iter().any(|extent| self.is_behind(extent));
-        self.counted.is_some() && lacks && !knows
+        self.counted.is_some() && self.secondary_is_behind() && !knows
     }
 
     /// L6: whether the secondary has to know that it is out of date; all that it may lack but a flush it does

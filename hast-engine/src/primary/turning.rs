@@ -227,7 +227,7 @@ impl Primary {
         }
         let all = 0..stale.len();
         if runs_of(&stale).len() <= STALE_RUNS
-            || self.map.to_synchronise().iter().any(|extent| self.is_behind(extent))
+            || self.secondary_is_behind()
             || all.clone().all(|extent| self.turning.is_covered(extent) || stale.contains(extent))
         {
             return true;

@@ -1,7 +1,6 @@
 //! The second step of the handshake: who is out of date, and what must be on disk before the answer.
 
 use hast_format::bitmap::Bitmap;
-use hast_format::extension::Mark;
 use hast_net::buffer::Buffer;
 use hast_net::errno::Errno;
 use hast_net::extensions::Extensions;
@@ -105,9 +104,7 @@ impl Secondary {
     /// any more: so its map and its mark say it first.
     fn own_up(&mut self) {
         if self.ext.contains(Extensions::SYNC_MARKS) {
-            let since = self.host.wall.saturating_add(self.now.as_secs());
-            let by = self.peer.clone();
-            self.metadata.extension.mark.get_or_insert(Mark { since, by });
+            self.mark_as_behind();
         }
         self.set_full_map();
     }

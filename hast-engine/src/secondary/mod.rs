@@ -33,6 +33,7 @@ use hast_net::frame::Frame;
 use hast_net::handshake::{Met, SecondHello};
 use hast_net::message::{Mark, Message, Reply};
 
+use crate::connection::met;
 use crate::durable::Durable;
 use crate::ranges::{Key, RangeQueue};
 use crate::rule::{Rule, keeps};
@@ -243,7 +244,7 @@ impl Secondary {
             let map = Activemap::new(extents, metadata.keepdirty, layout.sectorsize(), &map);
             own_map::OwnMap::new(map, settings.metaflush)
         });
-        let met = Met { last: metadata.extension.connection, before: metadata.extension.connection_before };
+        let met = met(&metadata.extension);
         let mut secondary = Secondary {
             met,
             map: Bitmap::from_bytes(extents, &map),

@@ -196,9 +196,7 @@ impl Primary {
         if self.sync.target || self.sync.stale_runs().len() <= STALE_RUNS {
             return true; // a target's whole map is stale, and its metadata says just that
         }
-        if self.is_owed(&(0..u32::MAX))
-            || self.map.to_synchronise().iter().any(|extent| self.is_behind(extent))
-        {
+        if self.is_owed(&(0..u32::MAX)) || self.secondary_is_behind() {
             for extent in new {
                 self.no_longer_stale(extent);
             }
@@ -392,7 +390,7 @@ impl Primary {
             && request.remote == Half::Done
             && self.link.is_up()
             && self.link.has(Extensions::SYNC_MARKS)
-            && !self.map.to_synchronise().iter().any(|extent| self.is_behind(extent));
+            && !self.secondary_is_behind();
         if !possible {
             return false;
         }
