@@ -201,8 +201,7 @@ impl World {
         self.pass(after)?;
         self.cut();
         if self.random.one_in(2) {
-            self.kill(0, true);
-            self.set_running(0, false);
+            self.goes_down(0, true);
             self.pass(Duration::from_secs(1))?;
             self.back(0, Role::Primary);
         }
@@ -226,8 +225,7 @@ impl World {
                 world.nothing_is_open() && !world.nodes.first().is_some_and(Node::is_connected)
             })?;
         }
-        self.kill(1, false);
-        self.set_running(1, false);
+        self.goes_down(1, false);
         if self.random.one_in(2) {
             self.write_some(0, 20, true)?;
         }
@@ -263,15 +261,10 @@ impl World {
         self.part()?;
         self.write_some(0, 60, true)?;
         self.network = true;
-        let begun = |world: &World| {
-            matches!(world.nodes.get(1).map(|node| &node.worker),
-                Some(Worker::Secondary(engine)) if engine.status().statistics.writes > 0)
-        };
-        self.until("our node is being brought up to date", begun)?;
+        self.until_half_synced()?;
         let after = Duration::from_micros(self.random.below(3_000));
         self.pass(after)?;
-        self.kill(0, false);
-        self.set_running(0, false);
+        self.goes_down(0, false);
         self.stop_role(1)?;
         let suspected = self.metadata_of(1)?.extension.possibly_behind;
         let [original, ours] = &self.nodes;

@@ -23,33 +23,9 @@ impl World {
         let (serving, other) = (self.serving, 1 - self.serving);
         let settled = self.is_settled();
         match self.random.below(12) {
-            0 | 1 => {
-                if self.random.one_in(3) {
-                    self.trace(|| "one of the connections breaks".into());
-                    self.cut_one();
-                } else {
-                    self.trace(|| "the connections break".into());
-                    self.cut();
-                }
-            }
-            2 => {
-                let length = Duration::from_millis(self.random.below(15_000));
-                self.trace(|| format!("the network is gone for {length:?}"));
-                self.network = false;
-                self.cut();
-                self.schedule(length, Happening::NetworkBack);
-            }
-            3 => {
-                let length = Duration::from_millis(self.random.below(30_000));
-                self.trace(|| format!("the network stalls for {length:?}"));
-                let until = self.now + length;
-                // Both ways, or what goes to one node alone.
-                self.stalled_until = match self.random.below(4) {
-                    0 => [until, self.now],
-                    1 => [self.now, until],
-                    _ => [until; 2],
-                };
-            }
+            0 | 1 => self.cut_some(),
+            2 => self.lose_network(),
+            3 => self.stall(),
             4 | 5 if settled => {
                 let power = self.random.one_in(2);
                 self.kill_for_a_while(other, power);
@@ -60,7 +36,7 @@ impl World {
             }
             8 | 9 if settled && !self.stays() => self.switch_over(),
             10 if settled && !self.stays() => self.fail_over(),
-            11 => self.disturb_disk(),
+            11 => self.disturb_one(),
             _ => {}
         }
     }
@@ -143,18 +119,6 @@ impl World {
         self.kill_for_a_while(old, power);
         self.retarget(old, Role::Secondary);
         self.set_role(new, Role::Primary);
-    }
-
-    fn disturb_disk(&mut self) {
-        let node = usize::from(self.random.one_in(2));
-        let mut chance = || if self.random.one_in(2) { 0 } else { 3 + self.random.below(60) };
-        let chances = Chances { read: chance(), write: chance(), flush: chance(), delete: 0 };
-        let length = Duration::from_millis(self.random.below(5_000));
-        self.trace(|| format!("node {node}: {chances:?} for {length:?}"));
-        if let Some(node) = self.nodes.get_mut(node) {
-            node.disk.chances = chances;
-        }
-        self.schedule(length, Happening::FaultsEnd { node });
     }
 
     /// The storm is over: everything works again.

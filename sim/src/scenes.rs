@@ -232,8 +232,7 @@ impl World {
     /// Node `down` is gone, and node `up` serves alone.
     pub(crate) fn take_over(&mut self, down: usize, up: usize) -> Result<(), String> {
         self.serving = up;
-        self.kill(down, false);
-        self.set_running(down, false);
+        self.goes_down(down, false);
         self.set_role(up, Role::Primary);
         self.write_some(up, 30, true)
     }
@@ -285,20 +284,27 @@ impl World {
         self.quiet()
     }
 
+    /// Until something has reached the secondary, node 1, but not everything.
+    pub(crate) fn until_half_synced(&mut self) -> Result<(), String> {
+        let begun = |world: &World| {
+            matches!(world.nodes.get(1).map(|node| &node.worker),
+                Some(Worker::Secondary(engine)) if engine.status().statistics.writes > 0)
+        };
+        self.until("the secondary is being brought up to date", begun)
+    }
+
+    fn until_primary(&mut self, node: usize) -> Result<(), String> {
+        self.until("a primary is there", |world| world.nodes.get(node).is_some_and(Node::is_primary))
+    }
+
     fn half_synced(&mut self) -> Result<(), String> {
         self.pair()?;
         self.part()?;
         self.write_some(0, 60, true)?;
         self.network = true;
-        // As soon as something has reached the secondary, but not everything.
-        let begun = |world: &World| {
-            matches!(world.nodes.get(1).map(|node| &node.worker),
-                Some(Worker::Secondary(engine)) if engine.status().statistics.writes > 0)
-        };
-        self.until("the secondary is being brought up to date", begun)?;
+        self.until_half_synced()?;
         let power = self.random.one_in(2);
-        self.kill(0, power);
-        self.set_running(0, false);
+        self.goes_down(0, power);
         self.stop_role(1)?;
         if self.random.one_in(2) {
             self.kill(1, true);
@@ -325,8 +331,7 @@ impl World {
         self.until("the fresh secondary adopts the resource", adopted)?;
         self.cut();
         if self.random.one_in(2) {
-            self.kill(0, true);
-            self.set_running(0, false);
+            self.goes_down(0, true);
             self.pass(Duration::from_secs(1))?;
             self.back(0, Role::Primary);
         }
@@ -452,8 +457,7 @@ impl World {
         }
         self.write_some(0, 5, true)?;
         self.pass(Duration::from_secs(2))?;
-        self.kill(0, false);
-        self.set_running(0, false);
+        self.goes_down(0, false);
         self.calm();
         self.serving = 1;
         self.expect_split = true;
@@ -480,8 +484,7 @@ impl World {
         self.until("the flush is answered", World::nothing_is_open)?;
         self.network = true;
         self.until("the nodes are in step", |world| world.nodes.first().is_some_and(Node::is_in_step))?;
-        self.kill(0, false);
-        self.set_running(0, false);
+        self.goes_down(0, false);
         self.kill(1, true);
         self.serving = 1;
         self.back(1, Role::Primary);
@@ -512,9 +515,7 @@ impl World {
         } else {
             self.serving = 1;
             self.set_role(1, Role::Primary);
-            self.until("a primary is there", |world| {
-                matches!(world.nodes.get(1).map(|node| &node.worker), Some(Worker::Primary(_)))
-            })?;
+            self.until_primary(1)?;
             self.read_everything(1)?;
         }
         self.quiet()
@@ -535,12 +536,7 @@ impl World {
         // Whoever gets an answer is kept, or the nodes say that they were written apart.
         self.expect_split = true;
         self.write_some(0, 8, true)?;
-        let end = self.now + Duration::from_secs(60);
-        let settled = |world: &World| world.events_of("split-brain") >= 2 || world.is_quiet();
-        if self.advance_until(end, settled)? && self.events_of("split-brain") > 0 {
-            return Ok(());
-        }
-        self.quiet()
+        self.split_or_quiet()
     }
 
     fn discarded(&mut self) -> Result<(), String> {
@@ -616,8 +612,7 @@ impl World {
     /// The machine of `node` dies, with its power or without, and comes back after a while.
     fn restart(&mut self, node: usize, role: Role) -> Result<(), String> {
         let power = self.random.one_in(2);
-        self.kill(node, power);
-        self.set_running(node, false);
+        self.goes_down(node, power);
         let after = Duration::from_millis(self.random.below(2_000));
         self.pass(after)?;
         self.back(node, role);
@@ -668,7 +663,7 @@ impl World {
     /// Writes to whatever role primary `node` has, and waits for the answers. Only what is `tracked` is
     /// expected to be there in the end.
     pub(crate) fn write_some(&mut self, node: usize, count: usize, tracked: bool) -> Result<(), String> {
-        self.until("a primary is there", |world| world.nodes.get(node).is_some_and(Node::is_primary))?;
+        self.until_primary(node)?;
         for _ in 0..count {
             self.write_one(node, tracked);
         }

@@ -5,7 +5,7 @@ use crate::disk::{Chances, Region, SECTOR};
 use crate::world::Trouble;
 
 impl World {
-    pub(super) fn cut_some(&mut self) {
+    pub(crate) fn cut_some(&mut self) {
         if self.random.one_in(3) {
             self.trace(|| "one of the connections breaks".into());
             self.cut_one();
@@ -15,7 +15,7 @@ impl World {
         }
     }
 
-    pub(super) fn lose_network(&mut self) {
+    pub(crate) fn lose_network(&mut self) {
         let length = Duration::from_millis(self.random.below(15_000));
         self.trace(|| format!("the network is gone for {length:?}"));
         self.network = false;
@@ -23,10 +23,11 @@ impl World {
         self.schedule(length, Happening::NetworkBack);
     }
 
-    pub(super) fn stall(&mut self) {
+    pub(crate) fn stall(&mut self) {
         let length = Duration::from_millis(self.random.below(30_000));
         self.trace(|| format!("the network stalls for {length:?}"));
         let until = self.now + length;
+        // Both ways, or what goes to one node alone.
         self.stalled_until = match self.random.below(4) {
             0 => [until, self.now],
             1 => [self.now, until],
@@ -43,7 +44,7 @@ impl World {
         }
     }
 
-    pub(super) fn disturb_one(&mut self) {
+    pub(crate) fn disturb_one(&mut self) {
         let node = self.any_node();
         let deletes = self.plan.faults.has(Fault::DeleteFails);
         let mut chance = || if self.random.one_in(2) { 0 } else { 3 + self.random.below(60) };

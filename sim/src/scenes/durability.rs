@@ -8,7 +8,7 @@ use core::time::Duration;
 use hast_format::metadata::Role;
 
 use crate::disk::{Chances, Region, SECTOR};
-use crate::node::{Node, Worker};
+use crate::node::Node;
 use crate::world::World;
 
 impl World {
@@ -39,13 +39,11 @@ impl World {
     pub(super) fn flushed_alone(&mut self) -> Result<(), String> {
         self.flushed_pair()?;
         self.write_some(0, 4, true)?;
-        self.kill(1, true);
-        self.set_running(1, false);
+        self.goes_down(1, true);
         self.until("the primary notices", |world| !world.nodes.first().is_some_and(Node::is_connected))?;
         self.flush_and_wait()?;
         let power = self.random.one_in(2);
-        self.kill(0, power);
-        self.set_running(0, false);
+        self.goes_down(0, power);
         if self.is_marked(1)? {
             return Ok(());
         }
@@ -65,10 +63,8 @@ impl World {
         self.write_some(0, 6, true)?;
         self.fail_next_flush(1);
         self.flush_and_wait()?;
-        self.kill(0, false);
-        self.set_running(0, false);
-        self.kill(1, true);
-        self.set_running(1, false);
+        self.goes_down(0, false);
+        self.goes_down(1, true);
         self.calm();
         if self.is_marked(1)? {
             return Ok(());
@@ -145,9 +141,7 @@ impl World {
         self.serving = 1;
         self.expect_split = true;
         self.set_role(1, Role::Primary);
-        self.until("a primary is there", |world| {
-            matches!(world.nodes.get(1).map(|node| &node.worker), Some(Worker::Primary(_)))
-        })?;
+        self.until_primary(1)?;
         self.read_everything(1)?;
         self.back(0, Role::Secondary);
         self.quiet()
@@ -161,16 +155,14 @@ impl World {
         self.write_some(0, 6, true)?;
         self.cut();
         self.disturb(1, Chances { flush: 1, ..Chances::default() });
-        self.kill(1, false);
-        self.set_running(1, false);
+        self.goes_down(1, false);
         let connected = |world: &World| world.nodes.first().is_some_and(Node::is_connected);
         self.until("the primary notices", |world| !connected(world))?;
         self.back(1, Role::Secondary);
         self.until("a worker cannot flush", |world| world.exits_with(66) > 0 || connected(world))?;
         self.disturb(1, Chances::default());
         self.until("the nodes are connected", World::is_connected)?;
-        self.kill(0, false);
-        self.set_running(0, false);
+        self.goes_down(0, false);
         self.stop_role(1)?;
         if self.is_marked(1)? {
             return Ok(());
@@ -251,8 +243,7 @@ impl World {
         self.write_some(0, 6, true)?;
         self.fail_next_flush(1);
         self.flush_and_wait()?;
-        self.kill(0, false);
-        self.set_running(0, false);
+        self.goes_down(0, false);
         self.kill(1, true);
         self.serving = 1;
         self.expect_split = true;
@@ -310,7 +301,7 @@ impl World {
     }
 
     /// The split-brain that the counts must tell of is noticed, or there is none to tell of.
-    fn split_or_quiet(&mut self) -> Result<(), String> {
+    pub(super) fn split_or_quiet(&mut self) -> Result<(), String> {
         let end = self.now + Duration::from_secs(60);
         let settled = |world: &World| world.events_of("split-brain") >= 2 || world.is_quiet();
         if self.advance_until(end, settled)? && self.events_of("split-brain") > 0 {

@@ -195,6 +195,12 @@ impl World {
         Ok(())
     }
 
+    /// `node` is killed, and stays away.
+    pub(crate) fn goes_down(&mut self, node: usize, power: bool) {
+        self.kill(node, power);
+        self.set_running(node, false);
+    }
+
     pub(crate) fn set_running(&mut self, node: usize, running: bool) {
         if let Some(node) = self.nodes.get_mut(node) {
             node.running = running;
