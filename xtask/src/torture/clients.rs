@@ -13,7 +13,7 @@ use hast_sim::client::{Memory, WriteId};
 use hast_sim::random::Random;
 use hast_tests::{Failure, LONG, wait_until};
 
-use super::record::{End, Keeper, Open, SECTOR, What};
+use super::record::{Book, End, Open, Record, SECTOR, What};
 
 /// Threads, each with a connection of its own.
 const THREADS: u64 = 4;
@@ -91,8 +91,8 @@ pub(super) struct Clients {
 
 impl Clients {
     /// Starts them. They look for the export `name` on `sockets`.
-    pub(super) fn start<K: Keeper>(
-        record: &Arc<K>,
+    pub(super) fn start<B: Book>(
+        record: &Arc<Record<B>>,
         sockets: &[PathBuf],
         name: &str,
         sectors: usize,
@@ -135,9 +135,9 @@ impl Clients {
 }
 
 /// One thread.
-struct One<K> {
+struct One<B> {
     stop: Arc<AtomicBool>,
-    record: Arc<K>,
+    record: Arc<Record<B>>,
     sockets: Vec<PathBuf>,
     name: String,
     sectors: u64,
@@ -146,7 +146,7 @@ struct One<K> {
     random: Random,
 }
 
-impl<K: Keeper> One<K> {
+impl<B: Book> One<B> {
     fn run(mut self) {
         while !self.stopped() {
             let found = self.sockets.iter().find_map(|socket| Client::connect(socket, &self.name).ok());
@@ -236,7 +236,7 @@ impl<K: Keeper> One<K> {
 
 /// Asks for one thing and waits for the answer. False: there was none, or the device refused.
 #[cfg(target_os = "linux")]
-pub(super) fn ask(record: &impl Keeper, client: &Client, what: What) -> bool {
+pub(super) fn ask<B: Book>(record: &Record<B>, client: &Client, what: What) -> bool {
     let open = record.begin(what);
     let end = submit(client, &open).map_or(End::Lost, |ticket| answer(client, ticket));
     let good = matches!(end, End::Good(_));

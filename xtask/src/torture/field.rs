@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getpgid};
 
 use super::clients::Pace;
-use super::record::Record;
+use super::remembered::Record;
 use super::{Mode, RESOURCE};
 
 /// One of the two nodes.
@@ -31,6 +31,14 @@ impl Side {
         match self {
             Side::A => Side::B,
             Side::B => Side::A,
+        }
+    }
+
+    /// What is this node's of two things.
+    pub(super) fn pick<T>(self, a: T, b: T) -> T {
+        match self {
+            Side::A => a,
+            Side::B => b,
         }
     }
 }
@@ -97,33 +105,21 @@ impl Field {
     }
 
     pub(super) fn node(&self, side: Side) -> &Node {
-        match side {
-            Side::A => &self.pair.a,
-            Side::B => &self.pair.b,
-        }
+        side.pick(&self.pair.a, &self.pair.b)
     }
 
     pub(super) fn node_mut(&mut self, side: Side) -> &mut Node {
-        match side {
-            Side::A => &mut self.pair.a,
-            Side::B => &mut self.pair.b,
-        }
+        side.pick(&mut self.pair.a, &mut self.pair.b)
     }
 
     pub(super) fn state(&self, side: Side) -> &State {
         let [a, b] = &self.states;
-        match side {
-            Side::A => a,
-            Side::B => b,
-        }
+        side.pick(a, b)
     }
 
     pub(super) fn set_state(&mut self, side: Side, state: State) {
         let [a, b] = &mut self.states;
-        *match side {
-            Side::A => a,
-            Side::B => b,
-        } = state;
+        *side.pick(a, b) = state;
     }
 
     pub(super) fn is_up(&self, side: Side) -> bool {

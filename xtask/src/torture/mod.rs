@@ -13,6 +13,7 @@ mod operator;
 #[cfg(target_os = "linux")]
 mod power;
 mod record;
+mod remembered;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -26,7 +27,8 @@ use field::{Deeds, Field, Side};
 use hast_sim::random::Random;
 use hast_tests::programs::Programs;
 use hast_tests::{Context, Failure, Pair, Setup, disk};
-use record::{Record, SECTOR};
+use record::SECTOR;
+use remembered::Record;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 const RESOURCE: &str = "disk0";
@@ -170,7 +172,7 @@ fn run(wish: &Wish) -> Result<String, Failure> {
         bytes >> 20,
         pair.directory().display()
     );
-    let record = Arc::new(Record::new(sectors, interrupted));
+    let record = Arc::new(Record::blank(sectors, interrupted));
     let mut field = Field::new(pair, record, random, mode);
     match rounds(&mut field, wish, sectors) {
         Ok(rounds) => {

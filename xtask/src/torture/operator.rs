@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use hast_tests::{Failure, wait_until};
+use hast_tests::Failure;
 use nix::sys::signal::{Signal, kill};
 
 use super::field::{Field, Side, State};
@@ -268,9 +268,6 @@ impl Field {
         what: &str,
         probe: impl Fn(&Field) -> Result<bool, Failure>,
     ) -> Result<(), Failure> {
-        wait_until(what, hast_tests::LONG, || {
-            self.record.check()?;
-            probe(self)
-        })
+        self.record.wait(what, || probe(self))
     }
 }

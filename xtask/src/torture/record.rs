@@ -1,5 +1,5 @@
-//! What the clients did and were told, and so what the device may hold: the simulator's `Memory`, kept for
-//! several threads, with a journal of the round.
+//! What the clients did and were told, kept for several threads, with a journal of the round, and what is wrong with it.
+//! What the device may hold by that a [`Book`] says, of which each kind of torture has its own.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use hast_sim::client::{Memory, WriteId};
-use hast_tests::{Failure, SHORT, wait_until};
+use hast_sim::client::WriteId;
+use hast_tests::{Failure, LONG, SHORT, wait_until};
 
 use super::journal::Journal;
 
@@ -44,14 +44,6 @@ pub(super) enum End {
     Lost,
 }
 
-/// Who is told of every request of the clients.
-pub(super) trait Keeper: Send + Sync + 'static {
-    /// A request begins now.
-    fn begin(&self, what: What) -> Open;
-    /// It has ended.
-    fn end(&self, open: &Open, end: End);
-}
-
 /// Sums over the whole run.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Sums {
@@ -65,89 +57,103 @@ pub(super) struct Sums {
     pub(super) checked: u64,
 }
 
-/// Shared by every client and the operator.
-pub(super) struct Record {
-    begin: Instant,
-    interrupted: Arc<AtomicBool>,
-    inner: Mutex<Inner>,
+/// What each sector of the device may hold, by the requests of the clients and their answers. Times are since the
+/// beginning of the run.
+pub(super) trait Book: Send + 'static {
+    /// A request begins.
+    fn begun(&mut self, now: Duration, id: WriteId, what: &What);
+    /// It has ended, well or not.
+    fn ended(&mut self, now: Duration, open: &Open, good: bool);
+    /// Whether a read that was begun then may bring `bytes` from sector `at`.
+    ///
+    /// # Errors
+    /// Says what it brought and what it might.
+    fn check(&self, at: usize, bytes: &[u8], begun: Duration) -> Result<(), String>;
+    /// A read that ended now has brought what it may.
+    fn seen(&mut self, _at: usize, _bytes: &[u8], _now: Duration) {}
+    /// A request has ended, and these were begun then and are still open.
+    fn still_open(&mut self, _open: &BTreeMap<WriteId, Duration>) {}
 }
 
-struct Inner {
-    memory: Memory,
+/// Shared by every client and the operator.
+pub(super) struct Record<B> {
+    begin: Instant,
+    interrupted: Arc<AtomicBool>,
+    inner: Mutex<Inner<B>>,
+}
+
+struct Inner<B> {
+    book: B,
     last: WriteId,
     /// Every request that is open, and when it was begun.
     open: BTreeMap<WriteId, Duration>,
-    /// Begin of the last acknowledged flush that the memory has not heard of: a read that was begun earlier is
-    /// still open, and may bring what the flush makes the memory forget.
-    flushed: Option<Duration>,
     sums: Sums,
     wrong: Option<String>,
-    /// The device may refuse: its node waits for the other one, which has the newer data.
+    /// The device may have a reason to refuse.
     may_refuse: bool,
+    refused: u64,
     journal: Journal,
 }
 
-impl Keeper for Record {
-    fn begin(&self, what: What) -> Open {
+impl<B: Book> Record<B> {
+    /// Of a device for which `book` says what it holds at the beginning. `interrupted` ends every wait.
+    pub(super) fn new(book: B, interrupted: Arc<AtomicBool>) -> Record<B> {
+        let inner = Inner {
+            book,
+            last: 0,
+            open: BTreeMap::new(),
+            sums: Sums::default(),
+            wrong: None,
+            may_refuse: false,
+            refused: 0,
+            journal: Journal::default(),
+        };
+        Record { begin: Instant::now(), interrupted, inner: Mutex::new(inner) }
+    }
+
+    /// A request begins now.
+    pub(super) fn begin(&self, what: What) -> Open {
         let mut inner = self.lock();
-        let now = self.begin.elapsed();
+        let now = self.now();
         inner.last += 1;
         let id = inner.last;
-        match &what {
-            What::Read(_) | What::Flush => {}
-            What::Write(range, _) => inner.memory.begin(now, id, false, range.start, range.len()),
-            What::Zeroes(range) => inner.memory.begin_zeroes(now, id, range.start, range.len()),
-            What::Trim(range) => inner.memory.begin(now, id, true, range.start, range.len()),
-        }
+        inner.book.begun(now, id, &what);
         inner.open.insert(id, now);
         inner.journal.begun(now, id, &what);
         Open { id, what, invoked: now }
     }
 
-    fn end(&self, open: &Open, end: End) {
+    /// It has ended.
+    pub(super) fn end(&self, open: &Open, end: End) {
         let mut inner = self.lock();
-        let now = self.begin.elapsed();
+        let now = self.now();
         let good = matches!(end, End::Good(_));
         match (&open.what, &end) {
-            (What::Read(range), End::Good(data)) => inner.compare(open, range, data),
-            (What::Flush, End::Good(_)) => {
-                inner.sums.flushes += 1;
-                inner.flushed = inner.flushed.max(Some(open.invoked));
-            }
-            (What::Read(_) | What::Flush, _) => {}
+            (What::Read(range), End::Good(data)) => inner.read(open, range, data, now),
+            (What::Read(_), _) => {}
+            (What::Flush, _) => inner.sums.flushes += u64::from(good),
             (What::Write(..) | What::Zeroes(_) | What::Trim(_), _) => {
                 inner.sums.acknowledged += u64::from(good);
-                inner.memory.end(now, open.id, good);
             }
         }
+        inner.book.ended(now, open, good);
         inner.journal.ended(now, open.id, &end);
         match end {
             End::Good(_) => {}
             End::Lost => inner.sums.lost += 1,
-            End::Refused(why) if !inner.may_refuse => {
+            End::Refused(_) if inner.may_refuse => inner.refused += 1,
+            End::Refused(why) => {
                 inner.fail(format!("request {} ({:?}) was refused: {why}", open.id, open.what));
             }
-            End::Refused(_) => {}
         }
         inner.open.remove(&open.id);
-        inner.forget_flushed();
+        let Inner { book, open, .. } = &mut *inner;
+        book.still_open(open);
     }
-}
 
-impl Record {
-    /// Nothing written yet on a device of `sectors` sectors. `interrupted` ends every wait.
-    pub(super) fn new(sectors: usize, interrupted: Arc<AtomicBool>) -> Record {
-        let inner = Inner {
-            memory: Memory::new(sectors),
-            last: 0,
-            open: BTreeMap::new(),
-            flushed: None,
-            sums: Sums::default(),
-            wrong: None,
-            may_refuse: false,
-            journal: Journal::default(),
-        };
-        Record { begin: Instant::now(), interrupted, inner: Mutex::new(inner) }
+    /// Time since the beginning.
+    pub(super) fn now(&self) -> Duration {
+        self.begin.elapsed()
     }
 
     /// A failure if something is wrong already, or somebody wants us to end.
@@ -161,9 +167,38 @@ impl Record {
         }
     }
 
+    /// Waits for something that must come.
+    ///
+    /// # Errors
+    /// It does not, or something else is wrong.
+    pub(super) fn wait(&self, what: &str, probe: impl Fn() -> Result<bool, Failure>) -> Result<(), Failure> {
+        wait_until(what, LONG, || {
+            self.check()?;
+            probe()
+        })
+    }
+
     /// Somebody wants us to end.
     pub(super) fn is_interrupted(&self) -> bool {
         self.interrupted.load(Ordering::Relaxed)
+    }
+
+    /// Does something while no request begins and none is known to have ended.
+    pub(super) fn meanwhile<T>(&self, deed: impl FnOnce(&mut B, Duration) -> T) -> T {
+        let mut inner = self.lock();
+        let now = self.now();
+        deed(&mut inner.book, now)
+    }
+
+    /// Compares a stretch of the device from sector `first` on, whose reading was begun then, or is of this very moment,
+    /// with what it may hold.
+    ///
+    /// # Errors
+    /// It holds something else.
+    pub(super) fn compare(&self, first: usize, data: &[u8], begun: Option<Duration>) -> Result<(), Failure> {
+        let mut inner = self.lock();
+        let now = self.now();
+        inner.compare(first, data, begun.unwrap_or(now), now).map_err(Failure::new)
     }
 
     /// Whether the device may have a reason to refuse anything from now on.
@@ -171,44 +206,35 @@ impl Record {
         self.lock().may_refuse = so;
     }
 
+    /// Requests refused so far, with reason.
+    #[cfg(target_os = "linux")]
+    pub(super) fn refused(&self) -> u64 {
+        self.lock().refused
+    }
+
     /// Waits until every client has its answers, or has noticed that there will be none.
+    ///
+    /// # Errors
+    /// There are requests that nobody answers.
     pub(super) fn wait_nothing_open(&self) -> Result<(), Failure> {
         wait_until("every open request to end", SHORT, || Ok(self.lock().open.is_empty()))
     }
 
-    /// Acknowledged writes that no flush has covered may be lost.
-    pub(super) fn unflushed_may_be_lost(&self) {
-        self.lock().memory.unflushed_may_be_lost();
-    }
-
-    /// Compares a stretch of the device, read when no request was open, with what it may hold. With `settle`
-    /// it is known to be all that there is on either node.
-    pub(super) fn verify(&self, first: usize, data: &[u8], settle: bool) -> Result<(), Failure> {
-        let mut inner = self.lock();
-        let now = self.begin.elapsed();
-        for (index, bytes) in data.chunks(SECTOR).enumerate() {
-            let at = first.saturating_add(index);
-            inner.memory.check(at, bytes, now).map_err(Failure::new)?;
-            if settle {
-                inner.memory.settle(at, bytes);
-            }
-        }
-        inner.sums.checked += data.len() as u64;
-        Ok(())
-    }
-
     /// The operator says what happens.
     pub(super) fn say(&self, text: impl Into<String>) {
-        let now = self.begin.elapsed();
+        let now = self.now();
         self.lock().journal.said(now, text);
     }
 
-    /// Begins the journal anew: all that was is in order.
+    /// Begins the journal again: all that was is in order.
     pub(super) fn turn_page(&self) {
         self.lock().journal.clear();
     }
 
     /// Writes the journal of this round.
+    ///
+    /// # Errors
+    /// It cannot be written.
     pub(super) fn write_journal(&self, path: &Path) -> Result<(), Failure> {
         self.lock().journal.write(path)
     }
@@ -218,141 +244,31 @@ impl Record {
         self.lock().sums
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, Inner<B>> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Inner {
-    fn compare(&mut self, open: &Open, range: &Range<usize>, data: &[u8]) {
+impl<B: Book> Inner<B> {
+    fn read(&mut self, open: &Open, range: &Range<usize>, data: &[u8], now: Duration) {
         if data.len() != range.len() * SECTOR {
             return self.fail(format!("read {} brought {} bytes", open.id, data.len()));
         }
-        for (at, bytes) in range.clone().zip(data.chunks(SECTOR)) {
-            if let Err(error) = self.memory.check(at, bytes, open.invoked) {
-                return self.fail(format!("read {}: {error}", open.id));
-            }
+        if let Err(error) = self.compare(range.start, data, open.invoked, now) {
+            self.fail(format!("read {}: {error}", open.id));
         }
-        self.sums.checked += data.len() as u64;
     }
 
-    /// Tells the memory of a flush as soon as no open request may still bring what was before.
-    fn forget_flushed(&mut self) {
-        let Some(flushed) = self.flushed else { return };
-        if self.open.values().all(|invoked| *invoked >= flushed) {
-            self.memory.flushed(flushed);
-            self.flushed = None;
+    fn compare(&mut self, first: usize, data: &[u8], begun: Duration, now: Duration) -> Result<(), String> {
+        for (at, bytes) in (first..).zip(data.chunks(SECTOR)) {
+            self.book.check(at, bytes, begun)?;
+            self.book.seen(at, bytes, now);
         }
+        self.sums.checked += data.len() as u64;
+        Ok(())
     }
 
     fn fail(&mut self, what: String) {
         self.wrong.get_or_insert(what);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn record() -> Record {
-        Record::new(16, Arc::default())
-    }
-
-    fn write(record: &Record, range: Range<usize>) -> WriteId {
-        let open = record.begin(What::Write(range, false));
-        record.end(&open, End::Good(Vec::new()));
-        open.id
-    }
-
-    fn flush(record: &Record) {
-        let open = record.begin(What::Flush);
-        record.end(&open, End::Good(Vec::new()));
-    }
-
-    fn holds(record: &Record, sector: usize, id: WriteId) -> bool {
-        record.verify(sector, &Memory::contents(id), false).is_ok()
-    }
-
-    #[test]
-    fn an_acknowledged_write_must_be_there() {
-        let record = record();
-        let first = write(&record, 0..4);
-        let second = write(&record, 2..4);
-        assert!(holds(&record, 1, first) && holds(&record, 2, second));
-        assert!(!holds(&record, 1, 0) && !holds(&record, 2, first));
-        // One that nobody answered may be there or not.
-        let open = record.begin(What::Write(2..4, true));
-        record.end(&open, End::Lost);
-        assert!(holds(&record, 2, open.id) && holds(&record, 2, second));
-        assert_eq!((record.sums().acknowledged, record.sums().lost), (2, 1));
-    }
-
-    #[test]
-    fn a_wrong_read_is_told_to_everybody() {
-        let record = record();
-        write(&record, 0..2);
-        let open = record.begin(What::Read(0..2));
-        record.end(&open, End::Good(vec![0; 2 * SECTOR]));
-        assert!(record.check().unwrap_err().to_string().contains("sector 0 holds write 0"));
-    }
-
-    #[test]
-    fn what_was_refused_or_short_is_wrong() {
-        let short = record();
-        let open = short.begin(What::Read(0..2));
-        short.end(&open, End::Good(vec![0; SECTOR]));
-        short.check().unwrap_err();
-        let refused = record();
-        let open = refused.begin(What::Flush);
-        refused.end(&open, End::Refused("EIO".into()));
-        refused.check().unwrap_err();
-        let behind = record();
-        behind.may_refuse(true);
-        let id = write(&behind, 0..1);
-        let open = behind.begin(What::Write(0..1, false));
-        behind.end(&open, End::Refused("EIO".into()));
-        behind.check().unwrap();
-        assert!(holds(&behind, 0, id) && holds(&behind, 0, open.id));
-    }
-
-    #[test]
-    fn a_flush_bounds_what_may_be_lost() {
-        let record = record();
-        let first = write(&record, 0..1);
-        flush(&record);
-        let second = write(&record, 0..1);
-        record.unflushed_may_be_lost();
-        assert!(holds(&record, 0, first) && holds(&record, 0, second) && !holds(&record, 0, 0));
-        flush(&record);
-        let third = write(&record, 0..1);
-        flush(&record);
-        record.unflushed_may_be_lost();
-        assert!(holds(&record, 0, third) && !holds(&record, 0, second));
-    }
-
-    /// The answer of a read may be looked at after a flush, though it was read before.
-    #[test]
-    fn a_flush_waits_for_older_reads() {
-        let record = record();
-        let read = record.begin(What::Read(0..1));
-        let id = write(&record, 0..1);
-        flush(&record);
-        record.end(&read, End::Good(vec![0; SECTOR]));
-        record.check().unwrap();
-        record.unflushed_may_be_lost();
-        assert!(holds(&record, 0, id) && !holds(&record, 0, 0));
-    }
-
-    #[test]
-    fn zeroes_and_trims_are_writes() {
-        let record = record();
-        let id = write(&record, 0..8);
-        for what in [What::Zeroes(0..2), What::Trim(4..6)] {
-            let open = record.begin(what);
-            record.end(&open, End::Good(Vec::new()));
-        }
-        assert!(holds(&record, 0, 0) && !holds(&record, 0, id));
-        assert!(holds(&record, 4, 0) && holds(&record, 4, id));
-        assert_eq!(record.sums().acknowledged, 3);
     }
 }

@@ -8,7 +8,7 @@ use hast_format::layout::METADATA_SIZE;
 use hast_format::metadata::Metadata;
 use hast_nbd::client::Client;
 use hast_sim::random::Random;
-use hast_tests::{Context, Failure, Node, Pair, wait_until};
+use hast_tests::{Context, Failure, Node, Pair};
 use nix::sys::signal::{Signal, killpg};
 
 use super::boot::Boots;
@@ -96,32 +96,26 @@ impl Field {
     }
 
     pub(super) fn node(&self, side: Side) -> &Node {
-        match side {
-            Side::A => &self.pair.a,
-            Side::B => &self.pair.b,
-        }
+        side.pick(&self.pair.a, &self.pair.b)
     }
 
     pub(super) fn node_mut(&mut self, side: Side) -> &mut Node {
-        match side {
-            Side::A => &mut self.pair.a,
-            Side::B => &mut self.pair.b,
-        }
+        side.pick(&mut self.pair.a, &mut self.pair.b)
     }
 
     pub(super) fn disk(&self, side: Side) -> &Mounted {
         let [a, b] = &self.disks;
-        of(side, a, b)
+        side.pick(a, b)
     }
 
     pub(super) fn is_up(&self, side: Side) -> bool {
         let [a, b] = self.up;
-        of(side, a, b)
+        side.pick(a, b)
     }
 
     pub(super) fn forgot(&self, side: Side) -> bool {
         let [a, b] = self.forgot;
-        of(side, a, b)
+        side.pick(a, b)
     }
 
     pub(super) fn say(&self, text: impl Into<String>) {
@@ -228,7 +222,7 @@ impl Field {
         let reset = of_mut(side, &mut self.reset);
         if std::mem::take(reset) {
             let [a, b] = &self.boots;
-            of(side, a, b).next(&mut self.random)?;
+            side.pick(a, b).next(&mut self.random)?;
         }
         self.node_mut(side).start()?;
         *of_mut(side, &mut self.up) = true;
@@ -391,21 +385,11 @@ impl Field {
         what: &str,
         probe: impl Fn(&Field) -> Result<bool, Failure>,
     ) -> Result<(), Failure> {
-        wait_until(what, hast_tests::LONG, || {
-            self.record.check()?;
-            probe(self)
-        })
-    }
-}
-
-fn of<T>(side: Side, a: T, b: T) -> T {
-    match side {
-        Side::A => a,
-        Side::B => b,
+        self.record.wait(what, || probe(self))
     }
 }
 
 fn of_mut<T>(side: Side, both: &mut [T; 2]) -> &mut T {
     let [a, b] = both;
-    of(side, a, b)
+    side.pick(a, b)
 }

@@ -241,14 +241,7 @@ impl Field {
                 }
                 data => data.context("read")?,
             };
-            self.record.meanwhile(|ledger, now| {
-                for (at, bytes) in (first..).zip(data.chunks(SECTOR)) {
-                    ledger.check(at, bytes, begun).map_err(Failure::new)?;
-                    ledger.seen(at, bytes, now);
-                }
-                Ok::<_, Failure>(())
-            })?;
-            self.record.count_checked(data.len());
+            self.record.compare(first, &data, Some(begun))?;
             all.extend_from_slice(&data);
         }
         Ok(all)

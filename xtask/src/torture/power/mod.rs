@@ -28,6 +28,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use self::boot::Boots;
 use self::disk::{Disk, SECTOR};
 use self::field::Field;
+use self::ledger::Ledger;
 use self::mount::Mounted;
 use self::record::Record;
 use self::scenes::Scene;
@@ -128,7 +129,7 @@ fn up(
     pair.a.role("primary", RESOURCE)?;
     pair.a.wait_in_step(RESOURCE)?;
     let datasize = hast_tests::disk::metadata(&pair.a.provider(RESOURCE))?.datasize;
-    let record = Arc::new(Record::new(usize::try_from(datasize)? / SECTOR, interrupted));
+    let record = Arc::new(Record::new(Ledger::new(usize::try_from(datasize)? / SECTOR), interrupted));
     let field = Field::new(pair, (disks, boots), record, random.clone(), mode);
     for side in Side::BOTH {
         let offset = field.data_offset(side)?;
@@ -171,8 +172,7 @@ fn one(field: &mut Field, scene: Scene, faults: bool) -> Result<(), Failure> {
     let sockets = Side::BOTH.map(|side| field.node(side).socket(RESOURCE));
     let sectors = usize::try_from(PROVIDER)? / SECTOR / 2;
     field.pace.change(&mut field.random);
-    let record = field.shared_record();
-    let clients = Clients::start(&record, &sockets, RESOURCE, sectors, &field.pace, &mut field.random);
+    let clients = Clients::start(&field.record, &sockets, RESOURCE, sectors, &field.pace, &mut field.random);
     field.say(format!("{scene:?}"));
     field.go_on(300)?;
     if faults && scene != Scene::FlushedAlone && field.random.one_in(2) {

@@ -1,7 +1,6 @@
 //! What happens in a cycle: histories that chance alone would seldom bring about, with chance in their details.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::Duration;
 
 use hast_sim::random::Random;
@@ -393,10 +392,5 @@ impl Field {
             disk.faults.push(fault);
             disk.keeps = keeps;
         });
-    }
-
-    /// The record, for the clients.
-    pub(super) fn shared_record(&self) -> Arc<super::record::Record> {
-        Arc::clone(&self.record)
     }
 }
