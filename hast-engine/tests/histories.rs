@@ -100,20 +100,8 @@ impl H {
         let mut disk = metadata.encode().to_vec();
         disk.resize(size as usize + 4096, 0);
         disk[4096..4096 + map.len()].copy_from_slice(&map);
-        let settings = H::settings();
-        let p = Primary::new(
-            PrimaryStart {
-                settings,
-                metadata,
-                layout,
-                map,
-                random: 7,
-                host: Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros },
-                forced: false,
-                detached,
-            },
-            Duration::ZERO,
-        );
+        let start = PrimaryStart { detached, ..H::start(metadata, layout, map) };
+        let p = Primary::new(start, Duration::ZERO);
         let mut h = H {
             p,
             t: Duration::ZERO,
@@ -127,6 +115,18 @@ impl H {
         };
         h.pump();
         h
+    }
+    fn start(metadata: Metadata, layout: Layout, map: Vec<u8>) -> PrimaryStart {
+        PrimaryStart {
+            settings: H::settings(),
+            metadata,
+            layout,
+            map,
+            random: 7,
+            host: Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros },
+            forced: false,
+            detached: false,
+        }
     }
     fn settings() -> Settings {
         Settings {

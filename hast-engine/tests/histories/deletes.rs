@@ -28,16 +28,7 @@ fn alone(ours: Deletes) -> H {
     let layout = Layout::create(h.disk.len() as u64 - 4096, 512, ES).unwrap();
     let map = vec![0; layout.map_bytes() as usize];
     let host = Host { boot: [1; 16], wall: 0, deletes: ours };
-    let start = PrimaryStart {
-        settings: H::settings(),
-        metadata,
-        layout,
-        map,
-        random: 7,
-        host,
-        forced: false,
-        detached: false,
-    };
+    let start = PrimaryStart { host, ..H::start(metadata, layout, map) };
     h.p = Primary::new(start, Duration::ZERO);
     h.disk[DATA as usize..].fill(7);
     (h.ops, h.other) = (vec![], vec![]);

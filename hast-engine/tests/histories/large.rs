@@ -7,7 +7,6 @@ const LARGE: u32 = 1 << 20;
 
 /// A primary of so many extents of that size, those in `bits` to synchronise.
 fn primary(extents: u64, extentsize: u32, bits: &[u32]) -> H {
-    let mut h = H::new(1, 1, Extension::default(), &[], 5, 1, 1);
     let map_bytes = extents.div_ceil(64) * 8;
     let size = 4096 + map_bytes.next_multiple_of(512) + extents * u64::from(extentsize);
     let layout = Layout::create(size, 512, extentsize).unwrap();
@@ -27,23 +26,7 @@ fn primary(extents: u64, extentsize: u32, bits: &[u32]) -> H {
     for bit in bits {
         map[*bit as usize / 8] |= 1 << (bit % 8);
     }
-    h.disk = metadata.encode().to_vec();
-    h.disk.resize(size as usize + 4096, 0);
-    h.disk[4096..4096 + map.len()].copy_from_slice(&map);
-    let host = Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros };
-    let start = PrimaryStart {
-        settings: H::settings(),
-        metadata,
-        layout,
-        map,
-        random: 7,
-        host,
-        forced: false,
-        detached: false,
-    };
-    h.sent.clear();
-    h.p = Primary::new(start, h.t);
-    h.pump();
+    let mut h = H::started(metadata, layout, map, Box::new(|_| Some(Ok(()))), false);
     h.handshake_first(Extensions::ALL);
     let answer = SecondAnswer {
         datasize: layout.datasize(),

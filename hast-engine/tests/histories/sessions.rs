@@ -473,17 +473,7 @@ fn started(extension: Extension, forced: bool) -> H {
     let metadata = Metadata { extension, ..metadata };
     let layout = Layout::create(h.disk.len() as u64 - 4096, 512, ES).unwrap();
     let map = vec![0; layout.map_bytes() as usize];
-    let host = Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros };
-    let start = PrimaryStart {
-        settings: H::settings(),
-        metadata,
-        layout,
-        map,
-        random: 7,
-        host,
-        forced,
-        detached: false,
-    };
+    let start = PrimaryStart { forced, ..H::start(metadata, layout, map) };
     h.p = Primary::new(start, h.t);
     h.pump();
     h.p.handle_connect_failed(h.t, Side::Out, "refused");
