@@ -2,91 +2,31 @@
 //! `hast-engine/src/parting.rs` counts on, one by one, on disks of which nothing is lost that was flushed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod flushed;
+
 use std::time::Duration;
 
 use hast_engine::*;
 use hast_format::extension::Extension;
-use hast_format::layout::Layout;
 use hast_format::metadata::{Metadata, Role};
-use hast_net::Replication;
 use hast_net::buffer::Buffer;
-use hast_net::errno::Errno;
 use hast_net::extensions::Extensions;
 use hast_net::frame::Frame;
 use hast_net::handshake::*;
 use hast_net::message::*;
 
-const ES: u32 = 4096;
-const EXTENTS: u64 = 24;
-const MAP: usize = 4096;
-const DATA: u64 = 4096 + 512;
+use flushed::*;
+
 /// Both know marks, and not this.
 const OLDER: Extensions = Extensions::SYNC_MARKS;
-
-fn layout() -> Layout {
-    Layout::create(DATA + EXTENTS * u64::from(ES), 512, ES).unwrap()
-}
-
-fn metadata(role: Role, counts: (u64, u64), extension: Extension) -> Metadata {
-    let mut metadata = Metadata::created("t", &layout(), 1);
-    (metadata.resuid, metadata.localcnt, metadata.remotecnt) = (5, counts.0, counts.1);
-    metadata.prevrole = role;
-    metadata.extension = Extension { generation: 1, ..extension };
-    metadata
-}
 
 fn parted(parted: u64) -> Extension {
     Extension { parted, ..Extension::default() }
 }
 
-fn settings(metaflush: bool) -> Settings {
-    Settings {
-        replication: Replication::Fullsync,
-        timeout: Duration::from_secs(20),
-        peer_timeout: Duration::from_secs(1 << 30),
-        metaflush,
-        remote: true,
-        peer: "s".into(),
-    }
-}
-
-/// What has been written, and what of it a flush has made durable.
-struct Disk {
-    bytes: Vec<u8>,
-    durable: Vec<u8>,
-}
-
-impl Disk {
-    fn new(metadata: &Metadata, map: u8) -> Disk {
-        let mut bytes = metadata.encode().to_vec();
-        bytes.resize(usize::try_from(DATA + EXTENTS * u64::from(ES)).unwrap(), 0);
-        bytes[MAP] = map;
-        Disk { durable: bytes.clone(), bytes }
-    }
-
-    fn carry_out(&mut self, op: &DiskOp) -> DiskResult {
-        match op {
-            DiskOp::Write { offset, data } => {
-                let at = usize::try_from(*offset).unwrap();
-                self.bytes[at..at + data.len()].copy_from_slice(data);
-            }
-            DiskOp::Flush => self.durable = self.bytes.clone(),
-            DiskOp::Read { offset, length } => {
-                let at = usize::try_from(*offset).unwrap();
-                return Ok(Some(Buffer::from(self.bytes[at..at + *length as usize].to_vec())));
-            }
-            DiskOp::Delete { .. } => {}
-        }
-        Ok(None)
-    }
-
-    fn metadata(&self) -> Metadata {
-        Metadata::read(&self.durable).unwrap().metadata
-    }
-
-    fn number(&self) -> u64 {
-        self.metadata().extension.parted
-    }
+/// The number that `disk` holds durably.
+fn number(disk: &Disk) -> u64 {
+    disk.metadata().extension.parted
 }
 
 struct OurPrimary {
@@ -101,8 +41,8 @@ impl OurPrimary {
     fn new(metadata: Metadata, map: u8, metaflush: bool) -> OurPrimary {
         let disk = Disk::new(&metadata, map);
         let start = PrimaryStart {
-            settings: settings(metaflush),
-            map: disk.bytes[MAP..MAP + 512].to_vec(),
+            settings: Settings { metaflush, ..settings() },
+            map: disk.map(),
             metadata,
             layout: layout(),
             random: 7,
@@ -125,7 +65,7 @@ impl OurPrimary {
                 }
                 Action::Send { message, .. } => {
                     self.sent.push(message);
-                    self.then.push((self.disk.number(), self.disk.durable[MAP]));
+                    self.then.push((number(&self.disk), self.disk.durable[MAP]));
                 }
                 _ => {}
             }
@@ -197,10 +137,10 @@ impl OurSecondary {
         hello: SecondHello,
         broken: bool,
     ) -> OurSecondary {
-        let disk = Disk::new(&metadata, map);
+        let disk = Disk { broken, ..Disk::new(&metadata, map) };
         let start = SecondaryStart {
-            settings: settings(true),
-            map: disk.bytes[MAP..MAP + 512].to_vec(),
+            settings: settings(),
+            map: disk.map(),
             metadata,
             layout: layout(),
             version: 2,
@@ -214,13 +154,12 @@ impl OurSecondary {
         while let Some(action) = secondary.engine.poll_action() {
             match action {
                 Action::Disk { id, op } => {
-                    let refused = broken && matches!(op, DiskOp::Write { offset, .. } if offset < 4096);
-                    let result = if refused { Err(Errno::EIO) } else { secondary.disk.carry_out(&op) };
+                    let result = secondary.disk.carry_out(&op);
                     secondary.engine.handle_disk(Duration::ZERO, id, result);
                 }
                 Action::Send { message, .. } => {
                     secondary.sent.push(message);
-                    secondary.then.push(secondary.disk.number());
+                    secondary.then.push(number(&secondary.disk));
                 }
                 Action::Exit(code) => secondary.exit = Some(code),
                 _ => {}
@@ -264,7 +203,7 @@ fn a_primary_stores_the_number_when_the_merged_map_is_durable_and_before_anythin
         panic!()
     };
     assert!(next != 0 && next != 3);
-    assert_eq!(primary.disk.number(), 3, "the secondary has not answered");
+    assert_eq!(number(&primary.disk), 3, "the secondary has not answered");
     let said = primary.sent.len();
     primary.answer(0b10);
     assert!(primary.sent.len() > said, "{:?}", primary.sent);
@@ -277,7 +216,7 @@ fn a_primary_stores_the_number_when_the_merged_map_is_durable_and_before_anythin
     let again = primary.introduce(Extensions::ALL).parting.unwrap();
     assert_eq!(again.last, next);
     assert!(again.next != next && again.next != 0);
-    assert_eq!(primary.disk.number(), next);
+    assert_eq!(number(&primary.disk), next);
 }
 
 #[test]
@@ -287,33 +226,33 @@ fn a_primary_has_no_number_with_whoever_does_not_know_of_it() {
         assert_eq!(primary.introduce(ext).parting, None);
         assert_eq!(primary.then.last().unwrap().0, 0, "durable before it says who it is");
         primary.answer(0);
-        assert_eq!(primary.disk.number(), 0);
+        assert_eq!(number(&primary.disk), 0);
     }
 }
 
 #[test]
 fn a_map_that_is_not_flushed_has_no_number() {
     let mut primary = OurPrimary::new(metadata(Role::Primary, (1, 1), parted(3)), 0, false);
-    assert_eq!(primary.disk.number(), 0, "before anything is served");
+    assert_eq!(number(&primary.disk), 0, "before anything is served");
     assert_eq!(primary.introduce(Extensions::ALL).parting, numbers(0, 0));
     primary.answer(0);
-    assert_eq!(primary.disk.number(), 0);
+    assert_eq!(number(&primary.disk), 0);
 
     // Switched while it runs: each map write is flushed until the 0 is durable.
     let mut primary = OurPrimary::new(metadata(Role::Primary, (1, 1), Extension::default()), 0, true);
     primary.introduce(Extensions::ALL);
     primary.answer(0);
-    assert_ne!(primary.disk.number(), 0);
-    primary.engine.handle_reload(Duration::ZERO, settings(false), false);
+    assert_ne!(number(&primary.disk), 0);
+    primary.engine.handle_reload(Duration::ZERO, Settings { metaflush: false, ..settings() }, false);
     primary.pump();
-    assert_eq!(primary.disk.number(), 0);
+    assert_eq!(number(&primary.disk), 0);
     // ... and between the second header and the answer.
     let mut primary = OurPrimary::new(metadata(Role::Primary, (1, 1), Extension::default()), 0, true);
     assert_ne!(primary.introduce(Extensions::ALL).parting.unwrap().next, 0);
-    primary.engine.handle_reload(Duration::ZERO, settings(false), false);
+    primary.engine.handle_reload(Duration::ZERO, Settings { metaflush: false, ..settings() }, false);
     primary.pump();
     primary.answer(0);
-    assert_eq!(primary.disk.number(), 0);
+    assert_eq!(number(&primary.disk), 0);
 }
 
 #[test]
@@ -345,9 +284,9 @@ fn a_split_brain_is_refused_with_the_map() {
     let mut primary = OurPrimary::new(metadata(Role::Primary, (2, 1), parted(3)), 0b110, true);
     let said = primary.introduce(Extensions::ALL);
     let secondary = OurSecondary::answering(written.clone(), 0b11, Extensions::ALL, said, false);
-    assert_eq!((secondary.exit, secondary.disk.number()), (Some(78), 3));
+    assert_eq!((secondary.exit, number(&secondary.disk)), (Some(78), 3));
     primary.hear(Side::Out, &secondary.sent[0]);
-    assert_eq!(primary.disk.number(), 3);
+    assert_eq!(number(&primary.disk), 3);
     let told = primary.engine.status().facts;
     let apart = told.divergence.unwrap();
     assert!(told.split_brain && apart.exact);

@@ -2,13 +2,13 @@
 //! was flushed counts.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod flushed;
+
 use std::time::Duration;
 
 use hast_engine::*;
 use hast_format::extension::{Extension, Run};
-use hast_format::layout::Layout;
 use hast_format::metadata::{Metadata, Role};
-use hast_net::Replication;
 use hast_net::buffer::Buffer;
 use hast_net::errno::Errno;
 use hast_net::extensions::Extensions;
@@ -16,46 +16,25 @@ use hast_net::frame::Frame;
 use hast_net::handshake::*;
 use hast_net::message::*;
 
-const ES: u32 = 4096;
-const EXTENTS: u64 = 24;
-const MAP: usize = 4096;
-const DATA: u64 = 4096 + 512;
+use flushed::*;
+
 const BOOT: [u8; 16] = [3; 16];
 const EARLIER: [u8; 16] = [2; 16];
 const ORIGINAL: Extensions = Extensions::NONE;
 const OURS: Extensions = Extensions::ALL;
 
-fn layout() -> Layout {
-    Layout::create(DATA + EXTENTS * u64::from(ES), 512, ES).unwrap()
-}
-
 /// A node of a pair whose other one has the counts 4 and 4 if they are in step.
-fn metadata(role: Role, extension: Extension) -> Metadata {
-    let mut metadata = Metadata::created("t", &layout(), 1);
-    (metadata.resuid, metadata.localcnt, metadata.remotecnt) = (5, 4, 4);
-    metadata.prevrole = role;
-    metadata.extension = Extension { generation: 1, ..extension };
-    metadata
+fn counted(role: Role, extension: Extension) -> Metadata {
+    metadata(role, (4, 4), extension)
 }
 
 fn secondary() -> Metadata {
-    metadata(Role::Secondary, Extension { boot: BOOT, ..Extension::default() })
+    counted(Role::Secondary, Extension { boot: BOOT, ..Extension::default() })
 }
 
 fn suspected(metadata: Metadata) -> Metadata {
     let extension = Extension { possibly_behind: true, ..metadata.extension };
     Metadata { extension, ..metadata }
-}
-
-fn settings() -> Settings {
-    Settings {
-        replication: Replication::Fullsync,
-        timeout: Duration::from_secs(20),
-        peer_timeout: Duration::from_secs(1 << 30),
-        metaflush: true,
-        remote: true,
-        peer: "p".into(),
-    }
 }
 
 fn hello(localcnt: u64, remotecnt: u64) -> SecondHello {
@@ -73,43 +52,8 @@ fn hello(localcnt: u64, remotecnt: u64) -> SecondHello {
     }
 }
 
-/// What has been written, and what of it a flush has made durable.
-struct Disk {
-    bytes: Vec<u8>,
-    durable: Vec<u8>,
-    /// Writes of the metadata fail.
-    broken: bool,
-}
-
-impl Disk {
-    fn new(metadata: &Metadata, map: u8) -> Disk {
-        let mut bytes = metadata.encode().to_vec();
-        bytes.resize(usize::try_from(DATA + EXTENTS * u64::from(ES)).unwrap(), 0);
-        bytes[MAP] = map;
-        Disk { durable: bytes.clone(), bytes, broken: false }
-    }
-
-    fn carry_out(&mut self, op: &DiskOp) -> DiskResult {
-        match op {
-            DiskOp::Write { offset, .. } if self.broken && *offset < 4096 => return Err(Errno::EIO),
-            DiskOp::Write { offset, data } => {
-                let at = usize::try_from(*offset).unwrap();
-                self.bytes[at..at + data.len()].copy_from_slice(data);
-            }
-            DiskOp::Flush => self.durable = self.bytes.clone(),
-            DiskOp::Read { length, .. } => return Ok(Some(Buffer::from(vec![0; *length as usize]))),
-            DiskOp::Delete { .. } => {}
-        }
-        Ok(None)
-    }
-
-    fn metadata(&self) -> Metadata {
-        Metadata::read(&self.durable).unwrap().metadata
-    }
-
-    fn suspects(&self) -> bool {
-        self.metadata().extension.possibly_behind
-    }
+fn suspects(disk: &Disk) -> bool {
+    disk.metadata().extension.possibly_behind
 }
 
 /// A secondary that has been asked the second time, and what the disk said when each message went out.
@@ -134,7 +78,7 @@ impl Node {
             settings: settings(),
             metadata: disk.metadata(),
             layout: layout(),
-            map: disk.bytes[MAP..MAP + 512].to_vec(),
+            map: disk.map(),
             version: 2,
             ext,
             host: Host { boot, wall: 0, deletes: Deletes::LeaveZeros },
@@ -154,7 +98,7 @@ impl Node {
                     let result = self.disk.carry_out(&op);
                     self.engine.handle_disk(Duration::ZERO, id, result);
                 }
-                Action::Send { message, .. } => self.sent.push((message, self.disk.suspects())),
+                Action::Send { message, .. } => self.sent.push((message, suspects(&self.disk))),
                 Action::Exit(code) => self.exit = Some(code),
                 _ => {}
             }
@@ -185,7 +129,7 @@ impl Node {
 /// A handshake, what it says of an earlier suspicion, and the expected end of both.
 #[test]
 fn what_a_handshake_shows_is_on_disk_before_the_answer() {
-    let booted = |boot| metadata(Role::Secondary, Extension { boot, ..Extension::default() });
+    let booted = |boot| counted(Role::Secondary, Extension { boot, ..Extension::default() });
     let stale = vec![Run { first: 1, count: 1 }];
     let fresh = Metadata::created("t", &layout(), 1);
     let met_alone = Metadata { resuid: 0, localcnt: 0, remotecnt: 0, ..secondary() };
@@ -199,14 +143,14 @@ fn what_a_handshake_shows_is_on_disk_before_the_answer() {
         ("in step, perhaps lost, the system does not tell", booted([0; 16]), 0b1, hello(4, 4), true),
         (
             "in step, missed when it was primary",
-            metadata(Role::Secondary, Extension { stale, boot: BOOT, ..Extension::default() }),
+            counted(Role::Secondary, Extension { stale, boot: BOOT, ..Extension::default() }),
             0b1,
             hello(4, 4),
             true,
         ),
         (
             "in step, its disk refused something",
-            metadata(Role::Secondary, Extension { unsure: true, boot: BOOT, ..Extension::default() }),
+            counted(Role::Secondary, Extension { unsure: true, boot: BOOT, ..Extension::default() }),
             0b1,
             hello(4, 4),
             true,
@@ -222,7 +166,7 @@ fn what_a_handshake_shows_is_on_disk_before_the_answer() {
             let node = Node::new(&metadata, map, ORIGINAL, hello.clone());
             assert_eq!(node.answered(), expected, "{what}");
             // The next handshake begins with what is known.
-            assert_eq!(node.disk.suspects(), expected, "{what}");
+            assert_eq!(suspects(&node.disk), expected, "{what}");
         }
     }
 }
@@ -234,7 +178,7 @@ fn a_synchronisation_that_broke_off_is_remembered_until_the_nodes_meet_in_step()
     node.write(1, 2, false);
     node.engine.handle_lost(Duration::ZERO, "cut");
     node.pump();
-    assert!(node.exit.is_some() && node.disk.suspects());
+    assert!(node.exit.is_some() && suspects(&node.disk));
     // Again, and again not to the end.
     let node = Node::on(node.disk, ORIGINAL, hello(5, 4));
     assert!(node.answered());
@@ -246,7 +190,7 @@ fn a_synchronisation_that_broke_off_is_remembered_until_the_nodes_meet_in_step()
 /// The boot counts, not when the metadata happened to be saved: what was lost once is not lost again.
 #[test]
 fn a_restart_is_one_restart() {
-    let earlier = metadata(Role::Secondary, Extension { boot: EARLIER, ..Extension::default() });
+    let earlier = counted(Role::Secondary, Extension { boot: EARLIER, ..Extension::default() });
     let mut node = Node::new(&earlier, 0, ORIGINAL, hello(4, 4));
     assert!(!node.answered());
     node.write(7, 2, false);
@@ -260,7 +204,7 @@ fn a_restart_is_one_restart() {
 #[test]
 fn a_boot_that_is_not_told_may_be_another_one() {
     let unknown = [0; 16];
-    let metadata = metadata(Role::Secondary, Extension::default());
+    let metadata = counted(Role::Secondary, Extension::default());
     let begun = |map| Node::booted(unknown, Disk::new(&metadata, map), ORIGINAL, hello(4, 4));
     assert!(!begun(0).answered());
     assert!(begun(1).answered());
@@ -279,13 +223,13 @@ fn a_synchronisation_that_no_count_announced_is_noticed() {
         let mut node = begun();
         assert!(!node.answered());
         node.write(seq, extent, memsync);
-        assert_eq!(node.disk.suspects(), expected, "{what}");
+        assert_eq!(suspects(&node.disk), expected, "{what}");
         assert_eq!(node.engine.status().facts.possibly_behind, expected, "{what}");
     }
     // Requests that are none make nobody suspicious.
     let mut node = begun();
     node.write(1, EXTENTS, false);
-    assert!(!node.disk.suspects());
+    assert!(!suspects(&node.disk));
     // It is written once.
     let mut node = begun();
     node.write(1, 1, false);
@@ -296,7 +240,7 @@ fn a_synchronisation_that_no_count_announced_is_noticed() {
     let mut node = begun();
     node.disk.broken = true;
     node.write(1, 1, false);
-    assert!(node.engine.status().facts.possibly_behind && !node.disk.suspects());
+    assert!(node.engine.status().facts.possibly_behind && !suspects(&node.disk));
     assert_eq!(node.exit, None);
 }
 
@@ -314,18 +258,18 @@ fn without_the_note_there_is_no_answer() {
 fn a_primary_of_ours_ends_the_suspicion_when_it_is_done() {
     let mut node = Node::new(&suspected(secondary()), 0, OURS, hello(4, 4));
     assert!(node.answered());
-    assert!(node.disk.suspects());
+    assert!(suspects(&node.disk));
     let mark = |seq, kind| Message::Mark(Mark { seq, kind });
     node.hear(&mark(1, MarkKind::SyncStart));
     node.write(1, 2, false);
-    assert!(node.disk.suspects());
+    assert!(suspects(&node.disk));
     node.hear(&mark(2, MarkKind::SyncDone { localcnt: 4, failures: None }));
-    let (Message::Reply(reply), suspects) = node.sent.last().unwrap() else { panic!("{:?}", node.sent) };
-    assert_eq!((reply.seq, reply.error, suspects), (2, None, &false), "durable before it is said");
+    let (Message::Reply(reply), suspected) = node.sent.last().unwrap() else { panic!("{:?}", node.sent) };
+    assert_eq!((reply.seq, reply.error, suspected), (2, None, &false), "durable before it is said");
     assert!(!node.engine.status().facts.possibly_behind);
     // Nothing that it sends makes this node suspicious.
     node.write(1, 5, false);
-    assert!(!node.disk.suspects());
+    assert!(!suspects(&node.disk));
 }
 
 /// A primary that starts from such metadata, and its disk.
@@ -396,12 +340,12 @@ fn a_primary_is_not_suspicious_once_it_has_been_written_alone() {
         primary.engine.handle_request(primary.time, RequestId(1), Op::Read { offset: 0, length: 512 });
         primary.pump();
         assert_eq!(primary.completed, 1);
-        assert!(primary.disk.suspects(), "should it leave the role now, nothing has changed");
+        assert!(suspects(&primary.disk), "should it leave the role now, nothing has changed");
         let data = Buffer::from(vec![1; 512]);
         primary.engine.handle_request(primary.time, RequestId(2), Op::Write { offset: 0, data });
         primary.pump();
         assert_eq!(primary.completed, 2);
-        assert!(!primary.disk.suspects());
+        assert!(!suspects(&primary.disk));
         assert_eq!(primary.disk.metadata().localcnt, 5);
     }
 }
@@ -415,7 +359,7 @@ fn a_primary_is_not_suspicious_once_both_nodes_hold_the_same() {
     primary.hear(Side::Out, first.encode().as_bytes().to_vec(), None);
     primary.engine.handle_connected(primary.time, Side::In);
     primary.pump();
-    assert!(primary.disk.suspects());
+    assert!(suspects(&primary.disk));
     let answer = SecondAnswer {
         datasize: layout().datasize(),
         extentsize: ES,
@@ -438,10 +382,10 @@ fn a_primary_is_not_suspicious_once_both_nodes_hold_the_same() {
         let (nv, payload) = reply.encode();
         primary.hear(Side::In, nv.as_bytes().to_vec(), payload);
         primary.pass(2);
-        if !primary.disk.suspects() {
+        if !suspects(&primary.disk) {
             break;
         }
     }
-    assert!(!primary.disk.suspects());
+    assert!(!suspects(&primary.disk));
     assert!(primary.engine.is_in_step());
 }
