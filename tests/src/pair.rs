@@ -71,7 +71,9 @@ impl Pair {
 
     /// A running pair: b secondary, a primary, every resource complete.
     pub fn up(setup: Setup) -> Result<Pair, Failure> {
-        Pair::started(setup)?.in_step()
+        let pair = Pair::started(setup)?;
+        pair.in_step()?;
+        Ok(pair)
     }
 
     /// A running pair whose nodes reach each other without the link between them: for measuring.
@@ -81,19 +83,25 @@ impl Pair {
         (a.remote, b.remote) = (b.listen.clone(), a.listen.clone());
         pair.write_conf()?;
         pair.create()?;
-        pair.a.start()?;
-        pair.b.start()?;
-        pair.in_step()
+        pair.start_in_step()?;
+        Ok(pair)
     }
 
-    fn in_step(self) -> Result<Pair, Failure> {
-        let pair = self;
-        pair.b.role("secondary", "all")?;
-        pair.a.role("primary", "all")?;
-        for resource in &pair.setup.resources {
-            pair.a.wait_in_step(&resource.name)?;
+    /// Starts both daemons of a pair whose resources are created, b as secondary and a as primary, and waits until
+    /// every resource is complete.
+    pub fn start_in_step(&mut self) -> Outcome {
+        self.a.start()?;
+        self.b.start()?;
+        self.in_step()
+    }
+
+    fn in_step(&self) -> Outcome {
+        self.b.role("secondary", "all")?;
+        self.a.role("primary", "all")?;
+        for resource in &self.setup.resources {
+            self.a.wait_in_step(&resource.name)?;
         }
-        Ok(pair)
+        Ok(())
     }
 
     /// `hastctl create` on both nodes.

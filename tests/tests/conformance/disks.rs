@@ -77,11 +77,7 @@ fn the_secondary_had_gone_on_alone() -> Outcome {
     let data = disk::pattern(5, 16_772_608);
     restore("life-5-degraded-secondary", &pair.a.provider(DISK), &vec![0; data.len()])?;
     restore("life-6-primary-stopped", &pair.b.provider(DISK), &data)?;
-    pair.a.start()?;
-    pair.b.start()?;
-    pair.b.role("secondary", DISK)?;
-    pair.a.role("primary", DISK)?;
-    pair.a.wait_in_step(DISK)?;
+    pair.start_in_step()?;
     let synced = disk::data(&pair.a.provider(DISK))?;
     for (extent, found) in synced.chunks(EXTENT).enumerate() {
         let dirty = [1, 3, 6].contains(&extent);

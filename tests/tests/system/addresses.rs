@@ -20,11 +20,7 @@ fn direct(host: &str, listen: &str) -> Result<Pair, Failure> {
     *pair.addresses() = [ours, theirs];
     pair.write_conf()?;
     pair.create()?;
-    pair.a.start()?;
-    pair.b.start()?;
-    pair.b.role("secondary", "disk0")?;
-    pair.a.role("primary", "disk0")?;
-    pair.a.wait_in_step("disk0")?;
+    pair.start_in_step()?;
     Ok(pair)
 }
 

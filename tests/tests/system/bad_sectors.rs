@@ -192,11 +192,7 @@ fn garble(node: &hast_tests::Node, extent: u64) -> Outcome {
 
 fn good_copy_wins(device: bool) -> Outcome {
     let Some((mut pair, bad)) = pair(device)? else { return Ok(()) };
-    pair.a.start()?;
-    pair.b.start()?;
-    pair.b.role("secondary", "disk0")?;
-    pair.a.role("primary", "disk0")?;
-    pair.a.wait_in_step("disk0")?;
+    pair.start_in_step()?;
     let mut volume = Volume::fresh(&pair.a, "disk0")?;
     volume.scribble(1, 0, 1 << 20)?;
     volume.flush()?;

@@ -11,11 +11,7 @@ use crate::volume::Volume;
 #[test]
 fn everything_goes_on_with_the_other_nodes_disk() -> Outcome {
     let Some((mut pair, bad)) = bad_sectors::pair_of(false, 128 << 10)? else { return Ok(()) };
-    pair.a.start()?;
-    pair.b.start()?;
-    pair.b.role("secondary", "disk0")?;
-    pair.a.role("primary", "disk0")?;
-    pair.a.wait_in_step("disk0")?;
+    pair.start_in_step()?;
     let mut volume = Volume::fresh(&pair.a, "disk0")?;
     volume.scribble(1, 0, 64 << 10)?;
     volume.flush()?;

@@ -123,11 +123,7 @@ fn up(
     pair.a.launch_by(on_a.launcher(mutant)?);
     pair.b.launch_by(on_b.launcher(mutant)?);
     pair.create()?;
-    pair.a.start()?;
-    pair.b.start()?;
-    pair.b.role("secondary", RESOURCE)?;
-    pair.a.role("primary", RESOURCE)?;
-    pair.a.wait_in_step(RESOURCE)?;
+    pair.start_in_step()?;
     let datasize = hast_tests::disk::metadata(&pair.a.provider(RESOURCE))?.datasize;
     let record = Arc::new(Record::new(Ledger::new(usize::try_from(datasize)? / SECTOR), interrupted));
     let field = Field::new(pair, (disks, boots), record, random.clone(), mode);
