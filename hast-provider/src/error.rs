@@ -105,7 +105,7 @@ pub enum ProviderError {
         /// What is wrong with the rest.
         rest: MetadataError,
     },
-    /// The metadata block is none.
+    /// The metadata block does not hold metadata.
     #[error("Unable to read metadata from {}: {error}.", path.display())]
     BadMetadata {
         /// The provider.

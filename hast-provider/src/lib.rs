@@ -209,7 +209,7 @@ impl Provider {
         Ok(self.read_metadata_block_of(resource)?.metadata)
     }
 
-    /// Reads the metadata of `resource` for whoever is going to change it: it is durable when this returns,
+    /// Reads the metadata of `resource` for a caller that is going to change it: it is durable when this returns,
     /// even if the process that saved it was killed before its flush, and a block of which a part had to be
     /// recovered is whole again, which the next save relies on. `state` says what was found; what was not
     /// sound is logged.

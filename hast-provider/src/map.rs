@@ -34,14 +34,14 @@ impl Provider {
         Ok(self.read_map_around(layout)?.0)
     }
 
-    /// Reads the activemap as [`read_map`](Self::read_map) does, for whoever is going to change it: sectors that
+    /// Reads the activemap as [`read_map`](Self::read_map) does, for a caller that is going to change it: sectors that
     /// could not be read are written again, with their bits set, and that is durable when this returns. Gives the
     /// number of extents whose bits were lost, too.
     ///
     /// # Errors
     ///
     /// As [`read_map`](Self::read_map), and [`ProviderError::RepairMap`] when they cannot be written either: what
-    /// the disk says of them later nobody knows.
+    /// the disk says of them later is unknown.
     pub fn recover_map(&self, layout: &Layout) -> Result<(Vec<u8>, u64), ProviderError> {
         let (map, holes, lost) = self.read_map_around(layout)?;
         if holes.is_empty() {

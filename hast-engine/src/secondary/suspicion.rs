@@ -8,7 +8,7 @@
 //! - *Counts in step, and bits in this node's map*: it asks for extents that it may have lost, if its system was
 //!   started since; else it has them, and only has not flushed them in time.
 //! - *Blocks of a synchronisation that this node has not asked for*: the primary knows of something more, because it was
-//!   started anew or has written alone and not counted that (L5). All such blocks have the number 1; of the device's
+//!   restarted or has written alone and not counted that (L5). All such blocks have the number 1; of the device's
 //!   requests only the very first one has it.
 //!
 //! The suspicion is stored before the handshake is answered, or at the first such block. It is over when a handshake

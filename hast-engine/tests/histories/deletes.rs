@@ -335,8 +335,8 @@ fn a_delete_that_a_connection_overtakes_is_refused() {
     assert_eq!(h.p.status().dirty, 0);
 }
 
-/// Whoever asks, nothing is asked of a disk that leaves who knows what. An original's may have freed the range: that is
-/// to be synchronised the next time.
+/// A disk that may leave other bytes than zeros is not asked, whether the primary is ours or an original. An
+/// original may have freed the range itself: that is to be synchronised the next time.
 #[test]
 fn a_secondary_whose_disk_cannot_delete_says_so_at_once() {
     for (known, deletes) in [

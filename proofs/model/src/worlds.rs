@@ -182,7 +182,7 @@ const fn client_flush(mode: Replication) -> World {
     world(mode, Budget { writes: 1, flushes: 1, cuts: 1, powers: 1, roles: 2, ..NOTHING })
 }
 
-/// A client's flush between two writes, whoever is primary.
+/// A client's flush between two writes; either node is primary.
 const fn flush_and_hand_over(mode: Replication) -> World {
     world(mode, Budget { writes: 2, flushes: 1, powers: 1, roles: 2, ..NOTHING })
 }

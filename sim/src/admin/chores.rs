@@ -23,7 +23,7 @@ pub(crate) enum Chore {
     Stopped { connected: bool },
     /// Of two primaries this one becomes secondary.
     Demote { node: usize },
-    /// A secondary in role init gives its changes up, or is created anew, and is secondary again.
+    /// A secondary in role init gives its changes up, or is created again, and is secondary again.
     GiveUp { node: usize, create: bool },
     /// The loser of a split-brain gives its changes up.
     Settle,

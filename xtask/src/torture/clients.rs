@@ -63,7 +63,7 @@ impl Pace {
     fn enter(&self) -> bool {
         let Pace(pace, busy) = self;
         busy.fetch_add(1, Ordering::SeqCst);
-        // Whoever begins a silence looks at `busy` afterwards.
+        // The one that begins a silence looks at `busy` afterwards.
         let may = pace.load(Ordering::SeqCst) != Pace::SILENCE;
         if !may {
             self.leave();

@@ -115,7 +115,7 @@ impl Field {
         }
     }
 
-    /// Everything works again: nodes run, faults are over, and whoever has parted meets again.
+    /// Everything works again: nodes run, faults are over, and nodes that have parted meet again.
     ///
     /// # Errors
     /// It does not come to that, or something is lost.
