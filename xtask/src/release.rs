@@ -2,7 +2,6 @@
 
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::Command;
 
 use hast_tests::{Context, Failure, Outcome, programs};
 
@@ -12,8 +11,7 @@ pub(crate) fn insist() -> Result<(), lexopt::Error> {
         return Ok(());
     }
     println!("Building for release ...");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
+    let mut command = crate::tools::cargo();
     command
         .args(["run", "--quiet", "--release", "--package", "xtask", "--"])
         .args(std::env::args_os().skip(1));

@@ -1,6 +1,6 @@
 //! `cargo xtask sim`: the simulator, built for speed, and its mutants.
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use lexopt::Arg::Long;
 use lexopt::ValueExt;
@@ -38,7 +38,7 @@ pub(crate) fn main(mut parser: lexopt::Parser) -> Result<ExitCode, lexopt::Error
         (Some(_), ..) => return Err("--faults goes with --scene, or alone".into()),
         (None, ..) => {}
     }
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut command = crate::tools::cargo();
     command.args(["run", "--quiet", "--release", "-p", "hast-sim"]);
     if mutant.is_some() {
         command.args(["--features", "mutants"]);

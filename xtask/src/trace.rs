@@ -1,11 +1,11 @@
 //! `cargo xtask trace`: how the original's mistakes, and others, lose data, as the model of the protocol finds it.
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use lexopt::Arg::Value;
 
 pub(crate) fn main(mut parser: lexopt::Parser) -> Result<ExitCode, lexopt::Error> {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut command = crate::tools::cargo();
     command.args(["run", "--quiet", "--release", "-p", "hast-model", "--", "trace"]);
     match parser.next()? {
         None => {}

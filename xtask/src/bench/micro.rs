@@ -1,7 +1,5 @@
 //! Steps of a request, each alone, by criterion (`benches`).
 
-use std::process::Command;
-
 use hast_tests::{Failure, Outcome};
 
 use super::Wish;
@@ -10,8 +8,7 @@ use super::Wish;
 const WARM_UP: &str = "1";
 
 pub(super) fn run(wish: &Wish) -> Outcome {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
+    let mut command = crate::tools::cargo();
     command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     command.args(["bench", "--quiet", "--package", "hast-benches", "--bench", "micro", "--"]);
     command.args(["--warm-up-time", WARM_UP, "--measurement-time", &wish.seconds.to_string()]);
