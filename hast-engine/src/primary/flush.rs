@@ -313,6 +313,7 @@ impl Primary {
         let Run { clients, again, ticket, local, remote, .. } = run;
         let clients: Clients = clients.into_iter().chain(again).collect();
         let mut result = match (local, remote) {
+            (_, remote) if self.is_cut_off() && !remote.is_durable() => Err(Errno::ENOTCONN),
             (Part::Failed(error), _) if !excused && keeps(Rule::L9) => Err(error),
             (Part::Failed(_), Part::Done | Part::Unsupported) => Ok(None),
             (Part::Failed(error), _) => Err(error),

@@ -496,7 +496,7 @@ impl Primary {
         }
     }
 
-    /// Whether the link broke during a planned end: what only this node could complete fails (C4).
+    /// Whether the link broke during a planned end: what only this node could complete fails, and nothing is counted for it (C4).
     fn is_cut_off(&self) -> bool {
         matches!(self.phase, Phase::Draining(Drain { connected: true, .. }))
             && !self.link.is_up()

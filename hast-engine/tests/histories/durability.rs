@@ -388,6 +388,28 @@ fn a_planned_end_that_cannot_mark_the_secondary_says_so() {
     assert_eq!(h.exit(), Some(EXIT_PEER_BEHIND));
 }
 
+/// C4: the link breaks in the middle of a planned end, and a client waits for a flush: it fails, as a write does. Nobody
+/// relies on this node alone then, so nothing is counted, and the next primary takes over without a split-brain.
+#[test]
+fn a_flush_that_was_cut_off_fails_and_is_not_counted() {
+    for flushes_before in [0, 1] {
+        let mut h = stored_on_both(Replication::Fullsync);
+        let before = localcnt(&h);
+        // One that is under way already, and one that waits behind it.
+        for id in 0..=flushes_before {
+            h.req(2 + id, Op::Flush);
+        }
+        h.p.handle_stop(h.t);
+        h.pump();
+        h.p.handle_lost(h.t, "gone");
+        h.pump();
+        for id in 0..=flushes_before {
+            assert_eq!(h.result(2 + id), Some(Err(Errno::ENOTCONN)));
+        }
+        assert_eq!((h.exit(), localcnt(&h)), (Some(0), before));
+    }
+}
+
 /// The secondary stores a write that our disk is slow with, loses power and it, and is back: the nodes are not in step
 /// while that write is on its way, and a client's flush waits until the secondary knows what it lacks.
 #[test]
