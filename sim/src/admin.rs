@@ -213,7 +213,7 @@ impl World {
             return;
         }
         self.trace(|| "in step".into());
-        self.nodes.iter_mut().for_each(|node| node.lost_power = false);
+        self.nodes.iter_mut().for_each(|node| (node.lost_power, node.forgot_detachment) = (false, false));
         self.admin.exchanged = None;
         self.admin.counted_for_nothing = false;
         self.admin.settled = None;

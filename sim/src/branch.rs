@@ -30,17 +30,22 @@ impl World {
     pub(crate) fn fork(&mut self, node: usize, forced: bool) {
         self.trace(|| format!("two histories from here on: node {node} may lack what the other one has"));
         let older = self.memory.clone();
-        let mut branch = self.memory.clone();
-        let Some(data) = self.nodes.get(node).and_then(|node| node.data().ok()) else { return };
+        let Some(branch) = self.as_held_by(node) else { return };
+        self.admin.fork = Some(Fork { new: node, forced, branch, older });
+    }
+
+    /// What may be read once the data of `node` goes on, as it holds it now.
+    fn as_held_by(&self, node: usize) -> Option<Memory> {
+        let mut memory = self.memory.clone();
+        let data = self.nodes.get(node).and_then(|node| node.data().ok())?;
         let id = |bytes: &[u8]| bytes.first_chunk::<8>().map_or(0, |id| u64::from_le_bytes(*id));
-        let now = self.now;
-        branch.rebase(now, data.chunks(SECTOR).map(|bytes| vec![id(bytes)]));
+        memory.rebase(self.now, data.chunks(SECTOR).map(|bytes| vec![id(bytes)]));
         for (at, bytes) in data.chunks(SECTOR).enumerate() {
-            if !branch.may_survive(at, bytes) {
-                branch.may_be_torn(at, bytes);
+            if !memory.may_survive(at, bytes) {
+                memory.may_be_torn(at, bytes);
             }
         }
-        self.admin.fork = Some(Fork { new: node, forced, branch, older });
+        Some(memory)
     }
 
     /// The nodes are in step again without a split-brain: nothing that either has acknowledged may be missing, unless one
@@ -67,6 +72,11 @@ impl World {
         let (own, other) =
             if survivor == fork.new { (fork.branch, fork.older) } else { (fork.older, fork.branch) };
         self.memory = own;
+        let node = self.nodes.get_mut(survivor);
+        if node.is_some_and(|node| std::mem::take(&mut node.forgot_detachment)) {
+            // Its history is on the disk of the one that gave up.
+            self.memory = self.as_held_by(survivor).unwrap_or_else(|| self.memory.clone());
+        }
         // What is stale here the other node alone has, whatever has become of it there.
         let Ok(metadata) = self.metadata_of(survivor) else { return };
         let size = metadata.extentsize as usize / SECTOR;
@@ -143,6 +153,11 @@ impl World {
         if node == self.serving || self.admin.fork.is_some() {
             self.memories(node).for_each(Memory::unflushed_may_be_lost);
         }
+    }
+
+    /// The primary's worker on `node` has not ended as planned: what it has not acknowledged may be gone.
+    pub(crate) fn unacknowledged_may_be_gone(&mut self, node: usize) {
+        self.memories(node).for_each(Memory::unacknowledged_may_be_gone);
     }
 
     /// The replication mode has changed.

@@ -27,6 +27,8 @@ struct Candidate {
     superseded: Option<Duration>,
     /// ... and both nodes had that one before it was: a failover alone does not bring this one back.
     firmly: bool,
+    /// ... or that one was not acknowledged at all, but read: the end of the worker that had it brings this one back.
+    by_reading: bool,
 }
 
 impl Candidate {
@@ -35,6 +37,15 @@ impl Candidate {
         if self.ended.is_some_and(|ended| ended < invoked) {
             self.superseded.get_or_insert(now);
             self.firmly |= firmly;
+            self.by_reading = false;
+        }
+    }
+
+    /// A write that began at `invoked`, and is not acknowledged, was read at `now`.
+    fn supersede_by_reading(&mut self, invoked: Duration, now: Duration) {
+        if self.superseded.is_none() {
+            self.supersede(invoked, now, false);
+            self.by_reading = self.superseded.is_some();
         }
     }
 
@@ -42,6 +53,7 @@ impl Candidate {
     fn may_come_back(&mut self) {
         self.superseded = None;
         self.firmly = false;
+        self.by_reading = false;
     }
 }
 
@@ -79,6 +91,7 @@ impl Memory {
             acknowledged: true,
             superseded: None,
             firmly: false,
+            by_reading: false,
         };
         Memory {
             sectors: vec![vec![first]; sectors],
@@ -133,6 +146,7 @@ impl Memory {
                 acknowledged: false,
                 superseded: None,
                 firmly: false,
+                by_reading: false,
             });
         }
     }
@@ -232,6 +246,12 @@ impl Memory {
         candidates.filter(|candidate| !candidate.firmly).for_each(Candidate::may_come_back);
     }
 
+    /// The worker that served has not ended as planned: what was not acknowledged may be gone, although it was read.
+    pub fn unacknowledged_may_be_gone(&mut self) {
+        let candidates = self.sectors.iter_mut().flatten();
+        candidates.filter(|candidate| candidate.by_reading).for_each(Candidate::may_come_back);
+    }
+
     /// The same of this sector alone.
     pub fn may_be_lost(&mut self, at: usize) {
         self.sectors.get_mut(at).into_iter().flatten().for_each(Candidate::may_come_back);
@@ -261,6 +281,7 @@ impl Memory {
             acknowledged: true,
             superseded: None,
             firmly: false,
+            by_reading: false,
         };
         self.sectors = sectors.map(|writes| writes.into_iter().map(known).collect()).collect();
     }
@@ -284,15 +305,20 @@ impl Memory {
 
     /// A read that ended at `now` has brought `bytes` from sector `at`, as it may: the write that left them has taken
     /// effect, whether it was acknowledged, failed, or is still open. What had ended before it began no later read
-    /// brings.
+    /// brings, unless it was not acknowledged and the worker ends.
     pub fn seen(&mut self, at: usize, bytes: &[u8], now: Duration) {
         let (id, whole) = Memory::read(bytes);
         let Some(sector) = self.sectors.get_mut(at).filter(|_| whole && id != 0) else { return };
         let of = |candidate: &&Candidate| candidate.holds == id && candidate.superseded.is_none();
-        let Some(invoked) = sector.iter().find(of).map(|candidate| candidate.invoked) else { return };
+        let Some(candidate) = sector.iter().find(of) else { return };
+        let (invoked, acknowledged) = (candidate.invoked, candidate.acknowledged);
         for candidate in sector.iter_mut().filter(|candidate| candidate.superseded.is_none()) {
             // It may have been read where it was not durable.
-            candidate.supersede(invoked, now, false);
+            if acknowledged {
+                candidate.supersede(invoked, now, false);
+            } else {
+                candidate.supersede_by_reading(invoked, now);
+            }
         }
     }
 
@@ -356,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_failed_write_left_and_somebody_has_read_stays() {
+    fn what_a_failed_write_left_and_somebody_has_read_stays_while_the_worker_lives() {
         for read in [false, true] {
             let mut memory = Memory::new(1);
             memory.begin(at(1), 7, false, 0, 1);
@@ -369,7 +395,21 @@ mod tests {
             memory.check(0, &Memory::contents(8), at(7)).unwrap();
             memory.check(0, &Memory::contents(7), at(5)).unwrap();
             assert_eq!(memory.check(0, &Memory::contents(7), at(7)).is_ok(), !read);
+            memory.unacknowledged_may_be_gone();
+            memory.check(0, &Memory::contents(7), at(8)).unwrap();
         }
+    }
+
+    #[test]
+    fn what_was_read_before_it_was_acknowledged_is_as_safe_as_any() {
+        let mut memory = Memory::new(1);
+        memory.begin(at(1), 7, false, 0, 1);
+        memory.end(at(2), 7, true);
+        memory.begin(at(3), 8, false, 0, 1);
+        memory.seen(0, &Memory::contents(8), at(4));
+        memory.end(at(5), 8, true);
+        memory.unacknowledged_may_be_gone();
+        memory.check(0, &Memory::contents(7), at(6)).unwrap_err();
     }
 
     #[test]

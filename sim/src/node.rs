@@ -127,6 +127,8 @@ pub(crate) struct Node {
     pub(crate) unsure: bool,
     /// The worker of this primary has given its disk up: what the supervisor starts the next one with (A5).
     pub(crate) detached: Option<Metadata>,
+    /// Its disk was given up, which nobody here remembers and that disk does not say: the other node alone knows.
+    pub(crate) forgot_detachment: bool,
     /// The device may be read without asking the engine.
     pub(crate) direct_reads: bool,
 }
@@ -161,6 +163,7 @@ impl Node {
             boot: 1,
             unsure: false,
             detached: None,
+            forgot_detachment: false,
             direct_reads: false,
         })
     }
@@ -326,6 +329,11 @@ impl Node {
             self.disk.write_through(layout.map_offset() + hole.start as u64, &bytes);
         }
         Ok(())
+    }
+
+    /// Nobody here remembers any more that the disk is given up.
+    pub(crate) fn forget_detachment(&mut self) {
+        self.forgot_detachment |= self.detached.take().is_some();
     }
 
     /// Metadata, layout and map; nothing of a disk that is given up is read.

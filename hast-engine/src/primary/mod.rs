@@ -489,11 +489,23 @@ impl Primary {
         if self.link.is_connected() {
             self.lose_link("The secondary did not finish what was in flight");
         } else if drain.after == AfterDrain::Exit {
-            self.exit(0);
+            self.exit_unfinished();
         } else {
             self.phase = Phase::Connecting;
             self.connect();
         }
+    }
+
+    /// The end cannot be waited for any longer. What a failed flush has dropped and nobody could write again is lost with
+    /// this worker: that is no good end.
+    fn exit_unfinished(&mut self) {
+        if !self.has_dropped() {
+            return self.exit(0);
+        }
+        log::error!(
+            "What was written here since the last flush could not be flushed, and may be lost: the local disk fails."
+        );
+        self.exit(66);
     }
 
     /// Whether the link broke during a planned end: what only this node could complete fails, and nothing is counted for it (C4).

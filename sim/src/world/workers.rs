@@ -20,10 +20,14 @@ impl World {
         self.end_worker(node);
         if was_primary {
             self.abandon_requests(node);
+            if code != 0 {
+                self.unacknowledged_may_be_gone(node);
+            }
         }
         let Some(n) = self.nodes.get_mut(node) else { return };
         if let Some(role) = n.next_role.take() {
             n.waiting = None;
+            n.forget_detachment();
             return self.set_role(node, role);
         }
         if let Some(conn) = n.waiting.take() {
@@ -70,7 +74,7 @@ impl World {
         let forgets = detached && (power || self.random.one_in(2));
         let Some(n) = self.nodes.get_mut(node) else { return };
         if forgets {
-            n.detached = None;
+            n.forget_detachment();
         }
         n.pending = None;
         n.waiting = None;
@@ -78,6 +82,7 @@ impl World {
         self.end_worker(node);
         if was_primary {
             self.abandon_requests(node);
+            self.unacknowledged_may_be_gone(node);
         }
         if power && (was_primary || self.was_cut_short(node)) {
             self.unflushed_may_be_lost(node);
@@ -161,13 +166,13 @@ impl World {
         let Some(n) = self.nodes.get_mut(node) else { return };
         n.role = role;
         n.pending = None;
-        if role != Role::Primary || !matches!(n.worker, Worker::None) {
-            n.detached = None;
-        }
         if !matches!(n.worker, Worker::None) {
             n.next_role = Some(role);
             n.handle_stop(now);
             return self.pump(node);
+        }
+        if role != Role::Primary {
+            n.forget_detachment();
         }
         if role == Role::Primary && n.running && n.detached.is_none() && !n.can_start() {
             self.trace(|| format!("node {node}: metadata or map cannot be read"));
@@ -178,9 +183,18 @@ impl World {
                 return self.fail(error);
             }
             self.mixed_promoted(node);
+            self.fork_if_detachment_is_forgotten(node);
         }
         self.trace(|| format!("node {node}: {role}"));
         self.pump(node);
+    }
+
+    /// A primary that lived on the other node's disk and crashed serves what its own holds until the two meet.
+    fn fork_if_detachment_is_forgotten(&mut self, node: usize) {
+        let forgotten = self.nodes.get(node).is_some_and(|node| node.forgot_detachment);
+        if forgotten && self.plan.scene == Scene::AllFaults && self.admin.fork.is_none() {
+            self.fork(node, false);
+        }
     }
 
     /// `hastctl role -f primary` on a node without a worker.
