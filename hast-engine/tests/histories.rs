@@ -33,6 +33,8 @@ mod resting;
 mod sessions;
 #[path = "histories/silence.rs"]
 mod silence;
+#[path = "histories/stale.rs"]
+mod stale;
 #[path = "histories/waits.rs"]
 mod waits;
 
@@ -1226,16 +1228,16 @@ impl S {
     }
     fn patient(known: Extensions, peer_timeout: Duration, ext: Extension, bits: &[u32]) -> S {
         let host = Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros };
-        S::started(known, peer_timeout, ext, bits, host, None)
+        S::started(known, peer_timeout, ext, bits, host, S::hello())
     }
     /// On a host of which this is known.
     fn with(known: Extensions, host: Host) -> S {
-        S::started(known, NEVER, Extension::default(), &[], host, None)
+        S::started(known, NEVER, Extension::default(), &[], host, S::hello())
     }
     /// Under a primary that says this of generations.
     fn meeting(meeting: Option<Meeting>, ext: Extension) -> S {
         let host = Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros };
-        S::started(Extensions::ALL, NEVER, ext, &[], host, meeting)
+        S::started(Extensions::ALL, NEVER, ext, &[], host, SecondHello { meeting, ..S::hello() })
     }
     fn started(
         known: Extensions,
@@ -1243,7 +1245,7 @@ impl S {
         ext: Extension,
         bits: &[u32],
         host: Host,
-        meeting: Option<Meeting>,
+        hello: SecondHello,
     ) -> S {
         let size = 4096 + 512 + 24 * u64::from(ES);
         let layout = Layout::create(size, 512, ES).unwrap();
@@ -1274,17 +1276,6 @@ impl S {
             remote: true,
             peer: "s".into(),
         };
-        let hello = SecondHello {
-            resource: "t".into(),
-            token: [9; 16],
-            virgin: false,
-            resuid: 5,
-            localcnt: 1,
-            remotecnt: 1,
-            boot: Some([3; 16]),
-            parting: None,
-            meeting,
-        };
         let s = Secondary::new(
             SecondaryStart {
                 settings,
@@ -1300,6 +1291,25 @@ impl S {
             Duration::ZERO,
         );
         S { s, t: Duration::ZERO, disk, ops: vec![], sent: vec![], log: vec![], snaps: vec![] }
+    }
+    /// Of a primary in step.
+    fn hello() -> SecondHello {
+        SecondHello {
+            resource: "t".into(),
+            token: [9; 16],
+            virgin: false,
+            resuid: 5,
+            localcnt: 1,
+            remotecnt: 1,
+            boot: Some([3; 16]),
+            parting: None,
+            meeting: None,
+        }
+    }
+    /// Under a primary that has not met this node since it was written alone.
+    fn newer(ext: Extension, bits: &[u32]) -> S {
+        let host = Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros };
+        S::started(Extensions::ALL, NEVER, ext, bits, host, SecondHello { remotecnt: 0, ..S::hello() })
     }
     fn poll(&mut self) {
         while let Some(a) = self.s.poll_action() {

@@ -536,6 +536,7 @@ impl Primary {
             return Err("This node was written during the handshake".into());
         }
         let before = std::mem::replace(&mut self.link.peer, Counts { local: localcnt, remote: remotecnt });
+        self.sync.told = remotecnt;
         if virgin {
             self.set_counts(self.counts().met_virgin());
         }

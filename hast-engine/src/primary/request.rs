@@ -234,7 +234,7 @@ impl Primary {
 
     /// Whether no write is complete without the secondary: this node is its target, or cannot write down what it misses,
     /// or is about to say so.
-    fn rests_on_secondary(&self) -> bool {
+    pub(super) fn rests_on_secondary(&self) -> bool {
         self.sync.target || self.sync.unable_to_record || self.sync.relying != Relying::No
     }
 

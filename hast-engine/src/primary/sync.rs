@@ -60,6 +60,8 @@ pub(super) struct Sync {
     marked: Marked,
     /// ... when the last connection ended.
     knew: bool,
+    /// Our localcnt as the secondary has it.
+    pub(super) told: u64,
     /// The device was told that it may read the local disk without asking.
     direct_reads: bool,
     /// ... and must not any more.
@@ -175,6 +177,7 @@ impl Sync {
             unconfirmed: !dirty.is_empty(),
             marked: Marked::No,
             knew: false,
+            told: 0,
             direct_reads: false,
             direct_reads_off: false,
             announced: false,
@@ -239,7 +242,9 @@ impl Primary {
 
     /// The nodes may differ, or their counts do: copy, flush, equalise.
     pub(super) fn begin_session(&mut self) {
-        self.sync.step = Step::Copying;
+        if !self.all_left_is_stale() {
+            self.sync.step = Step::Copying;
+        }
         self.sync.direct_reads_off = true;
         if !self.sync.session {
             self.sync.session = true;
@@ -591,7 +596,7 @@ impl Primary {
     /// The disk that `extent` is to be copied to has just failed.
     pub(super) fn copy_later(&mut self, extent: u32) {
         self.sync.failed.insert(extent);
-        self.sync_failed();
+        self.sync.retry_at.get_or_insert(self.now + RETRY);
     }
 
     /// Something could not be copied or flushed; the session goes on in a while.
@@ -607,14 +612,34 @@ impl Primary {
         }
     }
 
-    /// Every copy has been made, and the counts are not equal yet.
+    /// Every copy that the secondary needs has been made, and the counts are not equal yet.
     fn is_copied(&self) -> bool {
+        let done = self.map.to_synchronise().is_empty()
+            && self.sync.copies.is_empty()
+            && self.sync.retry_at.is_none();
         self.sync.session
             && self.link.is_up()
             && matches!(self.phase, Phase::Serving | Phase::Draining(_))
-            && self.map.to_synchronise().is_empty()
-            && self.sync.copies.is_empty()
-            && self.sync.retry_at.is_none()
+            && (done || self.secondary_has_caught_up())
+    }
+
+    /// Whether the secondary has all that it lacked, and does not know it: what is left is stale here, and our metadata
+    /// say so. It is told before that is copied, which a failing disk may never permit: the administrator changes over to
+    /// the other node then, and finds it up to date.
+    fn secondary_has_caught_up(&self) -> bool {
+        let knows = self.sync.told == self.metadata.localcnt && self.sync.marked == Marked::No;
+        !knows
+            && !self.rests_on_secondary()
+            && !self.detachment.is_leaving()
+            && (self.sync.step != Step::Copying || self.sync.retry_at.is_none())
+            && self.sync.copies.values().all(|copy| copy.from == SyncSource::Secondary)
+            && self.all_left_is_stale()
+            && self.sync.stale.is_subset(&self.sync.known)
+    }
+
+    /// Whether there is nothing to copy to the secondary.
+    fn all_left_is_stale(&self) -> bool {
+        self.map.to_synchronise().is_subset(&self.sync.stale)
     }
 
     /// All that is left of the session is to say on both nodes that they are in step: a planned end does so first,
@@ -696,14 +721,19 @@ impl Primary {
     }
 
     fn equalised(&mut self) {
-        self.sync.unable_to_record = false;
-        if !self.detachment.is_leaving() && !self.is_about_to_rely() {
-            self.sync.relying = Relying::No;
-        }
+        self.sync.told = self.metadata.localcnt;
         self.sync.unconfirmed = false;
         self.forget_count();
         self.sync.marked = Marked::No;
         self.sync.step = Step::Copying;
+        if !self.map.to_synchronise().is_empty() {
+            log::info!("{} is up to date.", self.link.name());
+            return; // what is left is stale here
+        }
+        self.sync.unable_to_record = false;
+        if !self.detachment.is_leaving() && !self.is_about_to_rely() {
+            self.sync.relying = Relying::No;
+        }
         self.sync.session = false;
         if std::mem::take(&mut self.sync.announced) && self.sync.copied {
             let (bytes, time) = (self.sync.bytes, self.now.saturating_sub(self.sync.started));

@@ -184,13 +184,19 @@ impl Secondary {
         }
         let written = written_alone(self.was_primary, &self.map);
         let decision = decide(hello, self.metadata.resuid, self.counts(), written);
-        judged(
+        let decision = judged(
             decision,
             hello.counts,
             self.counts(),
             self.metadata.extension.mark.is_some(),
             self.histories(),
-        )
+        );
+        let newer = matches!(decision, Decision::Accept { source: SyncSource::Secondary, .. });
+        if newer && !self.metadata.extension.stale.is_empty() && keeps(Rule::L3) {
+            // The primary alone has what is stale here, and lacks what this node was written without it.
+            return Decision::SplitBrain;
+        }
+        decision
     }
 
     /// What the generations that both nodes have stored say (G1).

@@ -1,0 +1,100 @@
+//! Stale extents, and who is out of date: a node that misses what the other one has is not out of date for that alone, and
+//! one that misses something itself is no source of it.
+
+use super::*;
+use hast_format::extension::{Mark as Outdated, Run};
+
+fn stale(first: u32) -> Extension {
+    Extension { stale: vec![Run { first, count: 1 }], ..Extension::default() }
+}
+
+fn answer(s: &S) -> Option<&SecondAnswer> {
+    s.sent.iter().find_map(|message| match message {
+        Message::SecondAnswer(answer, _) => Some(answer),
+        _ => None,
+    })
+}
+
+/// L3: this node was primary and written alone, and before that its disk failed writes that the other node has. The other
+/// one has become primary since. Each lacks something: neither is copied over the other.
+#[test]
+fn a_node_with_stale_extents_is_no_source_for_the_node_that_has_them() {
+    let mut s = S::newer(stale(3), &[3, 5]);
+    s.run();
+    let refused = s.sent.iter().any(|message| {
+        matches!(message, Message::SecondRefusal(refusal, map) if refusal.errmsg == "Split-brain condition!" && map.is_some())
+    });
+    assert!(refused, "{:?}", s.sent);
+    // Without stale extents it is the source.
+    let mut s = S::newer(Extension::default(), &[5]);
+    s.run();
+    assert_eq!(answer(&s).map(|answer| answer.syncsrc), Some(SyncSource::Secondary));
+    // And in step it takes what it misses from the primary.
+    let mut s = S::new(stale(3), &[3]);
+    s.run();
+    assert_eq!(answer(&s).map(|answer| answer.syncsrc), Some(SyncSource::Primary));
+}
+
+/// The primary has written alone, and its disk fails everything in extent 3: what it could not store is stale.
+fn failing(h: &mut H) {
+    h.policy = Box::new(|op| {
+        let bad =
+            matches!(op, DiskOp::Write { offset, .. } if (DATA + 3 * 4096..DATA + 4 * 4096).contains(offset));
+        Some(if bad { Err(Errno::EIO) } else { Ok(()) })
+    });
+}
+
+/// L6, C2: the secondary has got everything that it lacked, durably. It is told so although this node cannot take its own
+/// copy of a stale extent: with a failing disk here the administrator changes over, and must be able to.
+#[test]
+fn a_secondary_that_lacks_nothing_is_told_so_while_something_is_stale_here() {
+    for known in [Extensions::ALL, Extensions::NONE] {
+        let mut h = H::in_step();
+        failing(&mut h);
+        h.w(1, 3);
+        h.serve_all(|_| Some(None));
+        assert_eq!(h.result(1), Some(Ok(None)), "it is on the secondary alone");
+        h.p.handle_lost(h.t, "gone");
+        h.pump();
+        h.w(2, 7);
+        assert_eq!((h.result(2), h.metadata().localcnt), (Some(Ok(None)), 2));
+        h.tick(2);
+        h.handshake_first(known);
+        h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+        let mut told = std::collections::BTreeSet::new();
+        for _ in 0..3 {
+            h.serve_all(|message| {
+                if let Message::Mark(Mark { seq, kind: MarkKind::SyncDone { localcnt: 2, .. } }) = message {
+                    told.insert(*seq);
+                }
+                Some(None)
+            });
+            h.tick(6);
+        }
+        assert_eq!(told.len(), usize::from(known == Extensions::ALL), "once");
+        let facts = h.p.status().facts;
+        assert_eq!((facts.stale_bytes, h.p.is_in_step()), (u64::from(ES), false), "{facts:?}");
+        // Counts that say that nobody is out of date: whoever is primary next takes the other one for its secondary.
+        let metadata = h.metadata();
+        assert_eq!(metadata.extension.stale, stale(3).stale);
+        let equal = if known == Extensions::ALL { (2, 1) } else { (1, 1) };
+        assert_eq!((metadata.localcnt, metadata.remotecnt), equal);
+    }
+}
+
+/// A node that is the target of a synchronisation says with its map what is stale here: it is out of date to the end.
+#[test]
+fn a_target_is_out_of_date_until_all_is_copied() {
+    let ext =
+        Extension { target: true, mark: Some(Outdated { since: 1, by: "s".into() }), ..Extension::default() };
+    let mut h = H::new(24, 1, ext, &[3], 5, 1, 1);
+    failing(&mut h);
+    h.handshake_first(Extensions::ALL);
+    h.answer(2, 1, SyncSource::Secondary, Some(vec![8; 512]));
+    for _ in 0..3 {
+        h.serve_all(|_| Some(None));
+        h.tick(1);
+    }
+    let metadata = h.metadata();
+    assert!(metadata.extension.target && metadata.remotecnt == 1, "{metadata:?}");
+}
