@@ -130,6 +130,11 @@ impl Flush {
         self.waiting.push(id);
     }
 
+    /// Whether no client's flush waits for a save of the metadata.
+    pub(super) fn counts_nothing(&self) -> bool {
+        self.counting.is_empty()
+    }
+
     /// Wants a flush that begins from now on; gives a ticket that the flush will name.
     pub(super) fn ask(&mut self) -> u64 {
         self.asked += 1;

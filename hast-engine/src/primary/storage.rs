@@ -71,6 +71,8 @@ pub(super) struct MetaIo {
     unsure: Vec<Part>,
     /// The stale extents that the save under way names.
     saving_stale: Option<Bitmap>,
+    /// The runs that the last save named that is durable.
+    runs: Vec<Run>,
     /// ... though some of them are only not on the disk yet.
     names_dropped: bool,
     /// A flush failed while it was under way.
@@ -90,7 +92,7 @@ pub(super) struct MetaIo {
 impl MetaIo {
     /// As an earlier worker has left it.
     pub(super) fn new(left: &Extension) -> MetaIo {
-        MetaIo { durable_met: met(left), ..MetaIo::default() }
+        MetaIo { durable_met: met(left), runs: left.stale.clone(), ..MetaIo::default() }
     }
 
     /// The generations of connections that are on disk.
@@ -283,16 +285,12 @@ impl Primary {
         if self.meta.writing.is_some() || !(wanted || self.detachment.begins_save()) {
             return;
         }
-        let Some(stale) = self.stale_runs_to_save() else {
+        let Some((stale, named)) = self.stale_to_name() else {
             log::error!("What the local disk misses is too scattered to be written down.");
             self.meta.failed = self.meta.wanted;
             return self.metadata_failed(self.meta.failed);
         };
-        let mut named = self.still_stale();
         self.meta.names_dropped = named != self.sync.stale;
-        for extent in stale.iter().flat_map(|run| run.extents()) {
-            named.insert(extent);
-        }
         // What is not stale any more is durable before the disk stops saying that it is.
         let shrinks = self.sync.recorded.iter().any(|extent| !named.contains(extent));
         self.sync.recorded.union(&named);
@@ -324,6 +322,29 @@ impl Primary {
             stale.insert(extent);
         }
         stale
+    }
+
+    /// What the next save names stale, as runs and as extents.
+    fn stale_to_name(&self) -> Option<(Vec<Run>, Bitmap)> {
+        let (runs, mut named) = match self.stale_runs_to_save() {
+            Some(runs) => (runs, self.still_stale()),
+            None if self.may_name_the_same() => (self.meta.runs.clone(), Bitmap::new(self.sync.stale.len())),
+            None => return None,
+        };
+        for extent in runs.iter().flat_map(|run| run.extents()) {
+            named.insert(extent);
+        }
+        Some((runs, named))
+    }
+
+    /// Whether the metadata may go on naming what they named before: what is stale has too many runs, and no room until
+    /// the nodes have met, for which other values have to be saved. Nobody is told then that anything new is named.
+    fn may_name_the_same(&self) -> bool {
+        !self.link.is_up()
+            && self.begun
+            && self.recording.is_none()
+            && self.flush.counts_nothing()
+            && self.waiting.saving.is_empty()
     }
 
     /// The stale extents as the metadata names them, in as many runs as it has room for. Neighbouring runs are
@@ -368,6 +389,7 @@ impl Primary {
     fn metadata_saved(&mut self, failure: Option<Errno>) {
         let Some((save, saving)) = self.meta.writing.take() else { return };
         if failure.is_none() {
+            self.meta.runs.clone_from(&self.metadata.extension.stale);
             self.meta.durable_met = self.meta.saving_met;
             self.meta.met_is_doubtful = false;
         } else {

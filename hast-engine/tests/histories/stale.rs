@@ -98,3 +98,34 @@ fn a_target_is_out_of_date_until_all_is_copied() {
     let metadata = h.metadata();
     assert!(metadata.extension.target && metadata.remotecnt == 1, "{metadata:?}");
 }
+
+/// Every second stale extent is copied back, and before both nodes have flushed that the link breaks: the metadata have no
+/// room for so many runs, and cannot name what this node may be the only one to have. So they go on naming what they named,
+/// or the nodes would not meet again.
+#[test]
+fn nodes_meet_again_though_what_is_stale_is_too_scattered_to_be_written_down() {
+    let run = Run { first: 0, count: 100 };
+    let ext = Extension { generation: 1, stale: vec![run], ..Extension::default() };
+    let mut h = H::new(200, 1, ext, &(0..100).collect::<Vec<u32>>(), 5, 1, 1);
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    h.serve_all(|message| {
+        let copied = matches!(message, Message::Request(request) if request.offset / u64::from(ES) % 2 == 0);
+        (copied && !is(Command::Flush)(message)).then_some(None)
+    });
+    assert_eq!(h.p.status().facts.stale_bytes, 50 * u64::from(ES));
+    let named = h.metadata().extension.stale;
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    h.sent.clear();
+    h.tick(2);
+    h.handshake_first(Extensions::ALL);
+    assert!(h.sent.iter().any(|(_, message)| matches!(message, Message::SecondHello(_))), "{:?}", h.sent);
+    assert_eq!(h.metadata().extension.stale, named);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    for _ in 0..5 {
+        h.serve_all(|_| Some(None));
+        h.tick(10);
+    }
+    assert!(h.p.is_in_step() && h.metadata().extension.stale.is_empty(), "{:?}", h.p.status());
+}

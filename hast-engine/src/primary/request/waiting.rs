@@ -16,7 +16,7 @@ pub(in crate::primary) struct Waiting {
     /// For this flush.
     pub(super) flushing: BTreeSet<(u64, Key)>,
     /// For this save of the metadata.
-    pub(super) saving: BTreeSet<(u64, Key)>,
+    pub(in crate::primary) saving: BTreeSet<(u64, Key)>,
     /// For the secondary to mark itself.
     pub(super) marking: BTreeSet<Key>,
     /// For the flush after which the secondary can write down what our disk cannot.
