@@ -73,8 +73,8 @@ impl World {
             if survivor == fork.new { (fork.branch, fork.older) } else { (fork.older, fork.branch) };
         self.memory = own;
         let node = self.nodes.get_mut(survivor);
-        if node.is_some_and(|node| std::mem::take(&mut node.forgot_detachment)) {
-            // Its history is on the disk of the one that gave up.
+        if node.is_some_and(|node| std::mem::take(&mut node.forgot_detachment) || node.is_out_of_date()) {
+            // What it lacks the one that gives up has.
             self.memory = self.as_held_by(survivor).unwrap_or_else(|| self.memory.clone());
         }
         // What is stale here the other node alone has, whatever has become of it there.

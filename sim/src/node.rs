@@ -127,6 +127,8 @@ pub(crate) struct Node {
     pub(crate) unsure: bool,
     /// The worker of this primary has given its disk up: what the supervisor starts the next one with (A5).
     pub(crate) detached: Option<Metadata>,
+    /// It is to be primary by force, and its metadata do not say so yet.
+    pub(crate) force: bool,
     /// Its disk was given up, which nobody here remembers and that disk does not say: the other node alone knows.
     pub(crate) forgot_detachment: bool,
     /// The device may be read without asking the engine.
@@ -163,6 +165,7 @@ impl Node {
             boot: 1,
             unsure: false,
             detached: None,
+            force: false,
             forgot_detachment: false,
             direct_reads: false,
         })
@@ -329,6 +332,11 @@ impl Node {
             self.disk.write_through(layout.map_offset() + hole.start as u64, &bytes);
         }
         Ok(())
+    }
+
+    /// Whether its disk says that it is out of date: without force it is not promoted.
+    pub(crate) fn is_out_of_date(&self) -> bool {
+        self.metadata().is_ok_and(|metadata| metadata.extension.target || metadata.extension.mark.is_some())
     }
 
     /// Nobody here remembers any more that the disk is given up.

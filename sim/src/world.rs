@@ -461,6 +461,7 @@ impl World {
             match action {
                 Action::Disk { id, op } => self.ask_disk(node, id, op),
                 Action::Connect(side) => {
+                    n.force = false; // the metadata say it by now
                     let after = self.latency(5_000);
                     self.schedule(after, Happening::Connected { node, incarnation, side });
                 }

@@ -173,13 +173,14 @@ impl World {
         }
         if role != Role::Primary {
             n.forget_detachment();
+            n.force = false;
         }
         if role == Role::Primary && n.running && n.detached.is_none() && !n.can_start() {
             self.trace(|| format!("node {node}: metadata or map cannot be read"));
             return self.schedule(Duration::from_secs(1), Happening::Back { node, role });
         }
         if role == Role::Primary && n.running {
-            if let Err(error) = n.start_primary(now, mode, resuid, false) {
+            if let Err(error) = n.start_primary(now, mode, resuid, n.force) {
                 return self.fail(error);
             }
             self.mixed_promoted(node);
@@ -203,7 +204,7 @@ impl World {
         let (now, mode) = (self.now, self.mode);
         let resuid = self.random.number() | 1;
         let n = self.nodes.get_mut(node).ok_or("no such node")?;
-        (n.role, n.running, n.pending) = (Role::Primary, true, None);
+        (n.role, n.running, n.pending, n.force) = (Role::Primary, true, None, true);
         n.start_primary(now, mode, resuid, true)?;
         self.pump(node);
         Ok(())
