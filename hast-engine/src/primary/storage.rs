@@ -133,6 +133,9 @@ impl Primary {
         } else {
             self.map_io.flush = new;
         }
+        if new {
+            self.map.distrust(); // nothing of what was written until now was flushed (M1)
+        }
     }
 
     /// `key`'s extents are in the map as in flight; it goes on once their bits are durable.

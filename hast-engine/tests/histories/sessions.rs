@@ -456,6 +456,26 @@ fn a_reload_that_changes_no_address_leaves_the_connection_alone() {
     assert!(h.p.is_in_step() && h.other.is_empty());
 }
 
+/// M1: `metaflush` is switched on. Bits that were written before it were never flushed: until they are, nothing is written
+/// that relies on them.
+#[test]
+fn bits_from_before_metaflush_are_not_relied_on_after() {
+    let mut h = H::in_step();
+    h.p.handle_reload(h.t, Settings { metaflush: false, ..H::settings() }, false);
+    h.pump();
+    h.w(1, 3);
+    h.serve_all(|_| Some(None));
+    assert_eq!(h.result(1), Some(Ok(None)));
+    h.p.handle_reload(h.t, H::settings(), false);
+    h.policy = Box::new(|op| (*op != DiskOp::Flush).then_some(Ok(())));
+    h.w(2, 3);
+    assert!(!h.ops.iter().any(|(_, op)| is_data(op)) && !h.sent.iter().any(|(_, m)| is(Command::Write)(m)));
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.pump();
+    h.serve_all(|_| Some(None));
+    assert_eq!(h.result(2), Some(Ok(None)));
+}
+
 #[test]
 fn a_provider_that_cannot_be_flushed_is_not_served() {
     let fails = |error: Errno| -> Policy {

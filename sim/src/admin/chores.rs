@@ -397,9 +397,10 @@ impl World {
         self.admin.exchanged = Some(node);
         self.admin.in_step = false;
         let Some(n) = self.nodes.get_mut(node) else { return };
-        let (deletes, bad) = (n.disk.deletes, std::mem::take(&mut n.disk.bad));
+        let (deletes, spares) = (n.disk.deletes, n.disk.spares_below);
+        let bad = std::mem::take(&mut n.disk.bad);
         n.disk = disk;
-        (n.disk.deletes, n.disk.bad) = (deletes, bad);
+        (n.disk.deletes, n.disk.spares_below, n.disk.bad) = (deletes, spares, bad);
         n.disk.touch_all();
     }
 
