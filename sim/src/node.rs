@@ -195,6 +195,7 @@ impl Node {
         self.disk.unit = former.unit;
         self.disk.deletes = former.deletes;
         self.disk.drops_later = former.drops_later;
+        self.disk.spares_below = former.spares_below;
         self.disk.touch_all();
         Ok(())
     }
