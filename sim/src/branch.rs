@@ -11,6 +11,7 @@ use crate::disk::SECTOR;
 use crate::world::World;
 
 use core::time::Duration;
+use std::collections::BTreeSet;
 
 /// The two histories.
 #[derive(Clone, Debug)]
@@ -23,6 +24,8 @@ pub(crate) struct Fork {
     branch: Memory,
     /// What the other one holds.
     older: Memory,
+    /// Sectors that its disk called stale then.
+    stale: BTreeSet<usize>,
 }
 
 impl World {
@@ -31,7 +34,16 @@ impl World {
         self.trace(|| format!("two histories from here on: node {node} may lack what the other one has"));
         let older = self.memory.clone();
         let Some(branch) = self.as_held_by(node) else { return };
-        self.admin.fork = Some(Fork { new: node, forced, branch, older });
+        let stale = self.stale_sectors(node);
+        self.admin.fork = Some(Fork { new: node, forced, branch, older, stale });
+    }
+
+    /// What the disk of `node` calls stale.
+    fn stale_sectors(&self, node: usize) -> BTreeSet<usize> {
+        let Ok(metadata) = self.metadata_of(node) else { return BTreeSet::new() };
+        let size = metadata.extentsize as usize / SECTOR;
+        let extents = metadata.extension.stale.iter().flat_map(|run| run.extents());
+        extents.flat_map(|extent| extent as usize * size..(extent as usize + 1) * size).collect()
     }
 
     /// What may be read once the data of `node` goes on, as it holds it now.
@@ -57,7 +69,8 @@ impl World {
         let Some(data) = self.nodes.get(self.serving).and_then(|node| node.data().ok()) else { return };
         for (at, bytes) in data.chunks(SECTOR).enumerate() {
             let Err(error) = self.memory.check(at, bytes, self.now) else { continue };
-            let given_up = fork.forced && self.memory.may_survive(at, bytes);
+            // Nothing but the force itself says any more what is stale there.
+            let given_up = fork.forced && (fork.stale.contains(&at) || self.memory.may_survive(at, bytes));
             if !given_up || fork.branch.check(at, bytes, self.now).is_err() {
                 return self.fail(format!("the nodes parted and met again without a split-brain: {error}"));
             }
@@ -78,13 +91,8 @@ impl World {
             self.memory = self.as_held_by(survivor).unwrap_or_else(|| self.memory.clone());
         }
         // What is stale here the other node alone has, whatever has become of it there.
-        let Ok(metadata) = self.metadata_of(survivor) else { return };
-        let size = metadata.extentsize as usize / SECTOR;
-        for run in metadata.extension.stale {
-            let first = run.first as usize * size;
-            for at in first..first + run.count as usize * size {
-                self.memory.widen(at, &other);
-            }
+        for at in self.stale_sectors(survivor) {
+            self.memory.widen(at, &other);
         }
     }
 

@@ -217,8 +217,14 @@ impl Disk {
         let covers = if self.drops_later { u64::MAX } else { covers };
         let (dropped, touched) = (&mut self.dropped, &mut self.touched);
         let spared = usize::try_from(self.spares_below).unwrap_or(usize::MAX);
+        let size = self.unit;
+        let mut last = None;
         self.cache.retain(|(number, at, _)| {
-            let kept = *number > covers || *at < spared || random.one_in(2);
+            // With sectors of 4096 bytes those of one sector share their fate.
+            let unit = (*number, at / size);
+            let fate = last.filter(|(of, _)| *of == unit && size > SECTOR).map(|(_, kept)| kept);
+            let kept = *number > covers || *at < spared || fate.unwrap_or_else(|| random.one_in(2));
+            last = Some((unit, kept));
             if !kept {
                 dropped.insert(*at);
                 touched.insert(*at);
