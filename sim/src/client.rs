@@ -176,7 +176,10 @@ impl Memory {
     /// A flush that was begun at `invoked` was acknowledged: what was superseded by then never comes back.
     pub fn flushed(&mut self, invoked: Duration) {
         for sector in &mut self.sectors {
-            sector.retain(|candidate| candidate.superseded.is_none_or(|at| at >= invoked));
+            // A write that was not acknowledged no flush has to cover, whoever has read it.
+            sector.retain(|candidate| {
+                candidate.by_reading || candidate.superseded.is_none_or(|at| at >= invoked)
+            });
         }
         for torn in self.torn.values_mut() {
             torn.retain(|torn| torn.superseded.is_none_or(|at| at >= invoked));
@@ -395,8 +398,9 @@ mod tests {
             memory.check(0, &Memory::contents(8), at(7)).unwrap();
             memory.check(0, &Memory::contents(7), at(5)).unwrap();
             assert_eq!(memory.check(0, &Memory::contents(7), at(7)).is_ok(), !read);
+            memory.flushed(at(8));
             memory.unacknowledged_may_be_gone();
-            memory.check(0, &Memory::contents(7), at(8)).unwrap();
+            memory.check(0, &Memory::contents(7), at(9)).unwrap();
         }
     }
 
