@@ -93,7 +93,10 @@ impl World {
     /// `killed`, or could not even start with that disk, before it could, nobody else knows; then a node may have
     /// lost what no flush of a client had covered, as after a loss of power. One that ends by itself loses nothing.
     fn forget_dropped(&mut self, node: usize, killed: bool) {
-        let counts = self.nodes.get(node).is_some_and(Node::is_primary);
+        // A primary, or one that has been killed before and has no worker again so far.
+        let counts =
+            |n: &Node| n.is_primary() || (n.role == Role::Primary && matches!(n.worker, Worker::None));
+        let counts = self.nodes.get(node).is_some_and(counts);
         let Some(n) = self.nodes.get_mut(node) else { return };
         let changed = n.disk.forget_dropped();
         let localoff = n.layout().map_or(0, |layout| usize::try_from(layout.localoff()).unwrap_or(0));
