@@ -49,12 +49,17 @@ impl World {
     /// What may be read once the data of `node` goes on, as it holds it now.
     fn as_held_by(&self, node: usize) -> Option<Memory> {
         let mut memory = self.memory.clone();
-        let data = self.nodes.get(node).and_then(|node| node.data().ok())?;
+        let node = self.nodes.get(node)?;
+        let (data, begin) = (node.data().ok()?, node.layout().ok()?.localoff());
+        let begin = usize::try_from(begin).ok()?;
         let id = |bytes: &[u8]| bytes.first_chunk::<8>().map_or(0, |id| u64::from_le_bytes(*id));
         memory.rebase(self.now, data.chunks(SECTOR).map(|bytes| vec![id(bytes)]));
         for (at, bytes) in data.chunks(SECTOR).enumerate() {
             if !memory.may_survive(at, bytes) {
                 memory.may_be_torn(at, bytes);
+            }
+            for version in node.disk.versions(begin + at * SECTOR) {
+                memory.may_fall_back(self.now, at, version);
             }
         }
         Some(memory)

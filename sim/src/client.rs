@@ -32,6 +32,21 @@ struct Candidate {
 }
 
 impl Candidate {
+    /// What is there at `now`, and nothing is known of how it came to that.
+    fn known(write: WriteId, now: Duration) -> Candidate {
+        Candidate {
+            holds: write,
+            write,
+            anything: false,
+            invoked: now,
+            ended: Some(now),
+            acknowledged: true,
+            superseded: None,
+            firmly: false,
+            by_reading: false,
+        }
+    }
+
     /// A write that began at `invoked` was acknowledged at `now`, on both nodes if `firmly`.
     fn supersede(&mut self, invoked: Duration, now: Duration, firmly: bool) {
         if self.ended.is_some_and(|ended| ended < invoked) {
@@ -82,17 +97,7 @@ impl Memory {
     /// `sectors` sectors, all of them as in the beginning.
     #[must_use]
     pub fn new(sectors: usize) -> Memory {
-        let first = Candidate {
-            write: 0,
-            holds: 0,
-            anything: false,
-            invoked: Duration::ZERO,
-            ended: Some(Duration::ZERO),
-            acknowledged: true,
-            superseded: None,
-            firmly: false,
-            by_reading: false,
-        };
+        let first = Candidate::known(0, Duration::ZERO);
         Memory {
             sectors: vec![vec![first]; sectors],
             open: BTreeMap::new(),
@@ -275,18 +280,17 @@ impl Memory {
     /// From now on each sector holds one of these writes, and nothing is known of how it came to that.
     pub fn rebase(&mut self, now: Duration, sectors: impl Iterator<Item = Vec<WriteId>>) {
         self.open.clear();
-        let known = |write| Candidate {
-            holds: write,
-            write,
-            anything: false,
-            invoked: now,
-            ended: Some(now),
-            acknowledged: true,
-            superseded: None,
-            firmly: false,
-            by_reading: false,
-        };
+        let known = |write| Candidate::known(write, now);
         self.sectors = sectors.map(|writes| writes.into_iter().map(known).collect()).collect();
+    }
+
+    /// What was written to sector `at` before is still there, and comes back if what was written since is lost.
+    pub fn may_fall_back(&mut self, now: Duration, at: usize, bytes: &[u8]) {
+        let (write, whole) = Memory::read(bytes);
+        let Some(sector) = self.sectors.get_mut(at).filter(|_| whole) else { return };
+        if sector.iter().all(|candidate| candidate.holds != write) {
+            sector.push(Candidate { superseded: Some(now), ..Candidate::known(write, now) });
+        }
     }
 
     /// Whether `bytes` is something that sector `at` may hold, for a read that began at `invoked`.
