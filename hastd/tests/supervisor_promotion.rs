@@ -69,6 +69,13 @@ fn connect(place: &Place) -> (Stream, Stream, Frame) {
 
 /// The same for a primary that says this of itself.
 fn connect_with(place: &Place, introduce: impl FnOnce(&mut Writer)) -> (Stream, Stream, Frame) {
+    let (mut out, in_) = begin_to_connect(place, introduce);
+    let answer = out.receive().unwrap_or_else(|| panic!("{}", place.log()));
+    (out, in_, answer)
+}
+
+/// The same without waiting for the answer.
+fn begin_to_connect(place: &Place, introduce: impl FnOnce(&mut Writer)) -> (Stream, Stream) {
     let mut out = place.connect_from(PEER);
     let mut hello = Writer::new();
     hello.str("resource", "disk0").u8("version", 2);
@@ -82,8 +89,7 @@ fn connect_with(place: &Place, introduce: impl FnOnce(&mut Writer)) -> (Stream, 
     hello.str("resource", "disk0").u8_array("token", &answer.token);
     introduce(&mut hello);
     in_.send(2, &hello);
-    let answer = out.receive().unwrap_or_else(|| panic!("{}", place.log()));
-    (out, in_, answer)
+    (out, in_)
 }
 
 fn verbose(place: &Place) -> ResourceStatus {
@@ -119,6 +125,43 @@ fn from_role_init() {
     let mut events = place.wait_for_lines("events", 3);
     events.sort();
     assert_eq!(events, ["role disk0 init primary", "role disk0 init secondary", "role disk0 secondary init"]);
+}
+
+/// B1, S1: the worker has found out that the data here is out of date, and could not write that down. The supervisor
+/// remembers it, whatever role the node has had since, until the node is primary by force or the provider is a new one.
+#[test]
+fn what_a_worker_could_not_write_down_is_remembered() {
+    for (role, code) in [(Role::Secondary, "66"), (Role::Primary, "70")] {
+        let place = place();
+        let once = place.path("die");
+        let _daemon = place.start_as(place.command().env("HASTD_TEST_DIE", &once), &[]);
+        // An id, without which there is nobody to be behind.
+        assert_eq!(place.set_role(Role::Secondary, &["disk0"]), ["init"]);
+        drop(connect(&place));
+        wait_for("the worker to end", || (place.status("disk0").workerpid == 0).then_some(()));
+        std::fs::write(&once, code).unwrap();
+        let _streams = if role == Role::Primary {
+            assert_eq!(place.ask(&set_role(Role::Primary, &["disk0"])), was("secondary"));
+            None
+        } else {
+            Some(begin_to_connect(&place, |hello| {
+                hello.i8("virgin", 0).u64("resuid", 77).u64("localcnt", 0).u64("remotecnt", 0);
+            }))
+        };
+        place.wait_for_log(&format!("exitcode={code}"));
+        for _ in 0..2 {
+            place.set_role(Role::Init, &["disk0"]);
+            assert_eq!(place.ask(&set_role(Role::Primary, &["disk0"])), stale_entry());
+        }
+        place.create("disk0", "disk0");
+        assert_eq!(place.ask(&set_role(Role::Primary, &["disk0"])), was("init"));
+        place.set_role(Role::Init, &["disk0"]);
+        assert_eq!(
+            place.ask(&set_role(Role::Primary, &["disk0"])),
+            was("init"),
+            "it is primary no more than once"
+        );
+    }
 }
 
 /// What was forced holds for the worker that follows one which died before it could write that down.

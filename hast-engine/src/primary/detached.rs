@@ -66,6 +66,8 @@ const PAUSE_MOST: Duration = Duration::from_secs(300);
 pub(super) struct Detachment {
     disk: LocalDisk,
     flushes: Vec<RequestId>,
+    /// The driver was told that a worker which replaces this one begins without the disk.
+    remembered: bool,
 }
 
 impl LocalDisk {
@@ -77,7 +79,7 @@ impl LocalDisk {
 impl Detachment {
     /// Of a worker that replaces one whose disk was given up.
     pub(super) fn resumed(now: Duration) -> Detachment {
-        Detachment { disk: LocalDisk::detached(now), flushes: Vec::new() }
+        Detachment { disk: LocalDisk::detached(now), flushes: Vec::new(), remembered: true }
     }
 
     /// Whether no request is carried out on our disk.
@@ -195,8 +197,9 @@ impl Primary {
             }
             return self.stay();
         }
-        // A worker that replaces this one is to find that the secondary has counted since, and is the source.
-        let metadata = self.metadata.clone();
+        if !self.detachment.is_detached() {
+            self.remember_detachment();
+        }
         let counted = self.link.peer_counted();
         if !self.sync.target {
             self.metadata.remotecnt = counted;
@@ -213,7 +216,6 @@ impl Primary {
         self.all_is_stale();
         self.stop_copying();
         self.begin_session();
-        self.actions.push_back(Action::Detached(Box::new(metadata)));
         for id in std::mem::take(&mut self.detachment.flushes) {
             self.complete(id, Ok(None)); // step 2 has covered what it covers
         }
@@ -272,9 +274,27 @@ impl Primary {
             self.link.name()
         );
         self.detachment.disk = LocalDisk::Attached;
-        self.actions.push_back(Action::Attached);
+        self.forget_detachment();
         if self.link.is_up() {
             self.begin_session();
+        }
+    }
+
+    /// The secondary has written down that it alone is right, before it counted for that: a worker that replaces this one
+    /// is to find that it has counted since, and is the source. What this node had counted the secondary has by now.
+    pub(super) fn remember_detachment(&mut self) {
+        if std::mem::replace(&mut self.detachment.remembered, true) {
+            return;
+        }
+        let mut metadata = self.metadata.clone();
+        metadata.localcnt = metadata.localcnt.min(self.sync.told);
+        self.actions.push_back(Action::Detached(Box::new(metadata)));
+    }
+
+    /// What our disk says is right again.
+    pub(super) fn forget_detachment(&mut self) {
+        if std::mem::take(&mut self.detachment.remembered) {
+            self.actions.push_back(Action::Attached);
         }
     }
 

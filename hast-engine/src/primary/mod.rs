@@ -48,6 +48,9 @@ use crate::types::{Action, DiskOp, DiskResult, Host, Op, OpId, RequestId, Settin
 
 /// Exit status of a planned end that leaves a secondary behind which does not know it (C4).
 pub const EXIT_PEER_BEHIND: i32 = 69;
+/// Exit status of a primary that could not write down what its disk misses: without the secondary that is not known any
+/// more, and the driver has to remember that the data is out of date (S1).
+pub const EXIT_STALE: i32 = 70;
 /// Requests that may be in flight at once; the idle queue of the status counts down from it.
 const SLOTS: usize = 255;
 /// Requests under way from which on no more are wanted: many, because in mode async a long link holds what the
@@ -553,7 +556,7 @@ impl Primary {
             self.kick_flush();
             return self.check_drained();
         }
-        if self.ends_unmarked() || self.ends_unrecorded() {
+        if self.ends_unmarked() || (drain.after == AfterDrain::Exit && self.ends_unrecorded()) {
             return;
         }
         match drain.after {
@@ -593,7 +596,7 @@ impl Primary {
             log::error!(
                 "What the local disk misses could not be written down. The data here is out of date."
             );
-            self.exit(66);
+            self.exit(EXIT_STALE);
         }
         true
     }

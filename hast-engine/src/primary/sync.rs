@@ -731,8 +731,11 @@ impl Primary {
             return; // what is left is stale here
         }
         self.sync.unable_to_record = false;
-        if !self.detachment.is_leaving() && !self.is_about_to_rely() {
-            self.sync.relying = Relying::No;
+        if !self.detachment.is_leaving() {
+            self.forget_detachment();
+            if !self.is_about_to_rely() {
+                self.sync.relying = Relying::No;
+            }
         }
         self.sync.session = false;
         if std::mem::take(&mut self.sync.announced) && self.sync.copied {

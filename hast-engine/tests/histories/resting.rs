@@ -230,6 +230,59 @@ fn a_write_beside_the_way_to_relying_is_flushed_there() {
     assert_eq!((h.result(5), h.result(6)), (None, None), "nothing is complete without it");
 }
 
+/// The secondary alone has something, and has written that down because our disk could not.
+fn known_to_the_secondary_alone() -> H {
+    let mut h = H::in_step();
+    being_written_down(&mut h);
+    metadata_fail(&mut h);
+    h.serve_all(|message| (tells_stale(message) || is(Command::Flush)(message)).then_some(None));
+    assert_eq!(h.result(1), Some(Ok(None)));
+    h
+}
+
+/// S1: a worker that dies then is replaced by one that knows: it begins without the disk. Once all is copied back, the disk
+/// counts again.
+#[test]
+fn what_only_the_secondary_remembers_the_driver_remembers_too() {
+    let mut h = known_to_the_secondary_alone();
+    let left = h.other.iter().find_map(|action| match action {
+        Action::Detached(metadata) => Some((**metadata).clone()),
+        _ => None,
+    });
+    let mut next = H::detached(left.unwrap());
+    next.handshake_first(Extensions::ALL);
+    next.answer(2, 1, SyncSource::Secondary, Some(vec![0xff; 512]));
+    next.req(2, Op::Read { offset: 7 * u64::from(ES), length: 512 });
+    next.serve_all(|_| Some(None));
+    assert_eq!(next.result(2), Some(Ok(Some(Buffer::from(vec![0x55; 512])))), "not what our disk has");
+    assert!(!h.other.contains(&Action::Attached));
+    h.policy = Box::new(|_| Some(Ok(())));
+    for _ in 0..3 {
+        h.tick(10);
+        h.serve_all(|_| Some(None));
+    }
+    assert!(h.p.is_in_step() && h.other.contains(&Action::Attached), "{:?}", h.p.status());
+}
+
+/// ... and if the worker ends as planned instead, its exit status says that the data here is out of date. New addresses
+/// alone do not end it.
+#[test]
+fn a_node_that_cannot_write_down_what_it_misses_says_so_at_the_end() {
+    for reload in [true, false] {
+        let mut h = known_to_the_secondary_alone();
+        h.p.handle_lost(h.t, "gone");
+        h.pump();
+        if reload {
+            h.p.handle_reload(h.t, Settings { peer: "other".into(), ..H::settings() }, true);
+        } else {
+            h.p.handle_stop(h.t);
+        }
+        h.pump();
+        h.tick(1);
+        assert_eq!(h.exit(), (!reload).then_some(EXIT_STALE));
+    }
+}
+
 /// A disk that was given up takes its map but not its metadata, or the other way round: it stays given up.
 #[test]
 fn a_disk_that_cannot_be_written_in_part_stays_given_up() {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use hast_engine::{EXIT_PEER_BEHIND, Event};
+use hast_engine::{EXIT_PEER_BEHIND, EXIT_STALE, Event};
 use hast_format::metadata::Role;
 use hast_net::control::WorkerStatus;
 use hast_net::handshake::BootId;
@@ -399,8 +399,10 @@ impl Supervisor {
             }
         }
         drop(scope);
-        if resource.role == Role::Secondary {
-            resource.unsure = status.code() == Some(EX_NOINPUT);
+        match (resource.role, status.code()) {
+            (Role::Secondary, code) => resource.unsure = code == Some(EX_NOINPUT),
+            (Role::Primary, Some(EXIT_STALE)) => resource.unsure = true,
+            _ => {}
         }
         if let Some(change) = &mut resource.change {
             if change.step == Step::Stopping && (status.success() || resource.peer_behind) {
@@ -448,7 +450,7 @@ mod tests {
     fn only_accidents_are_repaired() {
         assert_eq!(after_primary(None), After::Restart);
         assert_eq!(after_primary(Some(75)), After::Restart);
-        for code in [0, 1, 66, 71, 78] {
+        for code in [0, 1, 66, EXIT_STALE, 71, 78] {
             assert_eq!(after_primary(Some(code)), After::Init);
         }
     }

@@ -45,8 +45,8 @@ pub(super) struct Resource {
     pub(super) worker: Option<Worker>,
     /// A primary's data is wanted whatever is known of it, and no worker has written that down yet.
     pub(super) forced: bool,
-    /// The last worker of this secondary ended because it could not rely on its disk, and perhaps could not write that
-    /// down: the next one does, and the node does not become primary unforced (B1).
+    /// The last worker ended because it could not rely on its disk (a secondary's, B1), or could not write down what that
+    /// misses (a primary's): a secondary's next worker writes it down, and the node does not become primary unforced.
     pub(super) unsure: bool,
     /// The worker that was stopped for a change of roles has left the other node behind, and could not tell it.
     pub(super) peer_behind: bool,

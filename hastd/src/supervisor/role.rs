@@ -99,7 +99,8 @@ impl Supervisor {
             Ok((provider, metadata)) => {
                 resource.provider = Some(provider);
                 let outdated = metadata.as_ref().and_then(Outdated::on);
-                let outdated = outdated.or_else(|| Outdated::unsure(resource));
+                let created = metadata.as_ref().is_some_and(|metadata| metadata.resuid == 0);
+                let outdated = outdated.or_else(|| Outdated::unsure(resource).filter(|_| !created));
                 if let Some(change) = &mut resource.change {
                     change.suspect |= metadata.is_some_and(|metadata| metadata.extension.possibly_behind);
                 }
@@ -196,7 +197,7 @@ impl Supervisor {
             resource.split_brain = false;
         }
         resource.role = role;
-        resource.unsure &= role == Role::Secondary;
+        resource.unsure &= role != Role::Primary;
         if promotion != Promotion::Resumed {
             resource.detached = None; // the disk is tried again
         }

@@ -63,12 +63,21 @@ pub fn run(channel: Channel) -> i32 {
 fn serve(channel: Channel) -> Result<i32, StartError> {
     let signals = Signals::catch().map_err(StartError::System)?;
     let Some(start) = start::receive(&channel)? else { return Ok(0) };
-    // So that a test can see what follows a worker that has done nothing yet.
     #[cfg(debug_assertions)]
-    if std::env::var_os("HASTD_TEST_DIE").is_some_and(|once| std::fs::remove_file(once).is_ok()) {
-        std::process::abort();
+    if let Some(code) = test_end() {
+        return Ok(code);
     }
     let started = start::open(start)?;
     start::confine(&channel, &started)?;
     Reactor::new(channel, signals, started).and_then(leader::drive).map_err(StartError::System)
+}
+
+/// So that a test can see what follows a worker that has done nothing yet: the file that `HASTD_TEST_DIE` names has the
+/// exit status for the next one, or nothing for a worker that is to be killed.
+#[cfg(debug_assertions)]
+fn test_end() -> Option<i32> {
+    let once = std::env::var_os("HASTD_TEST_DIE")?;
+    let code = std::fs::read_to_string(&once).ok()?;
+    std::fs::remove_file(once).ok()?;
+    code.parse().ok().or_else(|| std::process::abort())
 }

@@ -1,6 +1,6 @@
 //! Workers: how they start and end, and what is left of what their disks were doing.
 
-use hast_engine::EXIT_PEER_BEHIND;
+use hast_engine::{EXIT_PEER_BEHIND, EXIT_STALE};
 
 use super::*;
 use crate::faults::Fault;
@@ -12,7 +12,7 @@ impl World {
         *self.exits.entry(code).or_insert(0) += 1;
         let was_primary = self.nodes.get(node).is_some_and(Node::is_primary);
         if let Some(node) = self.nodes.get_mut(node) {
-            node.unsure = code == 66 && !was_primary;
+            node.unsure = (code == 66 && !was_primary) || code == EXIT_STALE;
         }
         self.admin_sees_end(node, was_primary && code == 0);
         self.mixed_exit(node);
@@ -40,7 +40,7 @@ impl World {
             let role = self.nodes.get(node).map_or(Role::Init, |node| node.role);
             return self.schedule(Duration::from_secs(1), Happening::Back { node, role });
         }
-        let fine = code == 0 || (was_primary && code == EXIT_PEER_BEHIND);
+        let fine = code == 0 || (was_primary && matches!(code, EXIT_PEER_BEHIND | EXIT_STALE));
         if !fine && (was_primary || !(refused || matches!(code, 66 | 75))) {
             self.fail(format!("the worker of node {node} ended with {code}"));
         }
@@ -183,6 +183,13 @@ impl World {
             return self.schedule(Duration::from_secs(1), Happening::Back { node, role });
         }
         if role == Role::Primary && n.running {
+            // Its supervisor knows that the data is out of date, and so does an administrator who wants it all the same.
+            let unsure = n.unsure && self.plan.scene == Scene::AllFaults;
+            n.force |= unsure;
+            if unsure && self.admin.fork.is_none() {
+                self.fork(node, true);
+            }
+            let Some(n) = self.nodes.get_mut(node) else { return };
             if let Err(error) = n.start_primary(now, mode, resuid, n.force) {
                 return self.fail(error);
             }

@@ -428,6 +428,7 @@ impl Primary {
         if result.is_ok() {
             log::error!("The local disk cannot be written: nothing is complete without the secondary.");
             self.sync.unable_to_record = true;
+            self.remember_detachment();
             // We know why the secondary counted: it does not make everything else here out of date, unless it is.
             let counted = self.link.peer_counted();
             if !self.sync.target {
