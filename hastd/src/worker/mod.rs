@@ -46,7 +46,8 @@ pub(crate) fn longest_end(role: Role, timeout: Duration) -> Duration {
     engine.saturating_add(STOP_MARGIN)
 }
 
-/// Runs a worker process to its end and returns its exit code: 0 stopped, 66 provider or metadata unusable,
+/// Runs a worker process to its end and returns its exit code: 0 stopped, 66 provider or metadata unusable, 69 stopped and
+/// the other node is behind without knowing it, 70 stopped and this node is out of date and could not write that down,
 /// 71 the system refuses something, 75 temporary failure, 78 configuration or split-brain.
 ///
 /// SIGTERM and SIGINT mean the same as a stop message; SIGHUP means nothing to a worker.
