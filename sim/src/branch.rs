@@ -168,7 +168,7 @@ impl World {
         }
     }
 
-    /// The primary's worker on `node` has not ended as planned: what it has not acknowledged may be gone.
+    /// The primary's worker on `node` has ended: what it has not acknowledged may be gone.
     pub(crate) fn unacknowledged_may_be_gone(&mut self, node: usize) {
         self.memories(node).for_each(Memory::unacknowledged_may_be_gone);
     }

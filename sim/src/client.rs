@@ -254,7 +254,7 @@ impl Memory {
         candidates.filter(|candidate| !candidate.firmly).for_each(Candidate::may_come_back);
     }
 
-    /// The worker that served has not ended as planned: what was not acknowledged may be gone, although it was read.
+    /// The worker that served has ended: what was not acknowledged may be gone, although it was read.
     pub fn unacknowledged_may_be_gone(&mut self) {
         let candidates = self.sectors.iter_mut().flatten();
         candidates.filter(|candidate| candidate.by_reading).for_each(Candidate::may_come_back);

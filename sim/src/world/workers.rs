@@ -20,9 +20,7 @@ impl World {
         self.end_worker(node);
         if was_primary {
             self.abandon_requests(node);
-            if code != 0 {
-                self.unacknowledged_may_be_gone(node);
-            }
+            self.unacknowledged_may_be_gone(node);
         }
         let Some(n) = self.nodes.get_mut(node) else { return };
         if let Some(role) = n.next_role.take() {
