@@ -8,6 +8,7 @@ use hast_net::Replication;
 
 use crate::client::{Memory, WriteId};
 use crate::disk::SECTOR;
+use crate::node::Node;
 use crate::world::World;
 
 use core::time::Duration;
@@ -26,6 +27,8 @@ pub(crate) struct Fork {
     older: Memory,
     /// Sectors that its disk called stale then.
     stale: BTreeSet<usize>,
+    /// The nodes have been connected since, and not in step: each may have something of the other's.
+    mixed: bool,
 }
 
 impl World {
@@ -35,7 +38,7 @@ impl World {
         let older = self.memory.clone();
         let Some(branch) = self.as_held_by(node) else { return };
         let stale = self.stale_sectors(node);
-        self.admin.fork = Some(Fork { new: node, forced, branch, older, stale });
+        self.admin.fork = Some(Fork { new: node, forced, branch, older, stale, mixed: false });
     }
 
     /// What the disk of `node` calls stale.
@@ -65,6 +68,13 @@ impl World {
         Some(memory)
     }
 
+    /// The nodes are connected.
+    pub(crate) fn fork_is_mixed(&mut self) {
+        if let Some(fork) = &mut self.admin.fork {
+            fork.mixed = true;
+        }
+    }
+
     /// The nodes are in step again without a split-brain: nothing that either has acknowledged may be missing, unless one
     /// was promoted by force.
     pub(crate) fn join(&mut self) {
@@ -87,11 +97,13 @@ impl World {
     pub(crate) fn decide_for(&mut self, survivor: usize) {
         let Some(fork) = self.admin.fork.take() else { return };
         self.expect_otherwise();
+        let mixed = fork.mixed;
         let (own, other) =
             if survivor == fork.new { (fork.branch, fork.older) } else { (fork.older, fork.branch) };
         self.memory = own;
         let node = self.nodes.get_mut(survivor);
-        if node.is_some_and(|node| std::mem::take(&mut node.forgot_detachment) || node.is_out_of_date()) {
+        let lacks = |node: &mut Node| std::mem::take(&mut node.forgot_detachment) || node.is_out_of_date();
+        if node.is_some_and(lacks) || mixed {
             // What it lacks the one that gives up has.
             self.memory = self.as_held_by(survivor).unwrap_or_else(|| self.memory.clone());
         }

@@ -497,6 +497,9 @@ impl World {
                     self.trace(|| format!("node {node}: event {}", event.as_str()));
                     *self.events.entry(event.as_str()).or_insert(0) += 1;
                     self.mixed_event(node, event);
+                    if event == Event::Connect {
+                        self.fork_is_mixed();
+                    }
                     self.look_again();
                     if event == Event::Disconnect && node == self.serving {
                         self.memory.doubt_nothing();
