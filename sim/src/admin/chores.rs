@@ -407,6 +407,9 @@ impl World {
     /// hast.conf is read again.
     pub(super) fn reload(&mut self) {
         let (now, serving, faults) = (self.now, self.serving, self.plan.faults);
+        if self.nodes.get(serving).is_none_or(|node| node.asleep_until > now) {
+            return;
+        }
         let reconnect = self.random.one_in(2);
         if faults.has(Fault::ModeChange) && self.random.one_in(2) {
             let modes = [Replication::Fullsync, Replication::Memsync, Replication::Async];
@@ -417,7 +420,7 @@ impl World {
         let metaflush = !(faults.has(Fault::Metaflush) && self.random.one_in(2));
         let mode = self.mode;
         self.trace(|| format!("reload: {mode}, metaflush {metaflush}, reconnect {reconnect}"));
-        let Some(node) = self.nodes.get_mut(serving).filter(|node| node.asleep_until <= now) else { return };
+        let Some(node) = self.nodes.get_mut(serving) else { return };
         node.set_metaflush(metaflush);
         node.handle_reload(now, mode, reconnect);
         self.pump(serving);
