@@ -56,7 +56,7 @@ impl World {
         let (data, begin) = (node.data().ok()?, node.layout().ok()?.localoff());
         let begin = usize::try_from(begin).ok()?;
         let id = |bytes: &[u8]| bytes.first_chunk::<8>().map_or(0, |id| u64::from_le_bytes(*id));
-        memory.rebase(self.now, data.chunks(SECTOR).map(|bytes| vec![id(bytes)]));
+        memory.rebase_under_open(self.now, data.chunks(SECTOR).map(id));
         for (at, bytes) in data.chunks(SECTOR).enumerate() {
             if !memory.may_survive(at, bytes) {
                 memory.may_be_torn(at, bytes);

@@ -284,6 +284,14 @@ impl Memory {
         self.sectors = sectors.map(|writes| writes.into_iter().map(known).collect()).collect();
     }
 
+    /// From now on each sector holds this write, or one that is still open.
+    pub fn rebase_under_open(&mut self, now: Duration, sectors: impl Iterator<Item = WriteId>) {
+        for (sector, write) in self.sectors.iter_mut().zip(sectors) {
+            sector.retain(|candidate| candidate.ended.is_none());
+            sector.insert(0, Candidate::known(write, now));
+        }
+    }
+
     /// What was written to sector `at` before is still there, and comes back if what was written since is lost.
     pub fn may_fall_back(&mut self, now: Duration, at: usize, bytes: &[u8]) {
         let (write, whole) = Memory::read(bytes);
