@@ -132,7 +132,9 @@ impl World {
         }
         // A disk that was given up, and works again, is used again after a change of roles.
         for node in 0..2 {
-            if self.nodes.get(node).is_some_and(|node| node.detached.is_some() && node.is_primary()) {
+            let stays =
+                |node: &Node| node.detached.is_some() && node.is_primary() && node.next_role.is_none();
+            if self.nodes.get(node).is_some_and(stays) {
                 self.set_role(node, Role::Primary);
             }
         }
