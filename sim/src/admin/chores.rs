@@ -363,18 +363,21 @@ impl World {
         }
     }
 
-    /// The secondary's disk is what it was when the snapshot was taken; the nodes have met since, so that can be seen.
+    /// The secondary's disk is what it was when the snapshot was taken; both nodes have met since, so that can be seen.
     pub(super) fn roll_back(&mut self) {
         let node = 1 - self.serving;
         let snapshot = self.admin.snapshots.get(node).cloned().flatten();
         let fine = self.is_orderly() && self.can_do_without(node);
         let Some(disk) = snapshot.filter(|_| fine) else { return };
-        let generation = |contents: &[u8]| {
-            let reading = Metadata::read(contents);
-            reading.map_or(0, |reading| reading.metadata.extension.connection)
+        // A connection that both disks know of hides what came before it.
+        let known = |contents: &[u8]| {
+            let extension = Metadata::read(contents).map(|reading| reading.metadata.extension);
+            extension.map_or([0; 2], |extension| [extension.connection, extension.connection_before])
         };
-        let here = self.nodes.get(node).map_or(0, |node| generation(node.disk.contents()));
-        if generation(disk.contents()) == here {
+        let former = known(disk.contents());
+        let seen =
+            |node: &Node| known(node.disk.contents()).iter().any(|one| *one != 0 && former.contains(one));
+        if self.nodes.iter().any(seen) {
             return;
         }
         self.exchange_disk(node, disk, "is rolled back");
