@@ -16,12 +16,13 @@
 //! The original reads the list alone, and zeroes everything else whenever it writes. Then only the list
 //! counts.
 
+use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
 
-use crate::extension::{self, AREA, Found};
+use crate::extension::{self, AREA, Found, Mark};
 use crate::layout::METADATA_SIZE;
 use crate::metadata::{Metadata, MetadataError};
 use crate::nv;
@@ -64,7 +65,8 @@ pub enum BlockState {
     /// The area is damaged, of an earlier state than the list, or another provider's. The copy beside the
     /// list was used: nothing is lost.
     AreaDamaged,
-    /// Neither area nor copy can be used. The list was: what a reference would know.
+    /// Neither area nor copy can be used. The list was: what a reference would know. If that is because they cannot be
+    /// read, the node counts as out of date ([`Metadata::read_around`]).
     AreaLost,
     /// There is no area, and something that says nothing cannot be read. The list was used: nothing is lost.
     RestUnreadable,
@@ -133,7 +135,9 @@ impl Metadata {
     }
 
     /// The same of a block of which some bytes could not be read from the disk: `unreadable`, as ranges of it. They
-    /// count as damaged, whatever they are in `block`.
+    /// count as damaged, whatever they are in `block`. If neither area nor copy is left of what was there, nobody knows
+    /// whether the node was out of date, or what was stale there: it is out of date then, by a
+    /// [mark](extension::Extension::mark) without a time.
     ///
     /// # Errors
     ///
@@ -151,6 +155,9 @@ impl Metadata {
         let mut reading = Metadata::read(&block)?;
         if reading.state.is_sound() {
             reading.state = BlockState::RestUnreadable;
+        }
+        if reading.state == BlockState::AreaLost && has_area(&block) && keeps(Rule::A3) {
+            reading.metadata = without_area(reading.metadata);
         }
         Ok(reading)
     }
@@ -226,6 +233,21 @@ fn weigh(area: Metadata, copy: Found, list_part: &[u8]) -> (Metadata, BlockState
         Found::Absent if is_only_a_list(list_part) => (area, BlockState::AreaNewer),
         _ => (area, BlockState::ListDamaged),
     }
+}
+
+/// Whether an area was saved, with its copy, whatever is left of them.
+fn has_area(block: &[u8]) -> bool {
+    let zeros = |from: usize| block.iter().skip(from).take(AREA).all(|byte| *byte == 0);
+    !zeros(AREA_OFFSET) && !zeros(COPY_OFFSET)
+}
+
+/// What the list says of a node of which nothing else is known. One that has not met another node yet is not behind it.
+fn without_area(mut list: Metadata) -> Metadata {
+    if list.resuid != 0 {
+        list.extension.generation = 1;
+        list.extension.mark = Some(Mark { since: 0, by: String::new() });
+    }
+    list
 }
 
 /// Whether that is exactly what is saved before the area of `metadata`.

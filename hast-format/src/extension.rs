@@ -58,7 +58,7 @@ pub struct Extension {
 /// Since when a node is inconsistent, and who is bringing it up to date.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mark {
-    /// Seconds since 1970, UTC.
+    /// Seconds since 1970, UTC; 0: nobody knows.
     pub since: u64,
     /// Who synchronises this node. Stored up to [`MARK_BY_MAX`] bytes, cut between two characters.
     pub by: String,
@@ -81,12 +81,15 @@ impl Run {
     }
 }
 
-/// A point in time, in seconds since 1970, shown as `2026-11-24 07:00:00 UTC`.
+/// A point in time, in seconds since 1970, shown as `2026-11-24 07:00:00 UTC`; 0 is an unknown time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Utc(pub u64);
 
 impl fmt::Display for Utc {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 == 0 {
+            return f.write_str("an unknown time");
+        }
         let (days, second) = (self.0 / 86_400, self.0 % 86_400);
         // Days since the first of March of year 0: a leap day then ends its year, and every fifth month
         // begins after 153 days.
@@ -526,7 +529,8 @@ mod tests {
     #[test]
     fn times_are_dates() {
         let table = [
-            (0, "1970-01-01 00:00:00 UTC"),
+            (0, "an unknown time"),
+            (1, "1970-01-01 00:00:01 UTC"),
             (951_782_399, "2000-02-28 23:59:59 UTC"),
             (951_782_400, "2000-02-29 00:00:00 UTC"),
             (951_868_800, "2000-03-01 00:00:00 UTC"),

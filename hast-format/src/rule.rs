@@ -61,6 +61,8 @@ pub enum Rule {
     G1,
     /// A flush that began before the connection says nothing about the secondary (durability.md, Flush).
     A1,
+    /// A node that cannot read what its metadata say of stale extents counts as out of date.
+    A3,
     /// A write to what is known to be stale costs no save of the metadata.
     A4,
     /// A request waits once for a secondary that is away, however often that comes and goes.
@@ -73,7 +75,7 @@ pub enum Rule {
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 46] = [
+    pub const ALL: [Rule; 47] = [
         Rule::L1,
         Rule::L2,
         Rule::L3,
@@ -116,6 +118,7 @@ impl Rule {
         Rule::A5,
         Rule::G1,
         Rule::A1,
+        Rule::A3,
         Rule::A4,
         Rule::A6,
         Rule::A7,

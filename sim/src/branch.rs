@@ -43,6 +43,10 @@ impl World {
 
     /// What the disk of `node` calls stale.
     fn stale_sectors(&self, node: usize) -> BTreeSet<usize> {
+        let Some(n) = self.nodes.get(node) else { return BTreeSet::new() };
+        if n.has_lost_its_area() {
+            return n.data().map_or(BTreeSet::new(), |data| (0..data.len() / SECTOR).collect());
+        }
         let Ok(metadata) = self.metadata_of(node) else { return BTreeSet::new() };
         let size = metadata.extentsize as usize / SECTOR;
         let extents = metadata.extension.stale.iter().flat_map(|run| run.extents());

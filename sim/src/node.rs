@@ -340,6 +340,12 @@ impl Node {
         self.metadata().is_ok_and(|metadata| metadata.extension.target || metadata.extension.mark.is_some())
     }
 
+    /// Whether its disk does not say any more what is stale (A3).
+    pub(crate) fn has_lost_its_area(&self) -> bool {
+        let mark = self.read_metadata().ok().and_then(|reading| reading.metadata.extension.mark);
+        mark.is_some_and(|mark| mark.since == 0)
+    }
+
     /// Nobody here remembers any more that the disk is given up.
     pub(crate) fn forget_detachment(&mut self) {
         self.forgot_detachment |= self.detached.take().is_some();

@@ -1,5 +1,6 @@
 //! One sector of a block that was saved in full is something else.
 
+use hast_format::extension::{Extension, Mark};
 use hast_format::metadata::{BlockState, Metadata, MetadataError, Reading};
 
 use crate::states::{BLOCK, SECTORS, SMALL_SECTORS, changed, created, first_saves, mixed, next, pairs, used};
@@ -224,6 +225,26 @@ fn of_a_block_without_an_area_the_list_is_enough() {
         assert!(!reading.state.is_sound());
     }
     assert!(around(&block, &[(0, 512)]).is_err());
+}
+
+/// A3: neither the area nor its copy can be read, as far as there were any. What was stale is not known then: the node is
+/// out of date. Where nothing was, nothing is lost.
+#[test]
+fn a_node_whose_area_cannot_be_read_is_out_of_date() {
+    let unknown =
+        Extension { generation: 1, mark: Some(Mark { since: 0, by: String::new() }), ..Extension::default() };
+    let (used, fresh) = (used(), Metadata { resuid: 0, ..used() });
+    let both = [(1024, 1536), (3584, 4096)];
+    for (metadata, holes, extension) in [
+        (&used, &both[..], unknown.clone()),
+        (&used, &[(1024, 4096)], unknown),
+        (&used, &both[..1], used.extension.clone()),
+        (&used, &both[1..], used.extension.clone()),
+        (&fresh, &both, Extension::default()),
+    ] {
+        let reading = around(&metadata.encode(), holes).unwrap();
+        assert_eq!(reading.metadata, Metadata { extension, ..metadata.clone() }, "{holes:?}");
+    }
 }
 
 /// What the log says of a block that was not sound.

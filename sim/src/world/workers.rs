@@ -182,7 +182,7 @@ impl World {
         }
         if role == Role::Primary && n.running {
             // Its supervisor knows that the data is out of date, and so does an administrator who wants it all the same.
-            let unsure = n.unsure && self.plan.scene == Scene::AllFaults;
+            let unsure = (n.unsure || n.has_lost_its_area()) && self.plan.scene == Scene::AllFaults;
             n.force |= unsure;
             if unsure && self.admin.fork.is_none() {
                 self.fork(node, true);
