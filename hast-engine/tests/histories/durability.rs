@@ -448,11 +448,6 @@ fn a_flush_of_nothing_that_the_secondary_fails_is_not_counted() {
     assert_eq!(localcnt(&h), before);
 }
 
-/// A write of a whole extent.
-fn whole(extent: u64, value: u8) -> Op {
-    Op::Write { offset: extent * u64::from(ES), data: Buffer::from(vec![value; ES as usize]) }
-}
-
 fn stale(h: &H) -> bool {
     !h.metadata().extension.stale.is_empty()
 }

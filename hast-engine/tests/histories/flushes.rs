@@ -15,16 +15,6 @@ fn says_start(message: &Message) -> bool {
     matches!(message, Message::Mark(Mark { kind: MarkKind::SyncStart, .. }))
 }
 
-/// The disk fails the next flush, and holds up what `held` says.
-fn next_flush_fails_and_holds(held: fn(&DiskOp) -> bool) -> Policy {
-    let mut once = true;
-    Box::new(move |op| match op {
-        DiskOp::Flush if std::mem::take(&mut once) => Some(Err(Errno::EIO)),
-        op if held(op) => None,
-        _ => Some(Ok(())),
-    })
-}
-
 /// C1 (b): the map's housekeeping asks for a flush, for which nobody waits, and the secondary fails it.
 #[test]
 fn a_flush_that_the_secondary_failed_is_counted_though_nobody_waits_for_it() {
