@@ -35,6 +35,8 @@ mod sessions;
 mod silence;
 #[path = "histories/stale.rs"]
 mod stale;
+#[path = "histories/target.rs"]
+mod target;
 #[path = "histories/turning.rs"]
 mod turning;
 #[path = "histories/waits.rs"]
