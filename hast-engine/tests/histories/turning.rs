@@ -193,3 +193,37 @@ fn nothing_is_copied_to_an_extent_that_turns() {
     h.serve_all(|message| (!is_read(message)).then_some(None));
     assert!(h.sent.iter().any(|(_, message)| is_read(message)), "{:?}", h.sent);
 }
+
+/// S1: our disk takes so long with a write that the connection breaks and is back. It ends while its extent turns because
+/// of another write, and is given to both nodes again; which copy of the extent is the right one is as open as before.
+#[test]
+fn a_write_that_is_taken_back_leaves_open_which_copy_of_a_turning_extent_is_right() {
+    let mut h = H::in_step();
+    h.policy = Box::new(|op| (!is_data(op)).then_some(Ok(())));
+    h.req(1, sector(3, 1, 1));
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    h.sent.clear();
+    h.tick(2);
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    h.serve_all(|_| Some(None));
+    let second = DATA + 3 * u64::from(ES) + 2 * 512;
+    h.policy = Box::new(move |op| match op {
+        DiskOp::Write { offset, .. } if *offset == second => Some(Err(Errno::EIO)),
+        op => (!is_data(op)).then_some(Ok(())),
+    });
+    h.req(2, sector(3, 2, 2));
+    h.serve_all(|message| is(Command::Write)(message).then_some(None));
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.pump();
+    assert_eq!((h.result(1), h.result(2)), (None, None));
+    assert_eq!(h.p.status().facts.to_synchronise_bytes, 0, "S1");
+    h.serve_all(|_| Some(None));
+    assert_eq!((h.result(1), h.result(2)), (Some(Ok(None)), Some(Ok(None))));
+    h.tick(2);
+    h.serve_all(|_| Some(None));
+    assert!(h.p.is_in_step());
+    let at = (DATA + 3 * u64::from(ES)) as usize;
+    assert_eq!(h.disk[at..at + 512], [0x55; 512], "copied from the secondary");
+}

@@ -237,7 +237,7 @@ impl Primary {
         if relied {
             self.give_up(extents.clone());
         }
-        self.map.finish(extents, Outcome::Unconfirmed);
+        self.finish_in_map(extents, Outcome::Unconfirmed);
         self.park(key);
     }
 
