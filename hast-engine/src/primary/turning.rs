@@ -51,6 +51,12 @@ impl Turning {
         self.since.contains(extent) || self.before.contains(extent)
     }
 
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.since.is_empty() && self.before.is_empty()
+    }
+
     /// Whether the flush under way began after `extent` had turned.
     #[must_use]
     pub fn is_covered(&self, extent: u32) -> bool {

@@ -227,3 +227,33 @@ fn a_write_that_is_taken_back_leaves_open_which_copy_of_a_turning_extent_is_righ
     let at = (DATA + 3 * u64::from(ES)) as usize;
     assert_eq!(h.disk[at..at + 512], [0x55; 512], "copied from the secondary");
 }
+
+/// L17: between the last step of a synchronisation and the secondary's answer a flush of our disk fails, which may have
+/// dropped what both nodes have stored since: nobody reads it from our disk without asking.
+#[test]
+fn the_device_does_not_read_what_turns_without_asking() {
+    let mut h = H::new(24, 1, Extension::default(), &[2], 5, 1, 1);
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    let says_done =
+        |message: &Message| matches!(message, Message::Mark(Mark { kind: MarkKind::SyncDone { .. }, .. }));
+    h.serve_all(|message| (!says_done(message)).then_some(None));
+    h.w(1, 5);
+    h.serve_all(|message| is(Command::Write)(message).then_some(None));
+    assert_eq!(h.result(1), Some(Ok(None)));
+    h.policy = next_flush_fails().0;
+    h.req(2, Op::Flush);
+    h.serve_all(|message| says_done(message).then_some(None));
+    let reads = |h: &H| {
+        h.other.iter().rev().find_map(|action| match action {
+            Action::DirectReads(allowed) => Some(*allowed),
+            _ => None,
+        })
+    };
+    assert_eq!(reads(&h), Some(false), "extent 5 may be gone here");
+    for _ in 0..3 {
+        h.serve_all(|_| Some(None));
+        h.tick(12);
+    }
+    assert_eq!((h.result(2), reads(&h)), (Some(Ok(None)), Some(true)));
+}
