@@ -180,7 +180,7 @@ impl Primary {
 
     /// Whether the secondary is known to hold all that was ever complete, durably: this node is its target, or nothing
     /// is complete before the secondary has flushed it.
-    fn secondary_has_all(&self) -> bool {
+    pub(super) fn secondary_has_all(&self) -> bool {
         self.sync.target || self.sync.unable_to_record
     }
 

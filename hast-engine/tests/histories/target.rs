@@ -28,3 +28,34 @@ fn a_write_that_was_taken_back_is_not_read_here() {
     h.req(3, Op::Flush);
     assert_eq!(h.result(3), Some(Ok(None)));
 }
+
+/// C1 (d): a flush of a target without the secondary, which has flushed all that is complete, counts nothing: the nodes
+/// would seem to have been written apart.
+#[test]
+fn a_flush_of_a_target_is_not_counted() {
+    let mut h = target();
+    h.req(1, whole(9, 1));
+    h.serve_all(|message| (is(Command::Write)(message) || is(Command::Flush)(message)).then_some(None));
+    assert_eq!(h.result(1), Some(Ok(None)));
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    h.req(2, Op::Flush);
+    assert_eq!(h.result(2), Some(Ok(None)));
+    assert_eq!(h.metadata().localcnt, 3);
+}
+
+/// The same while the secondary is there, and has failed a flush since.
+#[test]
+fn a_flush_of_a_target_is_not_counted_though_the_secondary_has_failed_one() {
+    let mut h = target();
+    h.req(1, whole(9, 1));
+    h.serve_all(|message| (is(Command::Write)(message) || is(Command::Flush)(message)).then_some(None));
+    assert_eq!(h.result(1), Some(Ok(None)));
+    for (id, error) in [(2, Some(Errno::EIO)), (3, None)] {
+        h.req(id, Op::Flush);
+        h.serve_all(|message| is(Command::Flush)(message).then_some(error));
+    }
+    h.serve_all(|message| matches!(message, Message::Mark(_)).then_some(None));
+    assert_eq!((h.result(2), h.result(3)), (Some(Ok(None)), Some(Ok(None))));
+    assert_eq!(h.metadata().localcnt, 3);
+}
