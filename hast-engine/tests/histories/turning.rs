@@ -257,3 +257,24 @@ fn the_device_does_not_read_what_turns_without_asking() {
     }
     assert_eq!((h.result(2), reads(&h)), (Some(Ok(None)), Some(true)));
 }
+
+/// S1: more runs than there is room for, so that the whole disk is called stale. The secondary has flushed all that is
+/// complete, so that a client's flush is good without it.
+#[test]
+fn a_flush_without_the_secondary_is_good_once_the_whole_disk_is_stale() {
+    let mut h = H::new(200, 1, Extension::default(), &[], 5, 1, 1);
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    h.serve_all(|_| Some(None));
+    h.policy = Box::new(|op| Some(if is_data(op) { Err(Errno::EIO) } else { Ok(()) }));
+    for at in 0..=hast_format::extension::STALE_RUNS as u64 {
+        h.w(at, 2 * at);
+        h.serve_all(|message| (!is_read(message)).then_some(None));
+        assert_eq!(h.result(at), Some(Ok(None)), "write {at}");
+    }
+    assert!(h.p.status().facts.detached);
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    h.req(99, Op::Flush);
+    assert_eq!(h.result(99), Some(Ok(None)));
+}

@@ -203,7 +203,6 @@ impl Primary {
             return false;
         }
         log::error!("The local disk fails too often: reads are served by the secondary alone.");
-        self.lies_there_alone(0..self.sync.stale.len());
         for extent in 0..self.sync.stale.len() {
             self.sync.stale.insert(extent);
             self.map.mark_dirty(extent);
