@@ -65,7 +65,7 @@ impl Primary {
             },
         }
         if standing.is_answered() {
-            self.finish_write(key, standing.is_there() && !standing.behind, relies);
+            self.finish_write(key, relies);
             if heard && standing.owes_count() {
                 self.owe_count(); // somebody has heard of it already
             }
@@ -249,9 +249,8 @@ impl Primary {
         }
     }
 
-    /// Both halves are known: the map learns how it ended. `there` says that the secondary's copy is right,
-    /// `relied` that ours alone would not have been.
-    pub(super) fn finish_write(&mut self, key: Key, there: bool, relied: bool) {
+    /// Both halves are known: the map learns how it ended. `relied` says that our copy alone would not have been right.
+    pub(super) fn finish_write(&mut self, key: Key, relied: bool) {
         let Some(request) = self.requests.get(&key) else { return };
         let standing = self.standing(request, relied);
         let (here, confirmed) = (standing.is_here(), standing.is_confirmed());
@@ -278,9 +277,6 @@ impl Primary {
             if standing.remote == Half::Done && !standing.flushed && self.sync.stale.contains(extent) {
                 self.lies_there_alone(extent..extent + 1); // whatever our disk has of it
             }
-        }
-        if !here && there {
-            self.sync.direct_reads_off = true;
         }
         self.finish_in_map(extents, outcome);
         self.sync.unconfirmed |= outcome == Outcome::Unconfirmed && !confirmed;
