@@ -334,3 +334,28 @@ fn what_the_last_flush_may_have_dropped_is_flushed_before_the_worker_ends() {
     assert_eq!(s.log, [(DATA + 3 * u64::from(ES), ES as usize)]);
     assert!(matches!(s.ops[..], [(_, DiskOp::Flush)]), "{:?}", s.ops);
 }
+
+/// C2: all is copied, and the flush of the end has begun, when our disk fails a write. The extent is stale then, and is copied
+/// from the secondary: the nodes are not called equal before a flush that covers that copy too.
+#[test]
+fn a_copy_that_is_made_while_a_synchronisation_ends_is_flushed_before_the_nodes_are_equal() {
+    let mut h = H::new(24, 1, Extension::default(), &[2], 5, 1, 1);
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    let is_mark = |message: &Message| matches!(message, Message::Mark(_));
+    h.serve_all(|message| (is_mark(message) || is(Command::Write)(message)).then_some(None));
+    assert!(h.sent.iter().any(|(_, message)| is(Command::Flush)(message)), "{:?}", h.sent);
+    h.policy = one_write_fails();
+    h.w(1, 5);
+    h.serve_all(|message| is(Command::Write)(message).then_some(None));
+    h.serve_one(Command::Flush);
+    h.serve_one(Command::Flush);
+    assert_eq!((h.result(1), h.p.status().facts.stale_bytes), (Some(Ok(None)), u64::from(ES)));
+    h.serve_one(Command::Read);
+    assert_eq!(h.p.status().facts.to_synchronise_bytes, 0, "it is copied");
+    assert!(!h.sent.iter().any(|(_, message)| is_mark(message)), "C2: {:?}", h.sent);
+    h.serve_one(Command::Flush);
+    assert!(h.sent.iter().any(|(_, message)| is_mark(message)), "{:?}", h.sent);
+    h.serve_all(|_| Some(None));
+    assert!(h.p.is_in_step());
+}
