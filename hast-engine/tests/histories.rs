@@ -35,6 +35,10 @@ mod sessions;
 mod silence;
 #[path = "histories/stale.rs"]
 mod stale;
+#[path = "histories/target.rs"]
+mod target;
+#[path = "histories/turning.rs"]
+mod turning;
 #[path = "histories/waits.rs"]
 mod waits;
 
@@ -620,6 +624,16 @@ fn next_flush_fails() -> (Policy, std::rc::Rc<std::cell::RefCell<Vec<DiskOp>>>) 
         Some(if matches!(op, DiskOp::Flush) && std::mem::take(&mut once) { Err(Errno::EIO) } else { Ok(()) })
     });
     (policy, seen)
+}
+
+/// The disk fails the next flush, and holds up what `held` says.
+fn next_flush_fails_and_holds(held: fn(&DiskOp) -> bool) -> Policy {
+    let mut once = true;
+    Box::new(move |op| match op {
+        DiskOp::Flush if std::mem::take(&mut once) => Some(Err(Errno::EIO)),
+        op if held(op) => None,
+        _ => Some(Ok(())),
+    })
 }
 
 /// A primary without a secondary.
@@ -1484,6 +1498,11 @@ fn acknowledged_after_the_only_holder_is_gone() {
 }
 fn is(command: Command) -> impl Fn(&Message) -> bool {
     move |m| matches!(m, Message::Request(r) if r.command == command)
+}
+
+/// A write of a whole extent.
+fn whole(extent: u64, value: u8) -> Op {
+    Op::Write { offset: extent * u64::from(ES), data: Buffer::from(vec![value; ES as usize]) }
 }
 
 /// Our disk fails writes to its data area once.

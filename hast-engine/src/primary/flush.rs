@@ -413,7 +413,11 @@ impl Primary {
     fn end_clients(&mut self, clients: Clients, result: DiskResult, flushed_there: bool) {
         let good = !matches!(result, Err(error) if error != Errno::EOPNOTSUPP);
         // What it has flushed may be what it had before it lost power.
-        let lacks = if flushed_there { self.secondary_lacks_something() } else { self.secondary_may_lack() };
+        let lacks = if flushed_there {
+            self.secondary_lacks_something() && !self.secondary_has_all()
+        } else {
+            self.secondary_may_lack()
+        };
         if good && lacks && !clients.is_empty() && keeps(Rule::C1d) {
             self.owe_count();
         }
@@ -433,12 +437,13 @@ impl Primary {
         }
     }
 
-    /// Whether some extent is not known to be durable on the secondary, other than those that are stale here.
+    /// Whether some extent of which somebody may rely on our copy is not known to be durable on the secondary.
     fn secondary_may_lack(&self) -> bool {
-        !self.map_is_ours
-            || self.map.has_not_durable()
-            || self.is_owed(&(0..u32::MAX))
-            || self.map.to_synchronise().iter().any(|extent| !self.sync.stale.contains(extent))
+        let known = self.map_is_ours
+            && !self.map.has_not_durable()
+            && !self.is_owed(&(0..u32::MAX))
+            && self.map.to_synchronise().is_subset(&self.sync.stale);
+        !known && !self.secondary_has_all()
     }
 
     /// A client hears of its flush; with `mark` a connected secondary marks itself first, if it may lack something.

@@ -766,6 +766,7 @@ impl Primary {
         let allowed = self.is_in_step()
             && self.phase == Phase::Serving
             && self.sync.stale.is_empty()
+            && self.turning.is_empty()
             && !self.sync.direct_reads_off;
         if allowed != self.sync.direct_reads && (allowed || keeps(Rule::L17)) {
             self.sync.direct_reads = allowed;

@@ -51,6 +51,12 @@ impl Turning {
         self.since.contains(extent) || self.before.contains(extent)
     }
 
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.since.is_empty() && self.before.is_empty()
+    }
+
     /// Whether the flush under way began after `extent` had turned.
     #[must_use]
     pub fn is_covered(&self, extent: u32) -> bool {
@@ -174,7 +180,7 @@ impl Primary {
 
     /// Whether the secondary is known to hold all that was ever complete, durably: this node is its target, or nothing
     /// is complete before the secondary has flushed it.
-    fn secondary_has_all(&self) -> bool {
+    pub(super) fn secondary_has_all(&self) -> bool {
         self.sync.target || self.sync.unable_to_record
     }
 

@@ -218,3 +218,52 @@ fn the_generation_before_is_forgotten_durably() {
     s.run();
     assert_eq!(metadata(&s).extension.connection_before, 0);
 }
+
+/// All that a secondary may lack is unflushed, and its disk is set back meanwhile: it has to mark itself, though its map,
+/// which is full, has nothing in it that ours has not.
+#[test]
+fn a_secondary_whose_disk_was_rolled_back_is_marked_whatever_is_to_be_synchronised() {
+    let ext = Extension { connection: 5 * G, ..Extension::default() };
+    let mut h = H::new(24, 1, ext, &[], 5, 1, 1);
+    h.handshake_first(Extensions::ALL);
+    h.answer_meeting(Met { last: 6 * G, before: 5 * G });
+    h.serve_all(|_| Some(None));
+    for extent in 0..24 {
+        h.w(extent, extent);
+        h.serve_all(|message| is(Command::Write)(message).then_some(None));
+    }
+    for before in [6 * G, 4 * G] {
+        h.p.handle_lost(h.t, "gone");
+        h.tick(3);
+        h.sent.clear();
+        h.handshake_first(Extensions::ALL);
+        let met = Some(Met { last: 7 * G, before });
+        let answer = SecondAnswer { met, mapsize: 512, ..h.agrees() };
+        let map = if before == 6 * G { 0 } else { 0xff };
+        h.frame(Side::Out, Message::SecondAnswer(answer, Some(Buffer::from(vec![map; 512]))));
+        let marks = h.sent.iter().any(|(_, message)| matches!(message, Message::Mark(_)));
+        assert_eq!(marks, before == 4 * G, "{before:x}");
+    }
+}
+
+/// L19: a first contact with an original breaks off once that has taken the resource id over. It seems to be in step then,
+/// and has nothing.
+#[test]
+fn a_first_contact_that_broke_off_is_finished() {
+    for broken_off in [false, true] {
+        let mut h = H::new(24, 1, Extension::default(), &[], 5, 0, 0);
+        if broken_off {
+            h.handshake_first(Extensions::NONE);
+            h.p.handle_lost(h.t, "gone");
+            h.pump();
+            assert!(h.metadata().extension.full_sync_owed);
+            h.tick(3);
+        }
+        h.handshake_first(Extensions::NONE);
+        h.answer(0, 0, SyncSource::Primary, Some(vec![0; 512]));
+        let all = if broken_off { 24 * u64::from(ES) } else { 0 };
+        assert_eq!(h.p.status().facts.to_synchronise_bytes, all);
+        h.serve_all(|_| Some(None));
+        assert!(h.p.is_in_step() && !h.metadata().extension.full_sync_owed);
+    }
+}

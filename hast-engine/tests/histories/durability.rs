@@ -448,11 +448,6 @@ fn a_flush_of_nothing_that_the_secondary_fails_is_not_counted() {
     assert_eq!(localcnt(&h), before);
 }
 
-/// A write of a whole extent.
-fn whole(extent: u64, value: u8) -> Op {
-    Op::Write { offset: extent * u64::from(ES), data: Buffer::from(vec![value; ES as usize]) }
-}
-
 fn stale(h: &H) -> bool {
     !h.metadata().extension.stale.is_empty()
 }
@@ -522,4 +517,22 @@ fn a_generation_is_said_once_it_is_durable() {
     h.pump();
     assert_eq!(met(&h), Some(6 << 32));
     assert_eq!(h.metadata().extension.connection, 6 << 32);
+}
+
+/// A5: the connection breaks while our disk is about to be given up, which then works again: it is still the one that
+/// requests are served from, without the secondary.
+#[test]
+fn a_disk_that_could_not_be_given_up_serves_alone() {
+    let mut h = dead_disk();
+    h.w(2, 9);
+    h.serve_all(|message| is(Command::Flush)(message).then_some(None));
+    assert!(h.sent.iter().any(|(_, message)| matches!(message, Message::Mark(_))), "{:?}", h.sent);
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    assert_eq!(h.result(2), Some(Err(Errno::EIO)));
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.tick(2);
+    h.w(3, 7);
+    assert_eq!(h.result(3), Some(Ok(None)));
+    assert!(!h.p.status().facts.detached);
 }

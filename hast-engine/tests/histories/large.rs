@@ -242,3 +242,35 @@ fn more_stale_runs_than_the_metadata_holds_leave_none_out() {
         assert!(stale.iter().any(|run| run.extents().contains(&(n * 4))), "extent {} of {stale:?}", n * 4);
     }
 }
+
+/// Some blocks of an extent have been copied when the secondary fails a flush, which may have dropped them; the others follow.
+/// All of the extent is copied again.
+#[test]
+fn an_extent_of_which_the_secondary_may_have_dropped_a_part_is_copied_again() {
+    let mut h = primary(3, LARGE, &[0]);
+    let last = DATA + u64::from(LARGE - MAX_REQUEST);
+    h.policy =
+        Box::new(move |op| (!matches!(op, DiskOp::Read { offset, .. } if *offset == last)).then_some(Ok(())));
+    let mut copied = 0;
+    while copied < u64::from(LARGE - MAX_REQUEST) {
+        for (seq, _, length) in blocks(&mut h) {
+            copied += length;
+            h.reply(seq, None, None);
+        }
+    }
+    h.req(1, Op::Flush);
+    h.serve_all(|message| is(Command::Flush)(message).then_some(Some(Errno::EIO)));
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.pump();
+    let mut copied = 0;
+    for _ in 0..100 {
+        for (seq, _, length) in blocks(&mut h) {
+            copied += length;
+            h.reply(seq, None, None);
+        }
+        h.serve_all(|message| is(Command::Flush)(message).then_some(None));
+        h.tick(1);
+    }
+    assert!(h.p.is_in_step());
+    assert_eq!(copied, u64::from(MAX_REQUEST + LARGE));
+}

@@ -65,7 +65,7 @@ impl Primary {
             },
         }
         if standing.is_answered() {
-            self.finish_write(key, standing.is_there() && !standing.behind, relies);
+            self.finish_write(key, relies);
             if heard && standing.owes_count() {
                 self.owe_count(); // somebody has heard of it already
             }
@@ -203,7 +203,6 @@ impl Primary {
             return false;
         }
         log::error!("The local disk fails too often: reads are served by the secondary alone.");
-        self.lies_there_alone(0..self.sync.stale.len());
         for extent in 0..self.sync.stale.len() {
             self.sync.stale.insert(extent);
             self.map.mark_dirty(extent);
@@ -237,7 +236,7 @@ impl Primary {
         if relied {
             self.give_up(extents.clone());
         }
-        self.map.finish(extents, Outcome::Unconfirmed);
+        self.finish_in_map(extents, Outcome::Unconfirmed);
         self.park(key);
     }
 
@@ -250,9 +249,8 @@ impl Primary {
         }
     }
 
-    /// Both halves are known: the map learns how it ended. `there` says that the secondary's copy is right,
-    /// `relied` that ours alone would not have been.
-    pub(super) fn finish_write(&mut self, key: Key, there: bool, relied: bool) {
+    /// Both halves are known: the map learns how it ended. `relied` says that our copy alone would not have been right.
+    pub(super) fn finish_write(&mut self, key: Key, relied: bool) {
         let Some(request) = self.requests.get(&key) else { return };
         let standing = self.standing(request, relied);
         let (here, confirmed) = (standing.is_here(), standing.is_confirmed());
@@ -279,9 +277,6 @@ impl Primary {
             if standing.remote == Half::Done && !standing.flushed && self.sync.stale.contains(extent) {
                 self.lies_there_alone(extent..extent + 1); // whatever our disk has of it
             }
-        }
-        if !here && there {
-            self.sync.direct_reads_off = true;
         }
         self.finish_in_map(extents, outcome);
         self.sync.unconfirmed |= outcome == Outcome::Unconfirmed && !confirmed;

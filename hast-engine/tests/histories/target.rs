@@ -1,0 +1,61 @@
+//! A node that is out of date as a whole, while it is brought up to date (L18): no write is complete on it before the
+//! secondary has flushed it.
+
+use super::*;
+
+/// A target whose extent 2 is being copied from the secondary.
+fn target() -> H {
+    let mut h = H::new(24, 1, Extension::default(), &[2], 5, 3, 5);
+    h.handshake_first(Extensions::ALL);
+    h.answer(6, 3, SyncSource::Secondary, Some(vec![0; 512]));
+    assert!(h.p.status().facts.target);
+    h
+}
+
+/// L18: the connection takes a write with it that our disk has. Nobody knows whether the secondary has it, whose copy is
+/// the right one: once the write has failed, the extent is not read here.
+#[test]
+fn a_write_that_was_taken_back_is_not_read_here() {
+    let mut h = target();
+    h.req(1, whole(9, 1));
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    h.tick(21);
+    assert_eq!(h.result(1), Some(Err(Errno::EIO)));
+    h.req(2, Op::Read { offset: 9 * u64::from(ES), length: 512 });
+    assert_eq!(h.result(2), None, "the secondary may have the old bytes, which are copied here next");
+    // All that is complete the secondary has flushed.
+    h.req(3, Op::Flush);
+    assert_eq!(h.result(3), Some(Ok(None)));
+}
+
+/// C1 (d): a flush of a target without the secondary, which has flushed all that is complete, counts nothing: the nodes
+/// would seem to have been written apart.
+#[test]
+fn a_flush_of_a_target_is_not_counted() {
+    let mut h = target();
+    h.req(1, whole(9, 1));
+    h.serve_all(|message| (is(Command::Write)(message) || is(Command::Flush)(message)).then_some(None));
+    assert_eq!(h.result(1), Some(Ok(None)));
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    h.req(2, Op::Flush);
+    assert_eq!(h.result(2), Some(Ok(None)));
+    assert_eq!(h.metadata().localcnt, 3);
+}
+
+/// The same while the secondary is there, and has failed a flush since.
+#[test]
+fn a_flush_of_a_target_is_not_counted_though_the_secondary_has_failed_one() {
+    let mut h = target();
+    h.req(1, whole(9, 1));
+    h.serve_all(|message| (is(Command::Write)(message) || is(Command::Flush)(message)).then_some(None));
+    assert_eq!(h.result(1), Some(Ok(None)));
+    for (id, error) in [(2, Some(Errno::EIO)), (3, None)] {
+        h.req(id, Op::Flush);
+        h.serve_all(|message| is(Command::Flush)(message).then_some(error));
+    }
+    h.serve_all(|message| matches!(message, Message::Mark(_)).then_some(None));
+    assert_eq!((h.result(2), h.result(3)), (Some(Ok(None)), Some(Ok(None))));
+    assert_eq!(h.metadata().localcnt, 3);
+}
