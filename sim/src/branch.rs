@@ -153,7 +153,11 @@ impl World {
     }
 
     pub(crate) fn was_flushed(&mut self, node: usize, invoked: Duration) {
-        self.memories(node).for_each(|memory| memory.flushed(invoked));
+        match &mut self.admin.fork {
+            // What it lacks was given up, and its flush says nothing about that.
+            Some(fork) if fork.forced && fork.new == node => fork.branch.flushed(invoked),
+            _ => self.memories(node).for_each(|memory| memory.flushed(invoked)),
+        }
         self.expect_otherwise();
     }
 
