@@ -141,11 +141,7 @@ impl Told {
     }
 
     fn is_stale(&self, extent: usize) -> bool {
-        let within = |metadata: &Metadata| {
-            let mut runs = metadata.extension.stale.iter();
-            runs.any(|run| (run.first as usize..(run.first + run.count) as usize).contains(&extent))
-        };
-        self.all(within)
+        self.all(|metadata| names_stale(metadata, extent))
     }
 
     /// The next handshake copies everything, or refuses.
@@ -155,6 +151,12 @@ impl Told {
             metadata.resuid == 0 || extension.given_up != 0 || extension.full_sync_owed
         })
     }
+}
+
+/// Whether metadata call an extent stale.
+fn names_stale(metadata: &Metadata, extent: usize) -> bool {
+    let mut runs = metadata.extension.stale.iter();
+    runs.any(|run| (run.first as usize..(run.first + run.count) as usize).contains(&extent))
 }
 
 impl World {
@@ -217,11 +219,13 @@ impl World {
     /// The one that serves lacks what was flushed only where it says so.
     fn check_primary(&self, oracle: &Oracle, primary: &Told, secondary: &Told) -> Result<(), String> {
         let Some(lack) = oracle.lack.get(self.serving) else { return Ok(()) };
-        let behind = primary.all(|metadata| metadata.extension.target || metadata.extension.mark.is_some());
+        // Whichever save is found: one may name the extent, and the next one call all of the map stale.
+        let says = |metadata: &Metadata, extent: usize| {
+            let behind = metadata.extension.target || metadata.extension.mark.is_some();
+            names_stale(metadata, extent) || (behind && primary.map.contains(&extent))
+        };
         let said = |extent: &usize| {
-            primary.is_stale(*extent)
-                || secondary.map.contains(extent)
-                || (behind && primary.map.contains(extent))
+            secondary.map.contains(extent) || primary.all(|metadata| says(metadata, *extent))
         };
         let lost: Vec<usize> = oracle.extents(lack).into_iter().filter(|extent| !said(extent)).collect();
         if lost.is_empty() {
