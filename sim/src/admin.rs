@@ -187,8 +187,10 @@ impl World {
 
     /// A worker of `node` has ended by itself, a primary's without a complaint.
     pub(crate) fn admin_sees_end(&mut self, node: usize, well: bool) {
+        let now = self.now;
         if let Some(node) = self.nodes.get_mut(node) {
-            node.ended_well = well;
+            // One that took all of its `timeout` did not wait for its disk any longer.
+            node.ended_well = well && now < node.told_to_end + Duration::from_secs(19);
         }
     }
 

@@ -103,6 +103,8 @@ pub(crate) struct Node {
     pub(crate) lost_power: bool,
     /// Its last worker was primary, and ended as planned: nothing that it completed is in a cache.
     pub(crate) ended_well: bool,
+    /// When its worker was told to end.
+    pub(crate) told_to_end: Duration,
     /// What the operator wants it to be.
     pub(crate) role: Role,
     /// Power and daemon are there.
@@ -152,6 +154,7 @@ impl Node {
             drops_early: 0,
             lost_power: false,
             ended_well: false,
+            told_to_end: Duration::ZERO,
             role: Role::Init,
             running: true,
             worker: Worker::None,

@@ -169,6 +169,7 @@ impl World {
         n.pending = None;
         if !matches!(n.worker, Worker::None) {
             n.next_role = Some(role);
+            n.told_to_end = now;
             n.handle_stop(now);
             return self.pump(node);
         }
