@@ -62,7 +62,7 @@ impl World {
         let id = |bytes: &[u8]| bytes.first_chunk::<8>().map_or(0, |id| u64::from_le_bytes(*id));
         memory.rebase_under_open(self.now, data.chunks(SECTOR).map(id));
         for (at, bytes) in data.chunks(SECTOR).enumerate() {
-            if !memory.may_survive(at, bytes) {
+            if memory.check(at, bytes, self.now).is_err() {
                 memory.may_be_torn(at, bytes);
             }
             for version in node.disk.versions(begin + at * SECTOR) {
@@ -85,16 +85,34 @@ impl World {
         let Some(fork) = self.admin.fork.take() else { return };
         self.expect_otherwise();
         self.trace(|| "one history again, without a split-brain".into());
-        let Some(data) = self.nodes.get(self.serving).and_then(|node| node.data().ok()) else { return };
-        for (at, bytes) in data.chunks(SECTOR).enumerate() {
-            let Err(error) = self.memory.check(at, bytes, self.now) else { continue };
-            // Nothing but the force itself says any more what is stale there.
-            let given_up = fork.forced && (fork.stale.contains(&at) || self.memory.may_survive(at, bytes));
-            if !given_up || fork.branch.check(at, bytes, self.now).is_err() {
-                return self.fail(format!("the nodes parted and met again without a split-brain: {error}"));
+        match self.given_up(&fork) {
+            Ok(given_up) => given_up.into_iter().for_each(|at| self.memory.adopt(at, &fork.branch)),
+            Err(error) => {
+                self.fail(format!("the nodes parted and met again without a split-brain: {error}"));
             }
-            self.memory.adopt(at, &fork.branch);
         }
+    }
+
+    /// The sectors of which the force has given up what the other node had.
+    fn given_up(&self, fork: &Fork) -> Result<Vec<usize>, String> {
+        let node = self.nodes.get(self.serving).ok_or("nobody serves")?;
+        let data = node.data()?;
+        let mut given_up = Vec::new();
+        for (at, bytes) in data.chunks(SECTOR).enumerate() {
+            // Nothing but the force itself says any more what is stale there.
+            let stale = fork.forced && fork.stale.contains(&at);
+            let own = fork.branch.check(at, bytes, self.now).is_ok();
+            match self.memory.check(at, bytes, self.now) {
+                // What was written since may be lost again, and what was there then come back.
+                Ok(()) if !stale => {}
+                Ok(()) => given_up.extend(own.then_some(at)),
+                Err(_) if own && (stale || (fork.forced && self.memory.may_survive(at, bytes))) => {
+                    given_up.push(at);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(given_up)
     }
 
     /// The administrator has decided, after a split-brain, that the history of `survivor` goes on.
