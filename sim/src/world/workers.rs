@@ -67,9 +67,10 @@ impl World {
         } else {
             self.forget_dropped(node, true);
         }
-        // The worker alone, and its supervisor remembers that the disk is given up; or all of the node.
+        // The worker alone, and its supervisor remembers that the disk is given up; or all of the node, which then shows old
+        // data until the two meet: only `AllFaults` expects that.
         let detached = self.nodes.get(node).is_some_and(|node| node.detached.is_some());
-        let forgets = detached && (power || self.random.one_in(2));
+        let forgets = detached && self.plan.scene == Scene::AllFaults && (power || self.random.one_in(2));
         let Some(n) = self.nodes.get_mut(node) else { return };
         if forgets {
             n.forget_detachment();
