@@ -92,9 +92,11 @@ impl World {
     /// `killed`, or could not even start with that disk, before it could, nobody else knows; then a node may have
     /// lost what no flush of a client had covered, as after a loss of power. One that ends by itself loses nothing.
     fn forget_dropped(&mut self, node: usize, killed: bool) {
-        // A primary, or one that has been killed before and has no worker again so far.
-        let counts =
-            |n: &Node| n.is_primary() || (n.role == Role::Primary && matches!(n.worker, Worker::None));
+        // A primary, or one that was killed and has had no worker since, or whose place the other one has taken.
+        let replaced = self.admin.fork.as_ref().is_some_and(|fork| fork.new != node);
+        let counts = |n: &Node| {
+            replaced || n.is_primary() || (n.role == Role::Primary && matches!(n.worker, Worker::None))
+        };
         let counts = self.nodes.get(node).is_some_and(counts);
         let Some(n) = self.nodes.get_mut(node) else { return };
         let changed = n.disk.forget_dropped();
