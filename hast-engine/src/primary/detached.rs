@@ -159,9 +159,15 @@ impl Primary {
 
     /// Whether a secondary of ours is connected that lacks nothing.
     pub(super) fn can_be_left(&self) -> bool {
+        keeps(Rule::A5) && self.can_be_relied_on()
+    }
+
+    /// Whether a secondary of ours is connected that lacks nothing, and whose count would say after a restart that it is the
+    /// source: that of a cloned disk (G1) may be lower than our disk says, until the nodes are equal.
+    pub(super) fn can_be_relied_on(&self) -> bool {
         self.link.is_up()
             && self.link.has(Extensions::SYNC_MARKS)
-            && keeps(Rule::A5)
+            && self.link.peer_counts().local >= self.meta.remotecnt()
             && !self.secondary_is_behind()
     }
 

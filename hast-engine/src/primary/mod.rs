@@ -208,7 +208,7 @@ impl Primary {
             detachment: detached::Detachment::default(),
             map: Activemap::new(extents, metadata.keepdirty, layout.sectorsize(), &map),
             map_io: storage::MapIo::new(settings.metaflush),
-            meta: storage::MetaIo::new(&metadata.extension),
+            meta: storage::MetaIo::new(&metadata.extension, metadata.remotecnt),
             flush: flush::Flush::default(),
             durable: Durable::new(extents),
             settings,

@@ -73,6 +73,9 @@ pub(super) struct MetaIo {
     saving_stale: Option<Bitmap>,
     /// The runs that the last save named that is durable.
     runs: Vec<Run>,
+    /// What that save says of the secondary's count, and what the one under way does.
+    remotecnt: u64,
+    saving_remotecnt: u64,
     /// ... though some of them are only not on the disk yet.
     names_dropped: bool,
     /// A flush failed while it was under way.
@@ -91,8 +94,13 @@ pub(super) struct MetaIo {
 
 impl MetaIo {
     /// As an earlier worker has left it.
-    pub(super) fn new(left: &Extension) -> MetaIo {
-        MetaIo { durable_met: met(left), runs: left.stale.clone(), ..MetaIo::default() }
+    pub(super) fn new(left: &Extension, remotecnt: u64) -> MetaIo {
+        MetaIo { durable_met: met(left), runs: left.stale.clone(), remotecnt, ..MetaIo::default() }
+    }
+
+    /// The secondary's count as our disk has it.
+    pub(super) fn remotecnt(&self) -> u64 {
+        self.remotecnt
     }
 
     /// The generations of connections that are on disk.
@@ -311,6 +319,7 @@ impl Primary {
         let unsure = std::mem::take(&mut self.meta.unsure);
         let (saving, next) = Saving::begin(&metadata, unsure, self.layout.sectorsize(), shrinks);
         self.meta.saving_met = met(&metadata.extension);
+        self.meta.saving_remotecnt = metadata.remotecnt;
         self.meta.doubtful = None;
         self.meta.writing = Some((self.meta.wanted, saving));
         self.meta.saving_stale = Some(named);
@@ -393,6 +402,7 @@ impl Primary {
         let Some((save, saving)) = self.meta.writing.take() else { return };
         if failure.is_none() {
             self.meta.runs.clone_from(&self.metadata.extension.stale);
+            self.meta.remotecnt = self.meta.saving_remotecnt;
             self.meta.durable_met = self.meta.saving_met;
             self.meta.met_is_doubtful = false;
         } else {

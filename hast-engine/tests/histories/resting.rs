@@ -240,6 +240,26 @@ fn known_to_the_secondary_alone() -> H {
     h
 }
 
+/// The secondary's disk is a clone of ours, so that its count is ours and not what we know of its: what it would write down
+/// would not make it the source after a restart. Until the nodes are equal, what our disk fails has failed.
+#[test]
+fn a_clone_is_not_relied_on_before_the_nodes_are_equal() {
+    let mut h = H::new(24, 1, Extension::default(), &[], 5, 3, 190);
+    h.handshake_first(Extensions::ALL);
+    h.answer(3, 190, SyncSource::Primary, Some(vec![0xff; 512]));
+    let copied = |message: &Message| (is(Command::Write)(message) || says_start(message)).then_some(None);
+    h.serve_all(copied);
+    assert_eq!(h.metadata().remotecnt, 190);
+    h.policy = Box::new(|_| Some(Err(Errno::EIO)));
+    h.w(1, 7);
+    let mut told = false;
+    h.serve_all(|message| {
+        told |= tells_stale(message);
+        Some(None)
+    });
+    assert!(!told && h.result(1) == Some(Err(Errno::EIO)), "{:?}", h.result(1));
+}
+
 /// S1: a worker that dies then is replaced by one that knows: it begins without the disk. Once all is copied back, the disk
 /// counts again.
 #[test]

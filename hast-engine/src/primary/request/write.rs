@@ -381,11 +381,7 @@ impl Primary {
     pub(super) fn tell(&mut self, key: Key) -> bool {
         let Some(request) = self.requests.get(&key) else { return false };
         let (offset, length) = request.op.range();
-        let possible = request.local != Half::Done
-            && request.remote == Half::Done
-            && self.link.is_up()
-            && self.link.has(Extensions::SYNC_MARKS)
-            && !self.secondary_is_behind();
+        let possible = request.local != Half::Done && request.remote == Half::Done && self.can_be_relied_on();
         if !possible {
             return false;
         }
