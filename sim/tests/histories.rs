@@ -3,7 +3,7 @@
 //! `HAST_SIM_SEED` and `HAST_SIM_COUNT` choose other histories than the first few hundred.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use hast_sim::{Plan, play};
+use hast_sim::{Plan, Scene, play};
 
 #[test]
 fn histories_keep_every_promise() {
@@ -21,6 +21,15 @@ fn histories_keep_every_promise() {
     }
     assert!(failures.is_empty(), "{} of {count} failed:\n{}", failures.len(), failures.join("\n"));
     assert!(happenings > count * 500, "only {happenings} things happened");
+}
+
+/// Storms in which everything may go wrong that `faults.rs` lists, both nodes' power at once among it.
+#[test]
+fn storms_with_all_faults_keep_every_promise() {
+    let count = if cfg!(debug_assertions) { 6 } else { 90 };
+    let plans = (0..count).map(|seed| Plan::in_scene(Scene::AllFaults, seed));
+    let failures: Vec<String> = plans.filter_map(|plan| play(plan).err()).collect();
+    assert!(failures.is_empty(), "{} of {count} failed:\n{}", failures.len(), failures.join("\n"));
 }
 
 /// Every history that ever found a fault, in the engine or in the simulator.
