@@ -79,6 +79,9 @@ struct Run {
     remote: Part,
     /// Extents that the secondary alone had stored when it began.
     lone: Bitmap,
+    /// Since it began our disk has got something back that the secondary alone had, and that the metadata do not call
+    /// stale: what it covers may be on our disk in a version that it does not cover.
+    misses_something: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +131,13 @@ impl Flush {
     /// A client's flush; it begins with the next [`Primary::kick_flush`].
     pub(super) fn request(&mut self, id: RequestId) {
         self.waiting.push(id);
+    }
+
+    /// Our disk has got something back that the secondary alone had, and may lose that without anybody knowing.
+    pub(super) fn may_miss_something(&mut self) {
+        if let Some(run) = &mut self.running {
+            run.misses_something = true;
+        }
     }
 
     /// Whether no client's flush waits for a save of the metadata.
@@ -216,7 +226,15 @@ impl Primary {
         };
         let clients = std::mem::take(&mut self.flush.waiting);
         let again = std::mem::take(&mut self.flush.again);
-        self.flush.running = Some(Run { clients, again, ticket: self.flush.begun, local, remote, lone });
+        self.flush.running = Some(Run {
+            clients,
+            again,
+            ticket: self.flush.begun,
+            local,
+            remote,
+            lone,
+            misses_something: false,
+        });
         if local == Part::Awaited {
             self.flush_disk(Purpose::Flush);
         }
@@ -315,8 +333,8 @@ impl Primary {
             }
         }
         let excused = self.apply_flush(&mut run);
-        let Run { clients, again, ticket, local, remote, .. } = run;
-        let clients: Clients = clients.into_iter().chain(again).collect();
+        let Run { clients, again, ticket, local, remote, misses_something, .. } = run;
+        let mut clients: Clients = clients.into_iter().chain(again).collect();
         let mut result = match (local, remote) {
             (_, remote) if self.is_cut_off() && !remote.is_durable() => Err(Errno::ENOTCONN),
             (Part::Failed(error), _) if !excused && keeps(Rule::L9) => Err(error),
@@ -337,6 +355,9 @@ impl Primary {
             && let Some(error) = self.flush.owed.take()
         {
             result = Err(error);
+        }
+        if misses_something && result.is_ok() {
+            self.flush.waiting.append(&mut clients); // the next one covers it
         }
         self.end_clients(clients, result, remote.is_durable());
         self.end_flushing(ticket, remote.is_durable(), remote.failure());

@@ -237,7 +237,11 @@ impl Primary {
             return false;
         }
         self.sync.lone.remove(extent);
-        self.sync.stale.remove(extent)
+        let was_stale = self.sync.stale.remove(extent);
+        if was_stale && !self.sync.known.contains(extent) {
+            self.flush.may_miss_something();
+        }
+        was_stale
     }
 
     /// The nodes may differ, or their counts do: copy, flush, equalise.

@@ -359,3 +359,39 @@ fn a_copy_that_is_made_while_a_synchronisation_ends_is_flushed_before_the_nodes_
     h.serve_all(|_| Some(None));
     assert!(h.p.is_in_step());
 }
+
+/// L3, L9: a failed flush has made an extent stale, and before the metadata say so it is copied back, or written as a whole.
+/// A client's flush that began before that does not cover what our disk has of it now: it is carried out again.
+#[test]
+fn a_flush_covers_what_was_copied_back_after_it_began() {
+    for written in [false, true] {
+        let mut h = H::in_step();
+        h.w(1, 7);
+        h.serve_all(|message| (!is(Command::Flush)(message)).then_some(None));
+        h.policy = next_flush_fails_and_holds(|op| is_metadata(op) || is_data(op));
+        h.req(2, Op::Flush);
+        h.serve_all(|_| Some(None));
+        assert_eq!(h.p.status().facts.stale_bytes, u64::from(ES), "and its metadata are with the disk");
+        if written {
+            h.req(3, Op::Write { offset: 7 * u64::from(ES), data: Buffer::from(vec![9; ES as usize]) });
+        }
+        // The flush begins, and is with the disk when the extent is right again.
+        h.policy = Box::new(|_| None);
+        h.req(4, Op::Flush);
+        h.serve_all(|_| Some(None));
+        assert!(h.ops.iter().any(|(_, op)| *op == DiskOp::Flush), "{:?}", h.ops);
+        h.policy = Box::new(|op| is_data(op).then_some(Ok(())));
+        h.pump();
+        h.serve_all(|_| Some(None));
+        assert_eq!(h.p.status().facts.stale_bytes, 0);
+        let mut once = true;
+        h.policy = Box::new(move |op| (*op == DiskOp::Flush && std::mem::take(&mut once)).then_some(Ok(())));
+        h.pump();
+        h.serve_all(|_| Some(None));
+        assert_eq!(h.result(4), None, "that flush began before");
+        h.policy = Box::new(|op| (!is_metadata(op)).then_some(Ok(())));
+        h.pump();
+        h.serve_all(|_| Some(None));
+        assert_eq!(h.result(4), Some(Ok(None)), "{:?}", h.ops);
+    }
+}
