@@ -317,11 +317,16 @@ impl Primary {
             .map(|(key, _)| *key)
             .collect();
         for key in queued {
-            if let Some(block) = self.sync.blocks.remove(&key) {
-                self.sync.spoil(block.extent);
-                self.block_gone(block.extent);
-                self.release(key);
-            }
+            self.forget_block(key);
+        }
+    }
+
+    /// A block that nobody has been asked for yet is not copied after all.
+    fn forget_block(&mut self, key: Key) {
+        if let Some(block) = self.sync.blocks.remove(&key) {
+            self.sync.spoil(block.extent);
+            self.block_gone(block.extent);
+            self.release(key);
         }
     }
 
@@ -456,10 +461,14 @@ impl Primary {
         Some(extent)
     }
 
-    /// A block holds its range: read it from where it is right.
+    /// A block holds its range: read it from where it is right. While it waited for a write to its range, that may have become
+    /// the other node.
     pub(super) fn block_ready(&mut self, key: Key) {
         let Some(block) = self.sync.blocks.get_mut(&key) else { return };
-        let Block { offset, length, from, .. } = *block;
+        let Block { extent, offset, length, from, .. } = *block;
+        if self.sync.stale.contains(extent) != (from == SyncSource::Secondary) {
+            return self.forget_block(key);
+        }
         block.since = self.now;
         match from {
             SyncSource::Primary => {

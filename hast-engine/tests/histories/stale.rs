@@ -129,3 +129,33 @@ fn nodes_meet_again_though_what_is_stale_is_too_scattered_to_be_written_down() {
     }
     assert!(h.p.is_in_step() && h.metadata().extension.stale.is_empty(), "{:?}", h.p.status());
 }
+
+/// A write makes a whole stale extent good while nobody is connected. The disk is slow with it, and a copy of what the secondary
+/// has waits behind it: that copy would bring the old data back.
+#[test]
+fn nothing_is_copied_over_a_write_that_has_made_a_stale_extent_good() {
+    let mut h = H::in_step();
+    failing(&mut h);
+    h.w(1, 3);
+    h.serve_all(|message| (!is(Command::Read)(message)).then_some(None));
+    assert_eq!(h.metadata().extension.stale, stale(3).stale);
+    h.p.handle_lost(h.t, "gone");
+    h.policy = Box::new(|op| (!is_data(op)).then_some(Ok(())));
+    h.req(2, Op::Write { offset: 3 * u64::from(ES), data: Buffer::from(vec![9; ES as usize]) });
+    h.sent.clear();
+    h.tick(2);
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    h.serve_all(|message| matches!(message, Message::Mark(_)).then_some(None));
+    assert!(h.p.status().complete && h.result(2).is_none(), "{:?}", h.sent);
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.pump();
+    for _ in 0..3 {
+        h.serve_all(|_| Some(None));
+        h.tick(10);
+    }
+    assert_eq!(h.result(2), Some(Ok(None)));
+    let at = DATA as usize + 3 * ES as usize;
+    assert!(h.disk[at..at + ES as usize].iter().all(|byte| *byte == 9), "it is {}", h.disk[at]);
+    assert!(h.p.is_in_step(), "{:?}", h.p.status());
+}
