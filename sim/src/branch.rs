@@ -130,6 +130,7 @@ impl World {
             self.memory = self.as_held_by(survivor).unwrap_or_else(|| self.memory.clone());
         }
         // What is stale here the other node alone has, whatever has become of it there.
+        let other = if mixed { self.as_held_by(1 - survivor).unwrap_or(other) } else { other };
         for at in self.stale_sectors(survivor) {
             self.memory.widen(at, &other);
         }
