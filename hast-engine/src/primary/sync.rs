@@ -246,7 +246,7 @@ impl Primary {
 
     /// The nodes may differ, or their counts do: copy, flush, equalise.
     pub(super) fn begin_session(&mut self) {
-        if !self.all_left_is_stale() {
+        if self.sync.step != Step::Copying && !self.all_left_is_stale() {
             self.sync.step = Step::Copying;
         }
         self.sync.direct_reads_off = true;
