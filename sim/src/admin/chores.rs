@@ -397,6 +397,8 @@ impl World {
     fn exchange_disk(&mut self, node: usize, disk: Disk, what: &str) {
         self.trace(|| format!("node {node} {what}"));
         self.kill_for_a_while(node, false);
+        // What the primary's disk has dropped, and nobody has noticed so far, this one alone had.
+        self.unflushed_may_be_lost(self.serving);
         self.admin.exchanged = Some(node);
         self.admin.in_step = false;
         let Some(n) = self.nodes.get_mut(node) else { return };

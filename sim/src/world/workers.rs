@@ -188,7 +188,7 @@ impl World {
             // Its supervisor knows that the data is out of date, and so does an administrator who wants it all the same.
             let unsure = (n.unsure || n.has_lost_its_area()) && self.plan.scene == Scene::AllFaults;
             n.force |= unsure;
-            if unsure && self.admin.fork.is_none() {
+            if unsure {
                 self.fork(node, true);
             }
             let Some(n) = self.nodes.get_mut(node) else { return };
