@@ -560,7 +560,7 @@ impl Primary {
                         inconsistent; `hastctl role -f primary` uses it all the same"
                 .into());
         }
-        self.met_again(met.unwrap_or_default());
+        self.met_again(met.unwrap_or_default(), syncsrc);
         self.map.merge(&received);
         self.adopt_source(syncsrc, before);
         self.enter(Stage::Merging);
@@ -570,7 +570,7 @@ impl Primary {
     }
 
     /// G1: the secondary has stored the generation of this connection, and says which it had before.
-    fn met_again(&mut self, theirs: Met) {
+    fn met_again(&mut self, theirs: Met, source: SyncSource) {
         self.link.connection = theirs.last;
         let (here, there) = (self.meta.met().last, theirs.before);
         let theirs = Met { last: there, before: 0 };
@@ -587,12 +587,13 @@ impl Primary {
                 );
                 self.sync.unconfirmed = true;
             }
-            Histories::SecondaryAhead => log::error!(
+            // If it is the source: it may only have stored a connection that this node could not.
+            Histories::SecondaryAhead if source == SyncSource::Secondary => log::error!(
                 "This node's disk is older than its last connection (generation {here:x}, {there:x} on {}): it was \
                  rolled back, cloned or exchanged. What differs is synchronized from the other node.",
                 self.link.name
             ),
-            Histories::Unknown | Histories::Same | Histories::Apart => {}
+            _ => {}
         }
     }
 
