@@ -287,8 +287,10 @@ impl Memory {
     /// From now on each sector holds this write, or one that is still open.
     pub fn rebase_under_open(&mut self, now: Duration, sectors: impl Iterator<Item = WriteId>) {
         for (sector, write) in self.sectors.iter_mut().zip(sectors) {
+            let failed = |candidate: &Candidate| candidate.holds == write && !candidate.acknowledged;
+            let acknowledged = !sector.iter().any(failed);
             sector.retain(|candidate| candidate.ended.is_none());
-            sector.insert(0, Candidate::known(write, now));
+            sector.insert(0, Candidate { acknowledged, ..Candidate::known(write, now) });
         }
     }
 
@@ -297,7 +299,8 @@ impl Memory {
         let (write, whole) = Memory::read(bytes);
         let Some(sector) = self.sectors.get_mut(at).filter(|_| whole) else { return };
         if sector.iter().all(|candidate| candidate.holds != write) {
-            sector.push(Candidate { superseded: Some(now), ..Candidate::known(write, now) });
+            let by_reading = sector.first().is_some_and(|current| !current.acknowledged);
+            sector.push(Candidate { superseded: Some(now), by_reading, ..Candidate::known(write, now) });
         }
     }
 

@@ -16,7 +16,9 @@ impl World {
         }
         self.admin_sees_end(node, was_primary && code == 0);
         self.mixed_exit(node);
-        self.forget_dropped(node, code == 66);
+        // One that took all of its time has not flushed.
+        let cut_short = was_primary && code == 0 && self.was_cut_short(node);
+        self.forget_dropped(node, code == 66 || cut_short);
         self.end_worker(node);
         if was_primary {
             self.abandon_requests(node);
