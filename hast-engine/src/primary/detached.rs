@@ -191,6 +191,7 @@ impl Primary {
     /// Step 3, and step 5.
     pub(super) fn tell_all(&mut self) {
         let length = self.layout.datasize();
+        self.sync.lacks_nothing();
         self.mark(Awaited::Left, MarkKind::Stale { offset: 0, length });
     }
 

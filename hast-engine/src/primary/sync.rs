@@ -210,6 +210,11 @@ impl Sync {
         runs_of(&self.stale)
     }
 
+    /// The secondary is told that it lacks nothing, and forgets its mark: whatever it misses from now on has to be said again.
+    pub(super) fn lacks_nothing(&mut self) {
+        self.marked = Marked::No;
+    }
+
     /// A write to `extent` was not confirmed by both nodes: a copy under way does not make it equal.
     pub(super) fn spoil(&mut self, extent: u32) {
         if let Some(copy) = self.copies.get_mut(&extent) {
@@ -705,8 +710,7 @@ impl Primary {
         self.sync.target = false; // the disk says so
         if self.link.has(Extensions::SYNC_MARKS) {
             self.sync.step = Step::Telling;
-            // Whatever is missed from now on has to be said anew.
-            self.sync.marked = Marked::No;
+            self.sync.lacks_nothing();
             let (localcnt, failures) = (self.metadata.localcnt, Some(self.link.failures()));
             self.mark(Awaited::SyncDone, MarkKind::SyncDone { localcnt, failures });
         } else {

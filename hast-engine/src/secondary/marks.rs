@@ -92,6 +92,13 @@ impl Secondary {
         match result {
             Ok(()) => {
                 self.metadata.localcnt = self.metadata.localcnt.saturating_add(1);
+                // Only a node that lacks nothing is told that it alone is right: it has got back what it missed itself. What it
+                // is not sure of itself the primary may not know yet.
+                self.metadata.extension.stale.clear();
+                let sure = self.failures == 0 && !self.metadata.extension.unsure;
+                if sure && !self.doubts_since_the_flush() {
+                    self.metadata.extension.mark = None;
+                }
                 self.save(Save::Mark(seq));
             }
             Err(error) => self.answer_mark(seq, Err(error)),

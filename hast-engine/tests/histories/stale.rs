@@ -35,6 +35,24 @@ fn a_node_with_stale_extents_is_no_source_for_the_node_that_has_them() {
     assert_eq!(answer(&s).map(|answer| answer.syncsrc), Some(SyncSource::Primary));
 }
 
+/// S1: the primary relies on this node alone, and so has given it all that it missed itself: it is the source from then on.
+#[test]
+fn a_node_that_is_relied_on_alone_has_got_back_what_was_stale_there() {
+    let mark = Some(Outdated { since: 1, by: "s".into() });
+    for unsure in [false, true] {
+        let mut s = S::new(Extension { mark: mark.clone(), unsure, generation: 1, ..stale(3) }, &[3]);
+        s.run();
+        s.frame(Message::Mark(Mark {
+            seq: 1,
+            kind: MarkKind::Stale { offset: 0, length: 24 * u64::from(ES) },
+        }));
+        s.run();
+        let metadata = Metadata::read(&s.disk).unwrap().metadata;
+        assert_eq!((metadata.localcnt, metadata.extension.stale), (2, Vec::new()));
+        assert_eq!(metadata.extension.mark.is_some(), unsure, "it knows better whether it lacks something");
+    }
+}
+
 /// The primary has written alone, and its disk fails everything in extent 3: what it could not store is stale.
 fn failing(h: &mut H) {
     h.policy = Box::new(|op| {

@@ -386,6 +386,7 @@ impl Primary {
             return false;
         }
         if self.sync.relying == Relying::Durable || self.sync.unable_to_record || !keeps(Rule::S1) {
+            self.sync.lacks_nothing();
             self.mark(Awaited::Told(key), MarkKind::Stale { offset, length });
             self.set_stage(key, Stage::Telling);
         } else {
