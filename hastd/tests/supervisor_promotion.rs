@@ -394,3 +394,40 @@ fn only_a_verbose_status_tells_facts() {
         [Entry::Status { .. }, Entry::Error { error: 1, .. }, Entry::Status { .. }]
     ));
 }
+
+/// S1: the data of a node is out of date, which its worker could not write down. It becomes secondary, so that it is brought
+/// up to date.
+#[test]
+fn a_node_that_is_remembered_to_be_out_of_date_becomes_secondary() {
+    let place = place();
+    let once = place.path("die");
+    let _daemon = place.start_as(place.command().env("HASTD_TEST_DIE", &once), &[]);
+    assert_eq!(place.set_role(Role::Secondary, &["disk0"]), ["init"]);
+    drop(connect(&place));
+    wait_for("the worker to end", || (place.status("disk0").workerpid == 0).then_some(()));
+    std::fs::write(&once, "70").unwrap();
+    assert_eq!(place.ask(&set_role(Role::Primary, &["disk0"])), was("secondary"));
+    place.wait_for_log("exitcode=70");
+    assert_eq!(place.ask(&set_role(Role::Secondary, &["disk0"])), was("init"));
+}
+
+/// S1: the same; the secondary's worker that is to write it down dies before it can.
+#[test]
+fn what_a_worker_could_not_write_down_is_remembered_until_one_has() {
+    let place = place();
+    let once = place.path("die");
+    let _daemon = place.start_as(place.command().env("HASTD_TEST_DIE", &once), &[]);
+    assert_eq!(place.set_role(Role::Secondary, &["disk0"]), ["init"]);
+    drop(connect(&place));
+    wait_for("the worker to end", || (place.status("disk0").workerpid == 0).then_some(()));
+    std::fs::write(&once, "70").unwrap();
+    assert_eq!(place.ask(&set_role(Role::Primary, &["disk0"])), was("secondary"));
+    place.wait_for_log("exitcode=70");
+    assert_eq!(place.ask(&set_role(Role::Secondary, &["disk0"])), was("init"));
+    std::fs::write(&once, "").unwrap();
+    let _streams = begin_to_connect(&place, |hello| {
+        hello.i8("virgin", 0).u64("resuid", 77).u64("localcnt", 0).u64("remotecnt", 0);
+    });
+    place.wait_for_log("Worker process killed");
+    assert_eq!(place.ask(&set_role(Role::Primary, &["disk0"])), stale_entry());
+}

@@ -233,6 +233,9 @@ impl Primary {
     fn stay(&mut self) {
         log::error!("The local disk cannot be written, and the secondary cannot be relied on.");
         self.detachment.disk = LocalDisk::Attached;
+        if !self.sync.unable_to_record {
+            self.forget_detachment(); // the nodes have become equal meanwhile
+        }
         for id in std::mem::take(&mut self.detachment.flushes) {
             self.complete(id, Err(Errno::EIO));
         }

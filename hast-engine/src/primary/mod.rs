@@ -502,6 +502,10 @@ impl Primary {
     /// The end cannot be waited for any longer. What a failed flush has dropped and nobody could write again is lost with
     /// this worker: that is no good end.
     fn exit_unfinished(&mut self) {
+        if !self.detachment.is_detached() && !self.sync.stale.is_subset(&self.sync.known) {
+            log::error!("What the local disk misses could not be written down. The data here is out of date.");
+            return self.exit(EXIT_STALE);
+        }
         if !self.has_dropped() {
             return self.exit(0);
         }

@@ -301,7 +301,7 @@ impl Primary {
             self.meta.failed = self.meta.wanted;
             return self.metadata_failed(self.meta.failed);
         };
-        self.meta.names_dropped = named != self.sync.stale;
+        self.meta.names_dropped = self.still_stale() != self.sync.stale;
         // What is not stale any more is durable before the disk stops saying that it is.
         let shrinks = self.sync.recorded.iter().any(|extent| !named.contains(extent));
         self.sync.recorded.union(&named);
@@ -363,7 +363,7 @@ impl Primary {
     /// joined over a gap whose extents the secondary has as well: too many are named then, never too few.
     /// `None` if that is not possible.
     fn stale_runs_to_save(&self) -> Option<Vec<Run>> {
-        if self.sync.target {
+        if self.metadata.extension.target {
             return Some(Vec::new()); // its whole map is stale; runs could not say it
         }
         let mut runs = runs_of(&self.still_stale());
@@ -459,12 +459,12 @@ impl Primary {
         if self.counted.is_some_and(|counted| counted <= save) {
             self.meta.owes_count = false;
         }
+        self.equal_here(save);
         self.end_saving(save, Ok(None));
         self.end_counting_flushes(save, Ok(None));
         self.begin_when_saved();
         self.resuid_drawn(save);
         self.merged();
-        self.equal_here(save);
     }
 
     fn metadata_failed(&mut self, save: u64) {

@@ -62,6 +62,10 @@ pub(super) struct Sync {
     knew: bool,
     /// Our localcnt as the secondary has it.
     pub(super) told: u64,
+    /// On this connection the secondary has written down that it is up to date, and was told nothing else since.
+    knows: bool,
+    /// The last save that made the counts equal.
+    pub(super) equal_save: u64,
     /// The device was told that it may read the local disk without asking.
     direct_reads: bool,
     /// ... and must not any more.
@@ -178,6 +182,8 @@ impl Sync {
             marked: Marked::No,
             knew: false,
             told: 0,
+            knows: false,
+            equal_save: 0,
             direct_reads: false,
             direct_reads_off: false,
             announced: false,
@@ -282,6 +288,7 @@ impl Primary {
         self.sync.announced = false;
         self.sync.knew = self.sync.marked == Marked::Yes;
         self.sync.marked = Marked::No;
+        self.sync.knows = false;
         self.sync.direct_reads_off = true;
         self.sync.step = Step::Copying;
         self.sync.failed.clear();
@@ -645,7 +652,9 @@ impl Primary {
     /// say so. It is told before that is copied, which a failing disk may never permit: the administrator changes over to
     /// the other node then, and finds it up to date.
     fn secondary_has_caught_up(&self) -> bool {
-        let knows = self.sync.told == self.metadata.localcnt && self.sync.marked == Marked::No;
+        let knows = self.sync.knows
+            && self.sync.told == self.metadata.localcnt
+            && self.sync.marked == Marked::No;
         !knows
             && !self.rests_on_secondary()
             && !self.detachment.is_leaving()
@@ -696,6 +705,7 @@ impl Primary {
                 self.counted = None;
                 self.forget_count();
                 let save = self.save_metadata();
+                self.sync.equal_save = save;
                 self.sync.step = Step::Saving(save);
                 self.kick_metadata();
             }
@@ -704,10 +714,13 @@ impl Primary {
 
     /// This node's counts are equal to the other's, durably: now the secondary's.
     pub(super) fn equal_here(&mut self, save: u64) {
+        if self.sync.equal_save > 0 && self.sync.equal_save <= save {
+            self.sync.target = false; // the disk says so, whatever has become of the session
+            self.sync.equal_save = 0;
+        }
         if !matches!(self.sync.step, Step::Saving(wanted) if wanted <= save) {
             return;
         }
-        self.sync.target = false; // the disk says so
         if self.link.has(Extensions::SYNC_MARKS) {
             self.sync.step = Step::Telling;
             self.sync.lacks_nothing();
@@ -739,6 +752,7 @@ impl Primary {
 
     fn equalised(&mut self) {
         self.sync.told = self.metadata.localcnt;
+        self.sync.knows = true;
         self.sync.unconfirmed = false;
         self.forget_count();
         self.sync.marked = Marked::No;

@@ -400,7 +400,9 @@ impl Supervisor {
         }
         drop(scope);
         match (resource.role, status.code()) {
-            (Role::Secondary, code) => resource.unsure = code == Some(EX_NOINPUT),
+            (Role::Secondary, Some(EX_NOINPUT)) => resource.unsure = true,
+            // One that has had the time to write it down has ended by itself.
+            (Role::Secondary, Some(0 | EX_TEMPFAIL | 78)) => resource.unsure = false,
             (Role::Primary, Some(EXIT_STALE)) => resource.unsure = true,
             _ => {}
         }

@@ -101,6 +101,8 @@ impl Supervisor {
                 let outdated = metadata.as_ref().and_then(Outdated::on);
                 let created = metadata.as_ref().is_some_and(|metadata| metadata.resuid == 0);
                 let outdated = outdated.or_else(|| Outdated::unsure(resource).filter(|_| !created));
+                let promoted = resource.change.as_ref().is_some_and(|change| change.role == Role::Primary);
+                let outdated = outdated.filter(|_| promoted);
                 if let Some(change) = &mut resource.change {
                     change.suspect |= metadata.is_some_and(|metadata| metadata.extension.possibly_behind);
                 }
