@@ -27,6 +27,8 @@ mod flushes;
 mod large;
 #[path = "histories/lost.rs"]
 mod lost;
+#[path = "histories/recorded.rs"]
+mod recorded;
 #[path = "histories/resting.rs"]
 mod resting;
 #[path = "histories/sessions.rs"]

@@ -420,7 +420,10 @@ impl Primary {
             let save = self.save_metadata();
             self.link.resuid_save = save;
             self.enter(Stage::Preparing { save, virgin });
-        } else if !self.meta.is_durable(self.link.resuid_save.max(self.link.merge_save).max(self.sync.equal_save)) {
+        } else if !self
+            .meta
+            .is_durable(self.link.resuid_save.max(self.link.merge_save).max(self.sync.equal_save))
+        {
             // Drawn in an attempt that broke off, and not on disk yet: nobody may adopt it before that. Nor may the
             // secondary take a generation for stored that is not (G1).
             let save = self.save_metadata();

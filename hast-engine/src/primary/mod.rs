@@ -502,9 +502,8 @@ impl Primary {
     /// The end cannot be waited for any longer. What a failed flush has dropped and nobody could write again is lost with
     /// this worker: that is no good end.
     fn exit_unfinished(&mut self) {
-        if !self.detachment.is_detached() && !self.sync.stale.is_subset(&self.sync.known) {
-            log::error!("What the local disk misses could not be written down. The data here is out of date.");
-            return self.exit(EXIT_STALE);
+        if self.detachment.is_detached() || !self.sync.stale.is_subset(&self.sync.known) {
+            return self.exit_out_of_date();
         }
         if !self.has_dropped() {
             return self.exit(0);
@@ -572,6 +571,8 @@ impl Primary {
                 );
                 self.exit(EXIT_PEER_BEHIND);
             }
+            // S1: our disk says nothing of what it misses.
+            AfterDrain::Exit if self.detachment.is_detached() => self.exit_out_of_date(),
             AfterDrain::Exit => self.exit(0),
             AfterDrain::Reconnect => {
                 self.phase = Phase::Connecting;
@@ -597,12 +598,15 @@ impl Primary {
             }
         };
         if self.meta.has_failed(save) && !self.leave_disk() {
-            log::error!(
-                "What the local disk misses could not be written down. The data here is out of date."
-            );
-            self.exit(EXIT_STALE);
+            self.exit_out_of_date();
         }
         true
+    }
+
+    /// Nobody but the secondary and the driver knows from now on that this node is out of date.
+    fn exit_out_of_date(&mut self) {
+        log::error!("What the local disk misses could not be written down. The data here is out of date.");
+        self.exit(EXIT_STALE);
     }
 
     fn exit(&mut self, code: i32) {

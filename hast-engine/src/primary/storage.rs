@@ -363,7 +363,7 @@ impl Primary {
     /// joined over a gap whose extents the secondary has as well: too many are named then, never too few.
     /// `None` if that is not possible.
     fn stale_runs_to_save(&self) -> Option<Vec<Run>> {
-        if self.metadata.extension.target {
+        if self.is_saved_as_target() {
             return Some(Vec::new()); // its whole map is stale; runs could not say it
         }
         let mut runs = runs_of(&self.still_stale());

@@ -255,6 +255,13 @@ impl Primary {
         was_stale
     }
 
+    /// Whether the next save says that this node is the target, so that all of its map is stale. Once the counts are to be
+    /// equal it does not, though the disk may still.
+    pub(super) fn is_saved_as_target(&self) -> bool {
+        let extension = &self.metadata.extension;
+        extension.target || extension.mark.is_some()
+    }
+
     /// The nodes may differ, or their counts do: copy, flush, equalise.
     pub(super) fn begin_session(&mut self) {
         if self.sync.step != Step::Copying && !self.all_left_is_stale() {
@@ -652,9 +659,8 @@ impl Primary {
     /// say so. It is told before that is copied, which a failing disk may never permit: the administrator changes over to
     /// the other node then, and finds it up to date.
     fn secondary_has_caught_up(&self) -> bool {
-        let knows = self.sync.knows
-            && self.sync.told == self.metadata.localcnt
-            && self.sync.marked == Marked::No;
+        let knows =
+            self.sync.knows && self.sync.told == self.metadata.localcnt && self.sync.marked == Marked::No;
         !knows
             && !self.rests_on_secondary()
             && !self.detachment.is_leaving()

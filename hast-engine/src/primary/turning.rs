@@ -224,7 +224,7 @@ impl Primary {
     /// there is no room for one more run the whole disk is, and all of it has to turn first: false. It never can while
     /// the secondary lacks something; whoever asks learns that when it tries.
     pub(super) fn may_be_called_stale(&mut self, extents: &Range<u32>) -> bool {
-        if self.metadata.extension.target || extents.clone().all(|extent| self.sync.stale.contains(extent)) {
+        if self.is_saved_as_target() || extents.clone().all(|extent| self.sync.stale.contains(extent)) {
             return true;
         }
         let mut stale = self.sync.stale.clone();

@@ -193,7 +193,7 @@ impl Primary {
         if self.link.is_up() {
             self.begin_session();
         }
-        if self.metadata.extension.target || self.sync.stale_runs().len() <= STALE_RUNS {
+        if self.is_saved_as_target() || self.sync.stale_runs().len() <= STALE_RUNS {
             return true; // a target's whole map is stale, and its metadata says just that
         }
         if self.is_owed(&(0..u32::MAX)) || self.secondary_is_behind() {

@@ -1,0 +1,245 @@
+//! What the disk of a primary says of it, and what its driver has to remember because the disk cannot say it.
+
+use super::*;
+
+fn target() -> H {
+    let mut h = H::new(24, 1, Extension::default(), &[2], 5, 3, 5);
+    h.handshake_first(Extensions::ALL);
+    h.answer(6, 3, SyncSource::Secondary, Some(vec![0; 512]));
+    assert!(h.p.status().facts.target);
+    h
+}
+
+/// S1, L3, L18: a target's disk fails the save that is to make the counts equal. It is the target still, whatever is saved next.
+#[test]
+fn a_target_whose_counts_could_not_be_made_equal_is_one_on_disk_too() {
+    let mut h = target();
+    h.serve_all(|message| (!is(Command::Flush)(message)).then_some(None));
+    h.policy = Box::new(|op| Some(if is_metadata(op) { Err(Errno::EIO) } else { Ok(()) }));
+    h.serve_all(|_| Some(None));
+    assert!(h.p.status().facts.target && !h.p.is_in_step());
+    // The disk takes its metadata again, and fails a write.
+    h.policy = Box::new(|op| Some(if is_data(op) { Err(Errno::EIO) } else { Ok(()) }));
+    h.w(1, 9);
+    h.serve_all(|message| matches!(message, Message::Request(_)).then_some(None));
+    assert_eq!(h.result(1), Some(Ok(None)), "it is on the secondary alone");
+    let metadata = h.metadata();
+    let stale: Vec<u32> = metadata.extension.stale.iter().flat_map(|run| run.extents()).collect();
+    assert!(metadata.extension.target || stale.contains(&9), "{metadata:?}");
+}
+
+/// The same if it is the secondary that fails a flush while the equal counts are being written.
+#[test]
+fn a_target_whose_session_goes_on_after_the_counts_were_saved_names_what_is_stale() {
+    let mut h = target();
+    h.policy = Box::new(|op| (!is_metadata(op)).then_some(Ok(())));
+    h.serve_all(|_| Some(None));
+    assert!(h.ops.iter().any(|(_, op)| is_metadata(op)), "the equal counts are being written");
+    h.req(1, Op::Write { offset: 5 * u64::from(ES), data: Buffer::from(vec![1; 512]) });
+    h.req(2, Op::Flush);
+    h.serve_all(|message| Some(is(Command::Flush)(message).then_some(Errno::EIO)));
+    h.policy = Box::new(|op| Some(if is_data(op) { Err(Errno::EIO) } else { Ok(()) }));
+    h.pump();
+    h.w(3, 9);
+    h.tick(2);
+    h.serve_all(|message| matches!(message, Message::Request(_)).then_some(None));
+    assert_eq!(h.result(3), Some(Ok(None)), "it is on the secondary alone");
+    let metadata = h.metadata();
+    let stale: Vec<u32> = metadata.extension.stale.iter().flat_map(|run| run.extents()).collect();
+    assert!(metadata.extension.target || stale.contains(&9), "{metadata:?}");
+}
+
+/// The nodes meet again: the counts that this node says are in step.
+#[test]
+fn a_target_whose_counts_could_not_be_saved_meets_its_secondary_again() {
+    let mut h = target();
+    h.serve_all(|message| (!is(Command::Flush)(message)).then_some(None));
+    h.policy = Box::new(|op| Some(if is_metadata(op) { Err(Errno::EIO) } else { Ok(()) }));
+    h.serve_all(|_| Some(None));
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    for _ in 0..3 {
+        h.sent.clear();
+        h.tick(11);
+        h.handshake_first(Extensions::ALL);
+        let said = h.sent.iter().find_map(|(_, message)| match message {
+            Message::SecondHello(hello) => Some((hello.localcnt, hello.remotecnt)),
+            _ => None,
+        });
+        // A secondary with (6, 3) is in step with (3, 6), and the newer one for (3, 5).
+        let source = if said == Some((3, 5)) { SyncSource::Secondary } else { SyncSource::Primary };
+        h.answer(6, 3, source, Some(vec![0; 512]));
+        h.serve_all(|_| Some(None));
+    }
+    assert!(h.p.is_in_step(), "{:?}", h.p.status());
+}
+
+/// A secondary that was marked, and whose connection broke before it heard that it is up to date again, is told although
+/// something is stale here.
+#[test]
+fn a_secondary_that_did_not_hear_that_it_is_up_to_date_is_told_again() {
+    let run = hast_format::extension::Run { first: 3, count: 1 };
+    let ext = Extension { generation: 1, stale: vec![run], ..Extension::default() };
+    let mut h = H::new(24, 1, ext, &[3, 7], 5, 1, 1);
+    h.policy = Box::new(|op| {
+        let bad =
+            matches!(op, DiskOp::Write { offset, .. } if (DATA + 3 * 4096..DATA + 4 * 4096).contains(offset));
+        Some(if bad { Err(Errno::EIO) } else { Ok(()) })
+    });
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    let says_start =
+        |message: &Message| matches!(message, Message::Mark(Mark { kind: MarkKind::SyncStart, .. }));
+    assert!(h.sent.iter().any(|(_, message)| says_start(message)));
+    let says_done =
+        |message: &Message| matches!(message, Message::Mark(Mark { kind: MarkKind::SyncDone { .. }, .. }));
+    for _ in 0..3 {
+        h.serve_all(|message| (!says_done(message)).then_some(None));
+        h.tick(6);
+    }
+    // The connection breaks before the secondary has heard that.
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    h.sent.clear();
+    h.tick(2);
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    let mut told = false;
+    for _ in 0..20 {
+        h.serve_all(|message| {
+            told |= says_done(message);
+            Some(None)
+        });
+        h.tick(6);
+    }
+    assert!(told, "it is marked as out of date for good: {:?} {:?}", h.p.status(), h.metadata());
+}
+
+fn detached_at_last(h: &H) -> Option<Metadata> {
+    h.other.iter().fold(None, |last, action| match action {
+        Action::Detached(metadata) => Some((**metadata).clone()),
+        Action::Attached => None,
+        _ => last,
+    })
+}
+
+/// One write was told to the secondary; then all is copied back, and while the secondary is told that the nodes are equal this
+/// disk is about to be given up, which the loss of the connection prevents. What this node writes alone from then on is on
+/// its disk: a worker that replaces this one has to read it.
+#[test]
+fn a_disk_that_was_not_given_up_after_all_is_read_by_the_next_worker() {
+    let mut h = H::in_step();
+    h.policy = Box::new(|op| Some(if is_data(op) || is_metadata(op) { Err(Errno::EIO) } else { Ok(()) }));
+    h.w(1, 7);
+    h.serve_all(|message| (!is_read(message)).then_some(None));
+    assert_eq!(h.result(1), Some(Ok(None)), "told");
+    assert!(detached_at_last(&h).is_some());
+    h.policy = Box::new(|_| Some(Ok(())));
+    let says_done =
+        |message: &Message| matches!(message, Message::Mark(Mark { kind: MarkKind::SyncDone { .. }, .. }));
+    for _ in 0..5 {
+        h.serve_all(|message| (!says_done(message)).then_some(None));
+        h.tick(1);
+    }
+    assert!(h.sent.iter().any(|(_, message)| says_done(message)), "{:?}", h.p.status());
+    // Now the map cannot be written.
+    h.policy = Box::new(|op| {
+        let map = !is_metadata(op) && !is_data(op) && *op != DiskOp::Flush;
+        Some(if map { Err(Errno::EIO) } else { Ok(()) })
+    });
+    h.w(2, 9);
+    assert_eq!(h.result(2), None, "it waits until the disk is given up");
+    h.serve_all(|message| says_done(message).then_some(None));
+    h.p.handle_lost(h.t, "gone");
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.pump();
+    h.tick(2);
+    h.w(3, 4);
+    assert_eq!(h.result(3), Some(Ok(None)), "alone");
+    assert_eq!((h.disk[(DATA + 4 * 4096) as usize], h.metadata().localcnt), (3, 2));
+    assert_eq!(detached_at_last(&h), None, "{:?}", h.p.status());
+}
+
+/// S1: what our disk misses could not be written down in time.
+#[test]
+fn a_planned_end_that_runs_out_of_time_says_that_the_data_is_out_of_date() {
+    let mut h = H::in_step();
+    h.w(1, 3);
+    h.serve_all(|message| (!is(Command::Flush)(message)).then_some(None));
+    assert_eq!(h.result(1), Some(Ok(None)));
+    let mut once = true;
+    h.policy = Box::new(move |op| match op {
+        DiskOp::Flush if std::mem::take(&mut once) => Some(Err(Errno::EIO)),
+        op if is_metadata(op) => None,
+        _ => Some(Ok(())),
+    });
+    h.tick(1);
+    h.serve_all(|message| is(Command::Flush)(message).then_some(None));
+    h.tick(1);
+    h.serve_all(|message| is(Command::Flush)(message).then_some(None));
+    assert_eq!(h.p.status().facts.stale_bytes, u64::from(ES), "{:?} {:?}", h.sent, h.ops);
+    h.p.handle_stop(h.t);
+    h.pump();
+    h.tick(60);
+    assert_eq!(h.metadata().extension.stale, []);
+    assert_eq!(h.exit(), Some(EXIT_STALE));
+}
+
+/// S1: this disk was given up, and says nothing of what it misses. A planned end leaves a node that does not know that it is
+/// out of date: the driver has to remember it.
+#[test]
+fn a_planned_end_of_a_node_without_its_disk_says_that_the_data_is_out_of_date() {
+    let mut h = H::in_step();
+    h.policy = Box::new(|_| Some(Err(Errno::EIO)));
+    h.w(1, 9);
+    h.req(2, Op::Flush);
+    h.serve_all(|_| Some(None));
+    h.tick(2);
+    h.serve_all(|_| Some(None));
+    assert_eq!(h.result(1), Some(Ok(None)));
+    assert!(detached_at_last(&h).is_some());
+    h.p.handle_stop(h.t);
+    h.pump();
+    h.serve_all(|_| Some(None));
+    h.tick(5);
+    h.serve_all(|_| Some(None));
+    let extension = h.metadata().extension;
+    assert_eq!((extension.stale, extension.mark, extension.target), (vec![], None, false));
+    assert_eq!(h.exit(), Some(EXIT_STALE));
+}
+
+/// Every second stale extent is copied back, the others cannot be. There are more runs than the metadata have room for, so
+/// that they name some of the extents between as well: that is written down once, not each second.
+#[test]
+fn what_is_named_too_many_is_not_saved_again_and_again() {
+    let run = hast_format::extension::Run { first: 0, count: 100 };
+    let ext = Extension { generation: 1, stale: vec![run], ..Extension::default() };
+    let mut h = H::new(200, 1, ext, &(0..100).collect::<Vec<u32>>(), 5, 1, 1);
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    // The secondary cannot read the others; then nothing more is asked of it before they are tried again.
+    let serve = |h: &mut H| {
+        h.serve_all(|message| match message {
+            Message::Request(Request { command: Command::Read, offset, .. })
+                if offset / u64::from(ES) % 2 == 1 =>
+            {
+                Some(Some(Errno::EIO))
+            }
+            _ => Some(None),
+        });
+    };
+    for _ in 0..60 {
+        serve(&mut h);
+        h.tick(2);
+    }
+    serve(&mut h);
+    assert_eq!(h.p.status().facts.stale_bytes, 50 * u64::from(ES));
+    let before = h.metadata().extension.generation;
+    for _ in 0..30 {
+        h.tick(1);
+        serve(&mut h);
+    }
+    let saves = h.metadata().extension.generation - before;
+    assert!(saves <= 6, "{saves} saves in 30 seconds");
+}
