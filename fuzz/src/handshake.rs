@@ -191,7 +191,13 @@ fn expected(provider: &Provider, metadata: &Metadata, hello: &SecondHello) -> De
     let decision = decide(hello, metadata.resuid, counts, written);
     let own = Met { last: metadata.extension.connection, before: metadata.extension.connection_before };
     let histories = meeting.map_or(Histories::Unknown, |meeting| compare(meeting.met, own));
-    judged(decision, said, counts, metadata.extension.mark.is_some(), histories)
+    match judged(decision, said, counts, metadata.extension.mark.is_some(), histories) {
+        // Each node has something that the other lacks.
+        Decision::Accept { source: SyncSource::Secondary, .. } if !metadata.extension.stale.is_empty() => {
+            Decision::SplitBrain
+        }
+        decision => decision,
+    }
 }
 
 fn map(provider: &Provider) -> Bitmap {
