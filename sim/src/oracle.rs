@@ -243,21 +243,25 @@ impl World {
         let Some(lack) = oracle.lack.get(node).filter(|lack| !lack.is_empty()) else { return Ok(()) };
         let unsure = self.nodes.get(node).is_some_and(|node| node.unsure);
         // Nodes that know no marks warn at best.
-        if unsure || self.plan.scene.is_plain() || secondary.all(|metadata| metadata.extension.mark.is_some())
-        {
+        if unsure || self.plan.scene.is_plain() {
             return Ok(());
         }
-        let counted = primary.all(|one| secondary.all(|other| one.localcnt > other.remotecnt));
-        let told = counted || self.plan.scene != Scene::AllFaults;
-        if told && !oracle.connected {
-            return Ok(());
-        }
-        // What its disk calls stale it would not serve.
+        let counted =
+            |metadata: &Metadata| primary.all(|one| one.localcnt > metadata.remotecnt) && !oracle.connected;
+        let told = |metadata: &Metadata| {
+            metadata.extension.mark.is_some()
+                || counted(metadata)
+                || (self.plan.scene != Scene::AllFaults && !oracle.connected)
+        };
+        // Whichever save is found. What its disk calls stale it would not serve.
+        let said =
+            |extent: &usize| secondary.all(|metadata| told(metadata) || names_stale(metadata, *extent));
         let extents: BTreeSet<usize> =
-            oracle.extents(lack).into_iter().filter(|extent| !secondary.is_stale(*extent)).collect();
+            oracle.extents(lack).into_iter().filter(|extent| !said(extent)).collect();
         if extents.is_empty() {
             return Ok(());
         }
+        let counted = secondary.all(counted);
         Err(format!(
             "node {node} lacks what was flushed in extents {extents:?} and is not marked; the primary was connected: {}, \
              has counted: {counted}",
