@@ -35,10 +35,14 @@ impl World {
     /// `node` was promoted, by force or though the other one may have acknowledged something alone.
     pub(crate) fn fork(&mut self, node: usize, forced: bool) {
         self.trace(|| format!("two histories from here on: node {node} may lack what the other one has"));
-        let older = self.memory.clone();
         let Some(branch) = self.as_held_by(node) else { return };
         let stale = self.stale_sectors(node);
-        self.admin.fork = Some(Fork { new: node, forced, branch, older, stale, mixed: false });
+        let (older, mixed) = match self.admin.fork.take() {
+            // Once more: what the other one holds has not changed.
+            Some(fork) if fork.new == node => (fork.older, fork.mixed),
+            _ => (self.memory.clone(), false),
+        };
+        self.admin.fork = Some(Fork { new: node, forced, branch, older, stale, mixed });
     }
 
     /// What the disk of `node` calls stale.
