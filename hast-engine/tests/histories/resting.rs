@@ -240,6 +240,45 @@ fn known_to_the_secondary_alone() -> H {
     h
 }
 
+/// The secondary refuses to write down what it alone has, twice; between, another write has begun to wait for that. It is
+/// answered all the same.
+#[test]
+fn a_refusal_does_not_strand_a_write_that_waits_for_the_secondary_to_be_relied_on() {
+    let mut h = H::in_step();
+    h.policy = Box::new(|op| Some(if is_data(op) || is_metadata(op) { Err(Errno::EIO) } else { Ok(()) }));
+    for (id, extent) in [(1, 7), (2, 9)] {
+        h.w(id, extent);
+    }
+    h.serve_all(stored_and_not_read);
+    let marks: Vec<u64> = h
+        .sent
+        .iter()
+        .filter_map(|(_, message)| match message {
+            Message::Mark(Mark { seq, kind: MarkKind::Stale { .. } }) => Some(*seq),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(marks.len(), 2, "{:?}", h.sent);
+    let refuse = |h: &mut H, seq: u64| {
+        h.serve_all(|message| {
+            matches!(message, Message::Mark(mark) if mark.seq == seq).then_some(Some(Errno::EIO))
+        });
+    };
+    refuse(&mut h, marks[0]);
+    h.w(3, 11);
+    h.serve_all(|message| is(Command::Write)(message).then_some(None));
+    h.serve_one(Command::Flush);
+    refuse(&mut h, marks[1]);
+    for _ in 0..3 {
+        h.serve_all(|message| match message {
+            Message::Mark(_) => Some(Some(Errno::EIO)),
+            message => stored_and_not_read(message),
+        });
+        h.tick(1);
+    }
+    assert_eq!([1, 2, 3].map(|id| h.result(id)), [1; 3].map(|_| Some(Err(Errno::EIO))));
+}
+
 /// The secondary's disk is a clone of ours, so that its count is ours and not what we know of its: what it would write down
 /// would not make it the source after a restart. Until the nodes are equal, what our disk fails has failed.
 #[test]

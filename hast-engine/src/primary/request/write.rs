@@ -427,7 +427,10 @@ impl Primary {
                 self.metadata.remotecnt = counted;
             }
         } else {
-            self.sync.relying = Relying::No;
+            // The flush that others wait for decides about those.
+            if self.sync.relying == Relying::Durable {
+                self.sync.relying = Relying::No;
+            }
             self.restore(key);
         }
         self.end_write(key, result.map(|()| None));
