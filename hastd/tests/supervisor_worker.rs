@@ -295,6 +295,15 @@ fn a_stopped_worker_holds_up_only_its_own_resource() {
     place.set_role(Role::Primary, &["all"]);
     let pid = worker(&place);
     kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+    // Each thread stops for itself, and until then may answer.
+    wait_for("all of the worker to stop", || {
+        let mut threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let stopped = threads.all(|thread| {
+            let stat = std::fs::read_to_string(thread.unwrap().path().join("stat")).unwrap_or_default();
+            stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+        });
+        stopped.then_some(())
+    });
     std::thread::scope(|scope| {
         // Asks the stopped worker too: its resource is marked, the other one is told about.
         let both = scope.spawn(|| place.ask(&support::status(&["all"])));
