@@ -319,6 +319,14 @@ impl H {
     fn exit(&self) -> Option<i32> {
         self.other.iter().find_map(|action| if let Action::Exit(code) = action { Some(*code) } else { None })
     }
+    /// What the worker has asked its driver to remember of a disk that was given up, if it is still given up.
+    fn detached_at_last(&self) -> Option<Metadata> {
+        self.other.iter().fold(None, |last, action| match action {
+            Action::Detached(metadata) => Some((**metadata).clone()),
+            Action::Attached => None,
+            _ => last,
+        })
+    }
     fn result(&self, id: u64) -> Option<DiskResult> {
         self.done.iter().find(|(i, _)| i.0 == id).map(|(_, r)| r.clone())
     }
@@ -330,6 +338,22 @@ impl H {
         assert!(h.p.is_in_step());
         h
     }
+    /// A target whose extents `bits` are being copied from the secondary, which says (6, 3).
+    fn target(bits: &[u32]) -> H {
+        let mut h = H::new(24, 1, Extension::default(), bits, 5, 3, 5);
+        h.handshake_first(Extensions::ALL);
+        h.answer(6, 3, SyncSource::Secondary, Some(vec![0; 512]));
+        assert!(h.p.status().facts.target);
+        h
+    }
+    /// The connection breaks; what was sent is lost, and the next connection waits for the secondary's answer.
+    fn meet_again(&mut self) {
+        self.p.handle_lost(self.t, "gone");
+        self.pump();
+        self.sent.clear();
+        self.tick(2);
+        self.handshake_first(Extensions::ALL);
+    }
 }
 const DATA: u64 = 4096 + 512;
 fn is_data(op: &DiskOp) -> bool {
@@ -340,6 +364,19 @@ fn is_metadata(op: &DiskOp) -> bool {
 }
 fn is_read(message: &Message) -> bool {
     matches!(message, Message::Request(Request { command: Command::Read, .. }))
+}
+fn is_mark(message: &Message) -> bool {
+    matches!(message, Message::Mark(_))
+}
+fn says_start(message: &Message) -> bool {
+    matches!(message, Message::Mark(Mark { kind: MarkKind::SyncStart, .. }))
+}
+fn says_done(message: &Message) -> bool {
+    matches!(message, Message::Mark(Mark { kind: MarkKind::SyncDone { .. }, .. }))
+}
+/// Whether the metadata on disk call `extent` stale.
+fn calls_stale(h: &H, extent: u32) -> bool {
+    h.metadata().extension.stale.iter().any(|run| run.extents().contains(&extent))
 }
 
 #[test]
@@ -490,10 +527,7 @@ fn failing_map_writes_spin() {
 
 #[test]
 fn map_stage_when_the_link_breaks_under_a_target() {
-    let mut h = H::new(24, 1, Extension::default(), &[2], 5, 3, 5);
-    h.handshake_first(Extensions::ALL);
-    h.answer(6, 3, SyncSource::Secondary, Some(vec![0; 512]));
-    assert!(h.p.status().facts.target);
+    let mut h = H::target(&[2]);
     h.policy = Box::new(|op| {
         if matches!(op, DiskOp::Write { offset, .. } if *offset >= 4096 && *offset < DATA) {
             None
@@ -511,17 +545,10 @@ fn map_stage_when_the_link_breaks_under_a_target() {
 
 #[test]
 fn taken_back_after_the_link_is_up_again() {
-    let mut h = H::new(24, 1, Extension::default(), &[2], 5, 3, 5);
-    h.handshake_first(Extensions::ALL);
-    h.answer(6, 3, SyncSource::Secondary, Some(vec![0; 512]));
-    assert!(h.p.status().facts.target);
+    let mut h = H::target(&[2]);
     h.policy = Box::new(|op| if is_data(op) { None } else { Some(Ok(())) });
     h.w(1, 9);
-    h.p.handle_lost(h.t, "gone");
-    h.pump();
-    h.sent.clear();
-    h.tick(2);
-    h.handshake_first(Extensions::ALL);
+    h.meet_again();
     h.answer(6, 3, SyncSource::Secondary, Some(vec![0; 512]));
     h.serve_all(|m| Some(None).filter(|_| matches!(m, Message::Mark(_))));
     assert!(h.p.status().complete);
@@ -849,10 +876,7 @@ fn a_write_that_fails_leaves_nothing_stale() {
 /// A target's disk cannot record what it misses, and the secondary counts for it: the target stays one.
 #[test]
 fn what_the_secondary_counts_for_a_target_does_not_make_them_equal() {
-    let mut h = H::new(24, 1, Extension::default(), &[2], 5, 3, 5);
-    h.handshake_first(Extensions::ALL);
-    h.answer(6, 3, SyncSource::Secondary, Some(vec![0; 512]));
-    assert!(h.p.status().facts.target);
+    let mut h = H::target(&[2]);
     h.policy = Box::new(|op| Some(if is_data(op) || is_metadata(op) { Err(Errno::EIO) } else { Ok(()) }));
     h.w(1, 9);
     h.serve_all(|m| match m {
@@ -922,15 +946,8 @@ fn resuid_zero_write_before_role_is_durable() {
 
 #[test]
 fn a_fresh_secondary_makes_half_synced_data_right() {
-    let mut h = H::new(24, 1, Extension::default(), &[2, 3], 5, 3, 5);
-    h.handshake_first(Extensions::ALL);
-    h.answer(6, 3, SyncSource::Secondary, Some(vec![0; 512]));
-    assert!(h.p.status().facts.target);
-    h.p.handle_lost(h.t, "gone");
-    h.pump();
-    h.sent.clear();
-    h.tick(2);
-    h.handshake_first(Extensions::ALL);
+    let mut h = H::target(&[2, 3]);
+    h.meet_again();
     h.answer(0, 0, SyncSource::Primary, Some(vec![0xff; 512]));
     h.serve_all(|_| Some(None));
     h.tick(3);
@@ -946,11 +963,7 @@ fn an_orphan_ends_in_the_next_session() {
     h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
     h.serve_all(|m| matches!(m, Message::Mark(_)).then_some(None));
     assert_eq!(h.ops.len(), 1); // the copy's local read hangs
-    h.p.handle_lost(h.t, "gone");
-    h.pump();
-    h.sent.clear();
-    h.tick(2);
-    h.handshake_first(Extensions::ALL);
+    h.meet_again();
     h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
     h.serve_all(|m| matches!(m, Message::Mark(_)).then_some(None));
     h.policy = Box::new(|_| Some(Ok(())));
@@ -1788,11 +1801,7 @@ fn complete_before_a_connected_secondary_knows_that_it_lacks_it() {
     let mut h = H::in_step();
     h.policy = Box::new(|op| if is_data(op) { None } else { Some(Ok(())) });
     h.w(1, 3);
-    h.p.handle_lost(h.t, "gone");
-    h.pump();
-    h.sent.clear();
-    h.tick(2);
-    h.handshake_first(Extensions::ALL);
+    h.meet_again();
     h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
     assert!(h.p.status().complete);
     h.policy = Box::new(|_| Some(Ok(())));
@@ -1831,19 +1840,12 @@ fn acknowledged_after_the_only_holder_went_away_while_that_was_written_down() {
 #[test]
 fn a_target_keeps_what_it_has_written_when_the_link_breaks() {
     // hast-model found it: the source loses power, and with it what both nodes had stored
-    let mut h = H::new(24, 1, Extension::default(), &[2], 5, 3, 5);
-    h.handshake_first(Extensions::ALL);
-    h.answer(6, 3, SyncSource::Secondary, Some(vec![0; 512]));
-    assert!(h.p.status().facts.target);
+    let mut h = H::target(&[2]);
     let write = |m: &Message| matches!(m, Message::Request(r) if r.command == Command::Write);
     h.req(1, Op::Write { offset: 9 * u64::from(ES), data: Buffer::from(vec![1; ES as usize]) });
     h.serve_all(|m| Some(None).filter(|_| write(m) || is(Command::Flush)(m)));
     assert_eq!(h.result(1), Some(Ok(None)));
-    h.p.handle_lost(h.t, "gone");
-    h.pump();
-    h.sent.clear();
-    h.tick(2);
-    h.handshake_first(Extensions::ALL);
+    h.meet_again();
     h.answer(6, 3, SyncSource::Secondary, Some(vec![0; 512]));
     h.serve_all(|m| Some(None).filter(|_| matches!(m, Message::Mark(_))));
     h.req(2, Op::Read { offset: 9 * u64::from(ES), length: 512 });

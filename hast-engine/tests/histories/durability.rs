@@ -343,11 +343,7 @@ fn a_worker_takes_over_without_a_disk() {
     let mut h = dead_disk();
     h.w(2, 9);
     h.serve_all(|_| Some(None));
-    let left = h.other.iter().find_map(|action| match action {
-        Action::Detached(metadata) => Some((**metadata).clone()),
-        _ => None,
-    });
-    let mut h = H::detached(left.unwrap());
+    let mut h = H::detached(h.detached_at_last().unwrap());
     h.policy = Box::new(|_| Some(Err(Errno::EIO)));
     h.req(1, Op::Read { offset: 0, length: 512 });
     h.w(2, 3);

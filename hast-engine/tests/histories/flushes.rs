@@ -278,7 +278,6 @@ fn a_flush_that_began_before_the_last_copy_does_not_make_the_nodes_equal() {
     assert_eq!(h.p.status().facts.to_synchronise_bytes, 0, "it is copied");
     h.serve_one(Command::Flush);
     assert_eq!(h.result(1), Some(Ok(None)));
-    let is_mark = |message: &Message| matches!(message, Message::Mark(_));
     assert!(!h.sent.iter().any(|(_, message)| is_mark(message)), "C2: {:?}", h.sent);
     h.serve_one(Command::Flush);
     assert!(h.sent.iter().any(|(_, message)| is_mark(message)), "{:?}", h.sent);
@@ -342,7 +341,6 @@ fn a_copy_that_is_made_while_a_synchronisation_ends_is_flushed_before_the_nodes_
     let mut h = H::new(24, 1, Extension::default(), &[2], 5, 1, 1);
     h.handshake_first(Extensions::ALL);
     h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
-    let is_mark = |message: &Message| matches!(message, Message::Mark(_));
     h.serve_all(|message| (is_mark(message) || is(Command::Write)(message)).then_some(None));
     assert!(h.sent.iter().any(|(_, message)| is(Command::Flush)(message)), "{:?}", h.sent);
     h.policy = one_write_fails();

@@ -2,18 +2,10 @@
 
 use super::*;
 
-fn target() -> H {
-    let mut h = H::new(24, 1, Extension::default(), &[2], 5, 3, 5);
-    h.handshake_first(Extensions::ALL);
-    h.answer(6, 3, SyncSource::Secondary, Some(vec![0; 512]));
-    assert!(h.p.status().facts.target);
-    h
-}
-
 /// S1, L3, L18: a target's disk fails the save that is to make the counts equal. It is the target still, whatever is saved next.
 #[test]
 fn a_target_whose_counts_could_not_be_made_equal_is_one_on_disk_too() {
-    let mut h = target();
+    let mut h = H::target(&[2]);
     h.serve_all(|message| (!is(Command::Flush)(message)).then_some(None));
     h.policy = Box::new(|op| Some(if is_metadata(op) { Err(Errno::EIO) } else { Ok(()) }));
     h.serve_all(|_| Some(None));
@@ -24,14 +16,13 @@ fn a_target_whose_counts_could_not_be_made_equal_is_one_on_disk_too() {
     h.serve_all(|message| matches!(message, Message::Request(_)).then_some(None));
     assert_eq!(h.result(1), Some(Ok(None)), "it is on the secondary alone");
     let metadata = h.metadata();
-    let stale: Vec<u32> = metadata.extension.stale.iter().flat_map(|run| run.extents()).collect();
-    assert!(metadata.extension.target || stale.contains(&9), "{metadata:?}");
+    assert!(metadata.extension.target || calls_stale(&h, 9), "{metadata:?}");
 }
 
 /// The same if it is the secondary that fails a flush while the equal counts are being written.
 #[test]
 fn a_target_whose_session_goes_on_after_the_counts_were_saved_names_what_is_stale() {
-    let mut h = target();
+    let mut h = H::target(&[2]);
     h.policy = Box::new(|op| (!is_metadata(op)).then_some(Ok(())));
     h.serve_all(|_| Some(None));
     assert!(h.ops.iter().any(|(_, op)| is_metadata(op)), "the equal counts are being written");
@@ -45,14 +36,13 @@ fn a_target_whose_session_goes_on_after_the_counts_were_saved_names_what_is_stal
     h.serve_all(|message| matches!(message, Message::Request(_)).then_some(None));
     assert_eq!(h.result(3), Some(Ok(None)), "it is on the secondary alone");
     let metadata = h.metadata();
-    let stale: Vec<u32> = metadata.extension.stale.iter().flat_map(|run| run.extents()).collect();
-    assert!(metadata.extension.target || stale.contains(&9), "{metadata:?}");
+    assert!(metadata.extension.target || calls_stale(&h, 9), "{metadata:?}");
 }
 
 /// The nodes meet again: the counts that this node says are in step.
 #[test]
 fn a_target_whose_counts_could_not_be_saved_meets_its_secondary_again() {
-    let mut h = target();
+    let mut h = H::target(&[2]);
     h.serve_all(|message| (!is(Command::Flush)(message)).then_some(None));
     h.policy = Box::new(|op| Some(if is_metadata(op) { Err(Errno::EIO) } else { Ok(()) }));
     h.serve_all(|_| Some(None));
@@ -89,21 +79,13 @@ fn a_secondary_that_did_not_hear_that_it_is_up_to_date_is_told_again() {
     });
     h.handshake_first(Extensions::ALL);
     h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
-    let says_start =
-        |message: &Message| matches!(message, Message::Mark(Mark { kind: MarkKind::SyncStart, .. }));
     assert!(h.sent.iter().any(|(_, message)| says_start(message)));
-    let says_done =
-        |message: &Message| matches!(message, Message::Mark(Mark { kind: MarkKind::SyncDone { .. }, .. }));
     for _ in 0..3 {
         h.serve_all(|message| (!says_done(message)).then_some(None));
         h.tick(6);
     }
     // The connection breaks before the secondary has heard that.
-    h.p.handle_lost(h.t, "gone");
-    h.pump();
-    h.sent.clear();
-    h.tick(2);
-    h.handshake_first(Extensions::ALL);
+    h.meet_again();
     h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
     let mut told = false;
     for _ in 0..20 {
@@ -116,14 +98,6 @@ fn a_secondary_that_did_not_hear_that_it_is_up_to_date_is_told_again() {
     assert!(told, "it is marked as out of date for good: {:?} {:?}", h.p.status(), h.metadata());
 }
 
-fn detached_at_last(h: &H) -> Option<Metadata> {
-    h.other.iter().fold(None, |last, action| match action {
-        Action::Detached(metadata) => Some((**metadata).clone()),
-        Action::Attached => None,
-        _ => last,
-    })
-}
-
 /// One write was told to the secondary; then all is copied back, and while the secondary is told that the nodes are equal this
 /// disk is about to be given up, which the loss of the connection prevents. What this node writes alone from then on is on
 /// its disk: a worker that replaces this one has to read it.
@@ -134,10 +108,8 @@ fn a_disk_that_was_not_given_up_after_all_is_read_by_the_next_worker() {
     h.w(1, 7);
     h.serve_all(|message| (!is_read(message)).then_some(None));
     assert_eq!(h.result(1), Some(Ok(None)), "told");
-    assert!(detached_at_last(&h).is_some());
+    assert!(h.detached_at_last().is_some());
     h.policy = Box::new(|_| Some(Ok(())));
-    let says_done =
-        |message: &Message| matches!(message, Message::Mark(Mark { kind: MarkKind::SyncDone { .. }, .. }));
     for _ in 0..5 {
         h.serve_all(|message| (!says_done(message)).then_some(None));
         h.tick(1);
@@ -158,7 +130,7 @@ fn a_disk_that_was_not_given_up_after_all_is_read_by_the_next_worker() {
     h.w(3, 4);
     assert_eq!(h.result(3), Some(Ok(None)), "alone");
     assert_eq!((h.disk[(DATA + 4 * 4096) as usize], h.metadata().localcnt), (3, 2));
-    assert_eq!(detached_at_last(&h), None, "{:?}", h.p.status());
+    assert_eq!(h.detached_at_last(), None, "{:?}", h.p.status());
 }
 
 /// S1: what our disk misses could not be written down in time.
@@ -198,7 +170,7 @@ fn a_planned_end_of_a_node_without_its_disk_says_that_the_data_is_out_of_date() 
     h.tick(2);
     h.serve_all(|_| Some(None));
     assert_eq!(h.result(1), Some(Ok(None)));
-    assert!(detached_at_last(&h).is_some());
+    assert!(h.detached_at_last().is_some());
     h.p.handle_stop(h.t);
     h.pump();
     h.serve_all(|_| Some(None));

@@ -6,14 +6,6 @@ fn tells_stale(message: &Message) -> bool {
     matches!(message, Message::Mark(Mark { kind: MarkKind::Stale { .. }, .. }))
 }
 
-fn says_done(message: &Message) -> bool {
-    matches!(message, Message::Mark(Mark { kind: MarkKind::SyncDone { .. }, .. }))
-}
-
-fn says_start(message: &Message) -> bool {
-    matches!(message, Message::Mark(Mark { kind: MarkKind::SyncStart, .. }))
-}
-
 /// The secondary stores and flushes, and cannot read.
 fn stored_and_not_read(message: &Message) -> Option<Option<Errno>> {
     match message {
@@ -304,11 +296,7 @@ fn a_clone_is_not_relied_on_before_the_nodes_are_equal() {
 #[test]
 fn what_only_the_secondary_remembers_the_driver_remembers_too() {
     let mut h = known_to_the_secondary_alone();
-    let left = h.other.iter().find_map(|action| match action {
-        Action::Detached(metadata) => Some((**metadata).clone()),
-        _ => None,
-    });
-    let mut next = H::detached(left.unwrap());
+    let mut next = H::detached(h.detached_at_last().unwrap());
     next.handshake_first(Extensions::ALL);
     next.answer(2, 1, SyncSource::Secondary, Some(vec![0xff; 512]));
     next.req(2, Op::Read { offset: 7 * u64::from(ES), length: 512 });

@@ -559,17 +559,6 @@ fn secondary_of(
     };
     let mut map = vec![0; layout.map_bytes() as usize];
     map[0] = bits;
-    let hello = SecondHello {
-        resource: "t".into(),
-        token: [9; 16],
-        virgin: false,
-        resuid: 5,
-        localcnt: 1,
-        remotecnt: 1,
-        boot: Some([3; 16]),
-        parting: None,
-        meeting: None,
-    };
     let start = SecondaryStart {
         settings: H::settings(),
         metadata,
@@ -578,7 +567,7 @@ fn secondary_of(
         version: 2,
         ext,
         host: Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros },
-        hello,
+        hello: S::hello(),
         unsure: false,
     };
     Driven {

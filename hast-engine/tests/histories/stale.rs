@@ -92,7 +92,7 @@ fn a_secondary_that_lacks_nothing_is_told_so_while_something_is_stale_here() {
         assert_eq!(told.len(), usize::from(known == Extensions::ALL), "once");
         let facts = h.p.status().facts;
         assert_eq!((facts.stale_bytes, h.p.is_in_step()), (u64::from(ES), false), "{facts:?}");
-        // Counts that say that nobody is out of date: whoever is primary next takes the other one for its secondary.
+        // The counts say that no node is out of date: either of them may be primary next, and the other its secondary.
         let metadata = h.metadata();
         assert_eq!(metadata.extension.stale, stale(3).stale);
         let equal = if known == Extensions::ALL { (2, 1) } else { (1, 1) };
@@ -133,11 +133,7 @@ fn nodes_meet_again_though_what_is_stale_is_too_scattered_to_be_written_down() {
     });
     assert_eq!(h.p.status().facts.stale_bytes, 50 * u64::from(ES));
     let named = h.metadata().extension.stale;
-    h.p.handle_lost(h.t, "gone");
-    h.pump();
-    h.sent.clear();
-    h.tick(2);
-    h.handshake_first(Extensions::ALL);
+    h.meet_again();
     assert!(h.sent.iter().any(|(_, message)| matches!(message, Message::SecondHello(_))), "{:?}", h.sent);
     assert_eq!(h.metadata().extension.stale, named);
     h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));

@@ -3,20 +3,11 @@
 
 use super::*;
 
-/// A target whose extent 2 is being copied from the secondary.
-fn target() -> H {
-    let mut h = H::new(24, 1, Extension::default(), &[2], 5, 3, 5);
-    h.handshake_first(Extensions::ALL);
-    h.answer(6, 3, SyncSource::Secondary, Some(vec![0; 512]));
-    assert!(h.p.status().facts.target);
-    h
-}
-
 /// L18: the connection takes a write with it that our disk has. Nobody knows whether the secondary has it, whose copy is
 /// the right one: once the write has failed, the extent is not read here.
 #[test]
 fn a_write_that_was_taken_back_is_not_read_here() {
-    let mut h = target();
+    let mut h = H::target(&[2]);
     h.req(1, whole(9, 1));
     h.p.handle_lost(h.t, "gone");
     h.pump();
@@ -33,7 +24,7 @@ fn a_write_that_was_taken_back_is_not_read_here() {
 /// would seem to have been written apart.
 #[test]
 fn a_flush_of_a_target_is_not_counted() {
-    let mut h = target();
+    let mut h = H::target(&[2]);
     h.req(1, whole(9, 1));
     h.serve_all(|message| (is(Command::Write)(message) || is(Command::Flush)(message)).then_some(None));
     assert_eq!(h.result(1), Some(Ok(None)));
@@ -47,7 +38,7 @@ fn a_flush_of_a_target_is_not_counted() {
 /// The same while the secondary is there, and has failed a flush since.
 #[test]
 fn a_flush_of_a_target_is_not_counted_though_the_secondary_has_failed_one() {
-    let mut h = target();
+    let mut h = H::target(&[2]);
     h.req(1, whole(9, 1));
     h.serve_all(|message| (is(Command::Write)(message) || is(Command::Flush)(message)).then_some(None));
     assert_eq!(h.result(1), Some(Ok(None)));

@@ -20,10 +20,6 @@ fn sector(extent: u64, which: u64, value: u8) -> Op {
     Op::Write { offset: extent * u64::from(ES) + which * 512, data: Buffer::from(vec![value; 512]) }
 }
 
-fn calls_stale(h: &H, extent: u32) -> bool {
-    h.metadata().extension.stale.iter().any(|run| run.extents().contains(&extent))
-}
-
 /// L3: a write of a whole extent that is stale here waits for the secondary to flush it, and a flush of our disk fails
 /// meanwhile, which may have dropped the write: the extent stays stale, though our disk had answered the write well.
 #[test]
@@ -201,11 +197,7 @@ fn a_write_that_is_taken_back_leaves_open_which_copy_of_a_turning_extent_is_righ
     let mut h = H::in_step();
     h.policy = Box::new(|op| (!is_data(op)).then_some(Ok(())));
     h.req(1, sector(3, 1, 1));
-    h.p.handle_lost(h.t, "gone");
-    h.pump();
-    h.sent.clear();
-    h.tick(2);
-    h.handshake_first(Extensions::ALL);
+    h.meet_again();
     h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
     h.serve_all(|_| Some(None));
     let second = DATA + 3 * u64::from(ES) + 2 * 512;
@@ -235,8 +227,6 @@ fn the_device_does_not_read_what_turns_without_asking() {
     let mut h = H::new(24, 1, Extension::default(), &[2], 5, 1, 1);
     h.handshake_first(Extensions::ALL);
     h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
-    let says_done =
-        |message: &Message| matches!(message, Message::Mark(Mark { kind: MarkKind::SyncDone { .. }, .. }));
     h.serve_all(|message| (!says_done(message)).then_some(None));
     h.w(1, 5);
     h.serve_all(|message| is(Command::Write)(message).then_some(None));

@@ -11,10 +11,6 @@ fn write_there(message: &Message) -> bool {
     matches!(message, Message::Request(Request { command: Command::Write, .. }))
 }
 
-fn says_done(message: &Message) -> bool {
-    matches!(message, Message::Mark(Mark { kind: MarkKind::SyncDone { .. }, .. }))
-}
-
 /// A primary whose disk failed one write and has its extent from the secondary now, which is still to flush. The
 /// secondary lacks nothing, and so was not marked.
 fn copied() -> H {
