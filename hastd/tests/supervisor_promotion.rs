@@ -12,7 +12,7 @@ use hast_net::handshake::FirstReply;
 use hast_provider::Provider;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use support::{Place, Stream, exchange, is_alive, set_role, status, wait_for};
+use support::{Daemon, Place, Stream, exchange, is_alive, set_role, status, wait_for};
 
 const PEER: &str = "127.0.0.4";
 const SINCE: u64 = 1_795_503_600;
@@ -92,6 +92,13 @@ fn begin_to_connect(place: &Place, introduce: impl FnOnce(&mut Writer)) -> (Stre
     (out, in_)
 }
 
+/// The same for a primary that has met this node and has not counted since.
+fn begin_to_connect_again(place: &Place) -> (Stream, Stream) {
+    begin_to_connect(place, |hello| {
+        hello.i8("virgin", 0).u64("resuid", 77).u64("localcnt", 0).u64("remotecnt", 0);
+    })
+}
+
 fn verbose(place: &Place) -> ResourceStatus {
     let reply = place.ask(&Request { verbose: true, ..status(&["disk0"]) });
     let Reply::Entries(mut entries) = reply else { panic!("{reply:?}") };
@@ -127,26 +134,39 @@ fn from_role_init() {
     assert_eq!(events, ["role disk0 init primary", "role disk0 init secondary", "role disk0 secondary init"]);
 }
 
+/// A daemon whose resource has an id, without which there is nobody to be behind. A worker that finds the file "die" ends
+/// as the file says.
+fn start_with_an_id(place: &Place) -> Daemon<'_> {
+    let daemon = place.start_as(place.command().env("HASTD_TEST_DIE", place.path("die")), &[]);
+    assert_eq!(place.set_role(Role::Secondary, &["disk0"]), ["init"]);
+    drop(connect(place));
+    wait_for("the worker to end", || (place.status("disk0").workerpid == 0).then_some(()));
+    daemon
+}
+
+/// The same, after a worker of a primary has ended without writing down that the data here is out of date.
+fn start_and_become_secondary_out_of_date(place: &Place) -> Daemon<'_> {
+    let daemon = start_with_an_id(place);
+    std::fs::write(place.path("die"), "70").unwrap();
+    assert_eq!(place.ask(&set_role(Role::Primary, &["disk0"])), was("secondary"));
+    place.wait_for_log("exitcode=70");
+    assert_eq!(place.ask(&set_role(Role::Secondary, &["disk0"])), was("init"));
+    daemon
+}
+
 /// B1, S1: the worker has found out that the data here is out of date, and could not write that down. The supervisor
 /// remembers it, whatever role the node has had since, until the node is primary by force or the provider is a new one.
 #[test]
 fn what_a_worker_could_not_write_down_is_remembered() {
     for (role, code) in [(Role::Secondary, "66"), (Role::Primary, "70")] {
         let place = place();
-        let once = place.path("die");
-        let _daemon = place.start_as(place.command().env("HASTD_TEST_DIE", &once), &[]);
-        // An id, without which there is nobody to be behind.
-        assert_eq!(place.set_role(Role::Secondary, &["disk0"]), ["init"]);
-        drop(connect(&place));
-        wait_for("the worker to end", || (place.status("disk0").workerpid == 0).then_some(()));
-        std::fs::write(&once, code).unwrap();
+        let _daemon = start_with_an_id(&place);
+        std::fs::write(place.path("die"), code).unwrap();
         let _streams = if role == Role::Primary {
             assert_eq!(place.ask(&set_role(Role::Primary, &["disk0"])), was("secondary"));
             None
         } else {
-            Some(begin_to_connect(&place, |hello| {
-                hello.i8("virgin", 0).u64("resuid", 77).u64("localcnt", 0).u64("remotecnt", 0);
-            }))
+            Some(begin_to_connect_again(&place))
         };
         place.wait_for_log(&format!("exitcode={code}"));
         for _ in 0..2 {
@@ -400,34 +420,16 @@ fn only_a_verbose_status_tells_facts() {
 #[test]
 fn a_node_that_is_remembered_to_be_out_of_date_becomes_secondary() {
     let place = place();
-    let once = place.path("die");
-    let _daemon = place.start_as(place.command().env("HASTD_TEST_DIE", &once), &[]);
-    assert_eq!(place.set_role(Role::Secondary, &["disk0"]), ["init"]);
-    drop(connect(&place));
-    wait_for("the worker to end", || (place.status("disk0").workerpid == 0).then_some(()));
-    std::fs::write(&once, "70").unwrap();
-    assert_eq!(place.ask(&set_role(Role::Primary, &["disk0"])), was("secondary"));
-    place.wait_for_log("exitcode=70");
-    assert_eq!(place.ask(&set_role(Role::Secondary, &["disk0"])), was("init"));
+    let _daemon = start_and_become_secondary_out_of_date(&place);
 }
 
 /// S1: the same; the secondary's worker that is to write it down dies before it can.
 #[test]
 fn what_a_worker_could_not_write_down_is_remembered_until_one_has() {
     let place = place();
-    let once = place.path("die");
-    let _daemon = place.start_as(place.command().env("HASTD_TEST_DIE", &once), &[]);
-    assert_eq!(place.set_role(Role::Secondary, &["disk0"]), ["init"]);
-    drop(connect(&place));
-    wait_for("the worker to end", || (place.status("disk0").workerpid == 0).then_some(()));
-    std::fs::write(&once, "70").unwrap();
-    assert_eq!(place.ask(&set_role(Role::Primary, &["disk0"])), was("secondary"));
-    place.wait_for_log("exitcode=70");
-    assert_eq!(place.ask(&set_role(Role::Secondary, &["disk0"])), was("init"));
-    std::fs::write(&once, "").unwrap();
-    let _streams = begin_to_connect(&place, |hello| {
-        hello.i8("virgin", 0).u64("resuid", 77).u64("localcnt", 0).u64("remotecnt", 0);
-    });
+    let _daemon = start_and_become_secondary_out_of_date(&place);
+    std::fs::write(place.path("die"), "").unwrap();
+    let _streams = begin_to_connect_again(&place);
     place.wait_for_log("Worker process killed");
     assert_eq!(place.ask(&set_role(Role::Primary, &["disk0"])), stale_entry());
 }
