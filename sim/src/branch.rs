@@ -178,10 +178,9 @@ impl World {
     pub(crate) fn was_flushed(&mut self, node: usize, invoked: Duration) {
         let both = self.nodes.iter().all(Node::is_primary);
         match &mut self.admin.fork {
-            // What it lacks was given up, and its flush says nothing about that.
-            Some(fork) if fork.forced && fork.new == node => fork.branch.flushed(invoked),
-            // Nor about what the other one has written beside it.
-            Some(fork) if both && fork.new == node => fork.branch.flushed(invoked),
+            // Its flush says nothing about what it lacks and was given up, nor about what the other one has written
+            // beside it.
+            Some(fork) if fork.new == node && (fork.forced || both) => fork.branch.flushed(invoked),
             Some(fork) if both => fork.older.flushed(invoked),
             _ => self.memories(node).for_each(|memory| memory.flushed(invoked)),
         }

@@ -181,7 +181,7 @@ impl Memory {
     /// A flush that was begun at `invoked` was acknowledged: what was superseded by then never comes back.
     pub fn flushed(&mut self, invoked: Duration) {
         for sector in &mut self.sectors {
-            // A write that was not acknowledged no flush has to cover, whoever has read it.
+            // A flush need not cover a write that was not acknowledged, although a client has read it.
             sector.retain(|candidate| {
                 candidate.by_reading || candidate.superseded.is_none_or(|at| at >= invoked)
             });

@@ -296,12 +296,13 @@ impl Primary {
         if self.meta.writing.is_some() || !(wanted || self.detachment.begins_save()) {
             return;
         }
-        let Some((stale, named)) = self.stale_to_name() else {
+        let still_stale = self.still_stale();
+        let Some((stale, named)) = self.stale_to_name(&still_stale) else {
             log::error!("What the local disk misses is too scattered to be written down.");
             self.meta.failed = self.meta.wanted;
             return self.metadata_failed(self.meta.failed);
         };
-        self.meta.names_dropped = self.still_stale() != self.sync.stale;
+        self.meta.names_dropped = still_stale != self.sync.stale;
         // What is not stale any more is durable before the disk stops saying that it is.
         let shrinks = self.sync.recorded.iter().any(|extent| !named.contains(extent));
         self.sync.recorded.union(&named);
@@ -337,9 +338,9 @@ impl Primary {
     }
 
     /// What the next save names stale, as runs and as extents.
-    fn stale_to_name(&self) -> Option<(Vec<Run>, Bitmap)> {
-        let (runs, mut named) = match self.stale_runs_to_save() {
-            Some(runs) => (runs, self.still_stale()),
+    fn stale_to_name(&self, still_stale: &Bitmap) -> Option<(Vec<Run>, Bitmap)> {
+        let (runs, mut named) = match self.stale_runs_to_save(still_stale) {
+            Some(runs) => (runs, still_stale.clone()),
             None if self.may_name_the_same() => (self.meta.runs.clone(), Bitmap::new(self.sync.stale.len())),
             None => return None,
         };
@@ -362,11 +363,11 @@ impl Primary {
     /// The stale extents as the metadata names them, in as many runs as it has room for. Neighbouring runs are
     /// joined over a gap whose extents the secondary has as well: too many are named then, never too few.
     /// `None` if that is not possible.
-    fn stale_runs_to_save(&self) -> Option<Vec<Run>> {
+    fn stale_runs_to_save(&self, still_stale: &Bitmap) -> Option<Vec<Run>> {
         if self.is_saved_as_target() {
             return Some(Vec::new()); // its whole map is stale; runs could not say it
         }
-        let mut runs = runs_of(&self.still_stale());
+        let mut runs = runs_of(still_stale);
         while runs.len() > STALE_RUNS {
             let gaps = runs.windows(2).enumerate().filter_map(|(at, pair)| match pair {
                 [left, right] => Some((at, left.extents().end..right.first)),

@@ -761,7 +761,7 @@ impl Primary {
         self.sync.knows = true;
         self.sync.unconfirmed = false;
         self.forget_count();
-        self.sync.marked = Marked::No;
+        self.sync.lacks_nothing();
         self.sync.step = Step::Copying;
         if !self.map.to_synchronise().is_empty() {
             log::info!("{} is up to date.", self.link.name());

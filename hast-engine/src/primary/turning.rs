@@ -51,7 +51,7 @@ impl Turning {
         self.since.contains(extent) || self.before.contains(extent)
     }
 
-    /// Whether there is none.
+    /// Whether no extent turns.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.since.is_empty() && self.before.is_empty()
