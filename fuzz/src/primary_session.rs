@@ -7,7 +7,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use hast_engine::{Action, EXIT_PEER_BEHIND, MAX_REQUEST, Op, Primary, PrimaryStart, RequestId, Side};
+use hast_engine::{
+    Action, EXIT_PEER_BEHIND, EXIT_STALE, MAX_REQUEST, Op, Primary, PrimaryStart, RequestId, Side,
+};
 use hast_format::nv::Writer;
 use hast_net::buffer::{Buffer, Pool};
 use hast_net::frame::{Limits, Receiver};
@@ -84,7 +86,9 @@ impl node::Session for Session {
                 }
                 Action::Event(_) | Action::DirectReads(_) | Action::Detached(_) | Action::Attached => {}
                 Action::Exit(code) => {
-                    assert!([0, 66, EXIT_PEER_BEHIND].contains(&code), "exit {code}");
+                    // It knows that it is out of date, and could not write it down.
+                    let stale = code == EXIT_STALE && self.node.provider.metadata_has_failed();
+                    assert!(stale || [0, 66, EXIT_PEER_BEHIND].contains(&code), "exit {code}");
                     self.node.over = true;
                     let late = !self.concluding && self.node.provider.pending() > 0;
                     self.gave_up = code == 66 || late;

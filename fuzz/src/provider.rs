@@ -32,6 +32,8 @@ pub struct Provider {
     pending: Vec<Pending>,
     no_cache: bool,
     flush_has_failed: bool,
+    /// A write of the metadata has failed.
+    metadata_failed: bool,
     /// Where reads have failed: there a primary writes back what the secondary has, beside other reads.
     repairs: Option<Vec<Range<u64>>>,
     /// The metadata was written since it was looked at.
@@ -89,6 +91,7 @@ impl Provider {
             pending: Vec::new(),
             no_cache,
             flush_has_failed: false,
+            metadata_failed: false,
             repairs: None,
             touched: true,
         }
@@ -147,6 +150,12 @@ impl Provider {
         self.flush_has_failed
     }
 
+    /// Whether a write of the metadata or any flush has failed: what an engine wanted to record may not be there.
+    #[must_use]
+    pub fn metadata_has_failed(&self) -> bool {
+        self.metadata_failed || self.flush_has_failed
+    }
+
     /// Takes an operation; gives its place in the data area, if that is where it goes.
     ///
     /// # Panics
@@ -184,6 +193,8 @@ impl Provider {
             } else if op == DiskOp::Flush {
                 self.flush_has_failed = true;
             }
+            self.metadata_failed |=
+                matches!(op, DiskOp::Write { offset, .. } if offset < self.layout.map_offset());
             return (id, Err(error));
         }
         let range = |offset: u64, length: usize| {

@@ -146,7 +146,7 @@ struct Run {
     complaint: Option<String>,
     /// The input that failed, where it lies ...
     artifact: Option<String>,
-    /// ... and in base64, for whoever has only what was printed.
+    /// ... and in base64, for a reader who has only what was printed.
     input: Option<String>,
     log: PathBuf,
 }
@@ -174,6 +174,8 @@ impl Run {
         let status = status.map_err(|error| format!("{name}: {error}"))?;
         let text = fs::read(&log).map_err(|error| format!("{}: {error}", log.display()))?;
         let text = String::from_utf8_lossy(&text);
+        let artifact =
+            text.lines().find_map(|line| Some(line.split_once("Test unit written to ")?.1.to_owned()));
         let run = Run {
             target: name.to_owned(),
             executions: last_number(&text, "stat::number_of_executed_units:"),
@@ -182,10 +184,8 @@ impl Run {
             corpus: last_number(&text, " corp:"),
             succeeded: status.success(),
             complaint: complaint(&text),
-            artifact: text
-                .lines()
-                .find_map(|line| Some(line.split_once("Test unit written to ")?.1.to_owned())),
-            input: text.lines().find_map(|line| Some(line.strip_prefix("Base64: ")?.to_owned())),
+            input: artifact.as_deref().and_then(base64),
+            artifact,
             log,
         };
         if run.succeeded && run.executions == 0 {
@@ -217,11 +217,29 @@ impl Run {
     }
 }
 
+/// A file in base64, as coreutils say it (libFuzzer does so for short inputs alone).
+fn base64(file: &str) -> Option<String> {
+    let output = Command::new("base64")
+        .args(["-w", "0", file])
+        .output()
+        .ok()
+        .filter(|output| output.status.success())?;
+    String::from_utf8(output.stdout).ok()
+}
+
 /// Where something panicked and what it said, or what libFuzzer gives as its reason.
 fn complaint(text: &str) -> Option<String> {
     let mut lines = text.lines().skip_while(|line| !line.contains(" panicked at "));
     if let Some((_, place)) = lines.next().and_then(|line| line.split_once(" panicked at ")) {
-        return Some(format!("{place} {}", lines.next().unwrap_or_default()));
+        let mut complaint = format!("{place} {}", lines.next().unwrap_or_default());
+        // What an assertion compared stands below it.
+        for compared in
+            lines.map(str::trim).take_while(|line| line.starts_with("left: ") || line.starts_with("right: "))
+        {
+            complaint.push_str("; ");
+            complaint.push_str(compared);
+        }
+        return Some(complaint);
     }
     Some(text.lines().find_map(|line| line.split_once("ERROR: libFuzzer: "))?.1.to_owned())
 }
@@ -242,6 +260,9 @@ mod tests {
         let panicked =
             "#12 NEW cov: 7\nthread '<unnamed>' (9) panicked at fuzz/src/nv.rs:3:5:\nlost\nstack\n";
         assert_eq!(complaint(panicked).as_deref(), Some("fuzz/src/nv.rs:3:5: lost"));
+        let compared = "thread 'main' (1) panicked at a.rs:1:1:\nassertion `left == right` failed\n  left: 1\n right: 2\nstack\n";
+        let said = "a.rs:1:1: assertion `left == right` failed; left: 1; right: 2";
+        assert_eq!(complaint(compared).as_deref(), Some(said));
         let slow = "#12 NEW cov: 7\n==3== ERROR: libFuzzer: timeout after 25 seconds\n";
         assert_eq!(complaint(slow).as_deref(), Some("timeout after 25 seconds"));
         assert_eq!(complaint("#12 DONE cov: 7\n"), None);

@@ -36,8 +36,8 @@ pub(super) struct MapIo {
     retry_at: Option<Duration>,
     /// Map writes that have failed since the last one that has not.
     failures: u32,
-    /// The last map write failed: bits that were durable still are whatever got to the disk, but nothing new
-    /// relies on that.
+    /// The map was distrusted, or its last write failed: bits that were durable still are whatever got to the disk,
+    /// but nothing new relies on that until all of them are written again.
     pub(super) doubtful: bool,
     /// Requests whose bits are not durable yet, in order of arrival.
     waiting: VecDeque<Key>,
@@ -142,7 +142,9 @@ impl Primary {
             self.map_io.flush = new;
         }
         if new {
-            self.map.distrust(); // nothing of what was written until now was flushed (M1)
+            // Nothing of what was written until now was flushed (M1).
+            self.map.distrust();
+            self.map_io.doubtful = true;
         }
     }
 
@@ -246,7 +248,7 @@ impl Primary {
         let failure = self.map_io.failure.take();
         self.map.end_write(failure.is_none());
         self.map_io.retry_at = failure.map(|_| self.now + RETRY);
-        self.map_io.doubtful = failure.is_some();
+        self.map_io.doubtful = failure.is_some() || (self.map_io.doubtful && self.map.wants_write());
         self.map_written_detached(failure.is_none());
         self.map_io.failures = if failure.is_some() { self.map_io.failures.saturating_add(1) } else { 0 };
         let again = self.can_be_left() && (self.map_io.failures < ATTEMPTS || self.leave_disk());

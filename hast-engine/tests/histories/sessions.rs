@@ -476,6 +476,29 @@ fn bits_from_before_metaflush_are_not_relied_on_after() {
     assert_eq!(h.result(2), Some(Ok(None)));
 }
 
+/// The same while a write is with the disk, which was given it by the rule of before: it ends as it would have, and what
+/// comes after it waits.
+#[test]
+fn metaflush_is_switched_on_while_a_write_is_with_the_disk() {
+    let mut h = H::in_step();
+    h.p.handle_reload(h.t, Settings { metaflush: false, ..H::settings() }, false);
+    h.pump();
+    h.policy = Box::new(|op| (!is_data(op)).then_some(Ok(())));
+    h.w(1, 3);
+    assert!(h.ops.iter().any(|(_, op)| is_data(op)), "it is with the disk");
+    h.policy = Box::new(|op| (!is_data(op) && *op != DiskOp::Flush).then_some(Ok(())));
+    h.p.handle_reload(h.t, H::settings(), false);
+    h.pump();
+    assert_eq!(h.p.check(), Ok(()));
+    h.w(2, 4);
+    assert_eq!(h.ops.iter().filter(|(_, op)| is_data(op)).count(), 1, "the second one waits for its bit");
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.pump();
+    h.serve_all(|_| Some(None));
+    assert_eq!((h.result(1), h.result(2)), (Some(Ok(None)), Some(Ok(None))));
+    assert_eq!(h.p.check(), Ok(()));
+}
+
 #[test]
 fn a_provider_that_cannot_be_flushed_is_not_served() {
     let fails = |error: Errno| -> Policy {
