@@ -358,7 +358,8 @@ impl Session {
         if !self.node.over {
             self.node.engine.handle_stop(self.node.now);
         }
-        for _ in 0..1000 {
+        // `timeout` may be 600 s, and a keepalive due three times a second.
+        for _ in 0..4000 {
             self.end_all();
             if self.node.over {
                 break;

@@ -89,6 +89,8 @@ impl World {
         let Some(fork) = self.admin.fork.take() else { return };
         self.expect_otherwise();
         self.trace(|| "one history again, without a split-brain".into());
+        // A write that failed, and was read of the history that ends here, may be gone with it.
+        self.memory.unacknowledged_may_be_gone();
         match self.given_up(&fork) {
             Ok(given_up) => given_up.into_iter().for_each(|at| self.memory.adopt(at, &fork.branch)),
             Err(error) => {

@@ -126,6 +126,8 @@ pub(crate) enum Happening {
     Arrival {
         conn: ConnId,
         to: usize,
+        /// Rises from one to the next: what waits for a node that sleeps is queued behind later ones.
+        sent: u64,
         bytes: Vec<u8>,
     },
     Broken {
@@ -377,7 +379,7 @@ impl World {
         }
         match happening {
             Happening::DiskDone { node, incarnation, id } => self.disk_done(node, incarnation, id),
-            Happening::Arrival { conn, to, bytes } => self.arrival(conn, to, &bytes),
+            Happening::Arrival { conn, to, bytes, .. } => self.arrival(conn, to, &bytes),
             Happening::Broken { conn, to } => self.broken(conn, to),
             Happening::Connected { node, incarnation, side } => self.connected(node, incarnation, side),
             Happening::Timer { node, incarnation } => {

@@ -22,7 +22,9 @@ impl World {
         let Some(end) = conn_state.ends.get_mut(to) else { return };
         end.last_arrival = end.last_arrival.max(at);
         let after = end.last_arrival.saturating_sub(self.now);
-        self.schedule(after, Happening::Arrival { conn, to, bytes });
+        self.number += 1;
+        let sent = self.number;
+        self.schedule(after, Happening::Arrival { conn, to, sent, bytes });
     }
 
     /// `node` closes its connections, and opens no more of those that it was opening.
@@ -71,18 +73,18 @@ impl World {
             if let Some(conn) = self.conns.get_mut(&id) {
                 conn.cut = true;
             }
-            let mut on_way: Vec<((Duration, u64), usize)> = self
+            let mut on_way: Vec<(u64, (Duration, u64))> = self
                 .queue
                 .iter()
                 .filter_map(|(at, happening)| match happening {
-                    Happening::Arrival { conn, bytes, .. } if *conn == id => Some((*at, bytes.len())),
+                    Happening::Arrival { conn, sent, .. } if *conn == id => Some((*sent, *at)),
                     _ => None,
                 })
                 .collect();
             on_way.sort_unstable();
             for to in 0..2 {
                 let mut lost = false;
-                for (at, _) in &on_way {
+                for (_, at) in &on_way {
                     let chance = self.random.one_in(3);
                     let part = self.random.number();
                     let Some(Happening::Arrival { to: whom, bytes, .. }) = self.queue.get_mut(at) else {

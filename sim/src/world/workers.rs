@@ -28,6 +28,9 @@ impl World {
         if let Some(role) = n.next_role.take() {
             n.waiting = None;
             n.forget_detachment();
+            if role == Role::Primary && !was_primary && self.is_refused(node) {
+                return self.stay_with_the_old(node);
+            }
             return self.set_role(node, role);
         }
         if let Some(conn) = n.waiting.take() {
@@ -43,6 +46,25 @@ impl World {
         let fine = code == 0 || (was_primary && matches!(code, EXIT_PEER_BEHIND | EXIT_STALE));
         if !fine && (was_primary || !(refused || matches!(code, 66 | 75))) {
             self.fail(format!("the worker of node {node} ended with {code}"));
+        }
+    }
+
+    /// Whether `hastctl role primary` is refused, because the node says itself that it is out of date.
+    /// (The operator of `AllFaults` has looked before.)
+    fn is_refused(&self, node: usize) -> bool {
+        self.plan.scene == Scene::Storm && self.nodes.get(node).is_some_and(Node::is_out_of_date)
+    }
+
+    /// `node` cannot take over: the other one goes on as the primary once it is back.
+    fn stay_with_the_old(&mut self, node: usize) {
+        let old = 1 - node;
+        self.trace(|| format!("node {node} is out of date: node {old} stays the primary"));
+        self.serving = old;
+        self.set_role(node, Role::Secondary);
+        if self.nodes.get(old).is_some_and(|node| node.running) {
+            self.set_role(old, Role::Primary);
+        } else {
+            self.retarget(old, Role::Primary);
         }
     }
 
