@@ -86,11 +86,11 @@ impl node::Session for Session {
                 }
                 Action::Event(_) | Action::DirectReads(_) | Action::Detached(_) | Action::Attached => {}
                 Action::Exit(code) => {
-                    // It knows that it is out of date, and could not write it down.
-                    let stale = code == EXIT_STALE && self.node.provider.metadata_has_failed();
+                    let late = !self.concluding && self.node.provider.pending() > 0;
+                    // It knows that it is out of date, and could not write it down, or not in time.
+                    let stale = code == EXIT_STALE && (late || self.node.provider.metadata_has_failed());
                     assert!(stale || [0, 66, EXIT_PEER_BEHIND].contains(&code), "exit {code}");
                     self.node.over = true;
-                    let late = !self.concluding && self.node.provider.pending() > 0;
                     self.gave_up = code == 66 || late;
                 }
             }
