@@ -533,6 +533,8 @@ impl Primary {
         self.kick_marking();
         self.fill_sync();
         self.check_synchronised();
+        // The end of a flush may have found what the disk has to say: nothing else may come that would begin the save.
+        self.kick_metadata();
         self.check_drained();
         self.direct_reads();
         self.check_invariants();

@@ -249,3 +249,28 @@ fn what_cannot_be_heard_is_no_silence() {
     assert!(s.s.status().complete);
     assert!(!s.sent.contains(&Message::Alive), "nothing was heard either");
 }
+
+/// The secondary is lost while a write that relies on its copy waits for the next flush, and nothing else is under way:
+/// what is stale now is written down at once, and a planned end comes when that is done, not after all of `timeout`.
+#[test]
+fn what_the_loss_of_the_secondary_makes_stale_is_written_down_at_once() {
+    let mut h = H::target(&(3..20).collect::<Vec<u32>>());
+    h.p.handle_reload(h.t, Settings { peer_timeout: Duration::from_secs(5), ..H::settings() }, false);
+    h.policy = Box::new(|op| Some(if *op == DiskOp::Flush { Err(Errno::EOPNOTSUPP) } else { Ok(()) }));
+    let flushes = |h: &H| h.sent.iter().filter(|(_, message)| is(Command::Flush)(message)).count();
+    h.req(1, Op::Flush);
+    h.serve_all(|message| is(Command::Flush)(message).then_some(None));
+    h.req(2, Op::Flush);
+    assert_eq!(flushes(&h), 1, "{:?}", h.sent);
+    h.w(3, 23);
+    h.serve_all(|message| is(Command::Write)(message).then_some(None));
+    assert_eq!((flushes(&h), h.result(3)), (1, None), "its own flush comes after that of the client");
+    h.p.handle_stop(h.t);
+    h.pump();
+    let stopped = h.t;
+    while h.exit().is_none() && h.t < stopped + Duration::from_secs(60) {
+        h.tick(1);
+    }
+    assert!(h.t < stopped + Duration::from_secs(10), "it ended after {:?}", h.t - stopped);
+    assert_eq!(h.exit(), Some(0));
+}
