@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use hast_engine::{
-    Action, Counts, Decision, Event, Hello, Histories, MapToSend, Primary, PrimaryStart, Secondary,
+    Action, Counted, Counts, Decision, Event, Hello, Histories, MapToSend, Primary, PrimaryStart, Secondary,
     SecondaryStart, Side, compare, decide, judged,
 };
 use hast_format::bitmap::Bitmap;
@@ -110,7 +110,10 @@ fn admission(source: &mut Source<'_>) {
             next: source.count(),
             divergence: None,
         }),
-        meeting: source.flag().then(|| Meeting { met: provider::met(source), draw: source.number() }),
+        meeting: source.flag().then(|| {
+            let (met, draw) = (provider::met(source), source.number());
+            Meeting { met, draw, localcnt: u64::from(draw) & 3 }
+        }),
     };
     let expected = expected(&provider, &metadata, &hello);
     let adopts_with_its_map = matches!(expected, Decision::Accept { adopt: true, map: MapToSend::Own, .. });
@@ -184,6 +187,7 @@ fn expected(provider: &Provider, metadata: &Metadata, hello: &SecondHello) -> De
         return Decision::Accept { adopt: true, map, source: SyncSource::Primary };
     }
     let meeting = hello.meeting;
+    let said_then = meeting.map_or(0, |meeting| meeting.localcnt);
     let said = Counts { local: hello.localcnt, remote: hello.remotecnt };
     let hello = Hello { resuid: hello.resuid, counts: said, virgin: hello.virgin };
     let counts = Counts { local: metadata.localcnt, remote: metadata.remotecnt };
@@ -191,7 +195,9 @@ fn expected(provider: &Provider, metadata: &Metadata, hello: &SecondHello) -> De
     let decision = decide(hello, metadata.resuid, counts, written);
     let own = Met { last: metadata.extension.connection, before: metadata.extension.connection_before };
     let histories = meeting.map_or(Histories::Unknown, |meeting| compare(meeting.met, own));
-    match judged(decision, said, counts, metadata.extension.mark.is_some(), histories) {
+    let primary = Counted { now: said, then: said_then };
+    let secondary = Counted { now: counts, then: metadata.extension.connection_localcnt };
+    match judged(decision, primary, secondary, metadata.extension.mark.is_some(), histories) {
         // Each node has something that the other lacks.
         Decision::Accept { source: SyncSource::Secondary, .. } if !metadata.extension.stale.is_empty() => {
             Decision::SplitBrain

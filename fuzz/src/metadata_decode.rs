@@ -135,8 +135,10 @@ fn script(source: &mut Source<'_>) {
 
 /// Metadata as a node may have saved it.
 pub fn metadata(source: &mut Source<'_>) -> Metadata {
+    let generation = source.count();
     let mut extension = Extension {
-        generation: source.count(),
+        generation,
+        connection_localcnt: generation, // a number like any other
         mark: source.flag().then(|| Mark { since: source.number(), by: cut(source.text(), 63) }),
         target: source.flag(),
         full_sync_owed: source.flag(),

@@ -53,6 +53,8 @@ struct Session {
     last_request: u64,
     /// Rises whenever the connections are closed: what is under way then is dropped.
     epoch: u64,
+    /// The disk is given up: it lives on the secondary's.
+    detached: bool,
     /// The worker ended before it could answer: its provider could not be used, or the disk took longer than
     /// the end may last.
     gave_up: bool,
@@ -84,11 +86,14 @@ impl node::Session for Session {
                         assert_eq!(got, length as usize, "a read brings what it was asked for");
                     }
                 }
-                Action::Event(_) | Action::DirectReads(_) | Action::Detached(_) | Action::Attached => {}
+                Action::Detached(_) => self.detached = true,
+                Action::Attached => self.detached = false,
+                Action::Event(_) | Action::DirectReads(_) => {}
                 Action::Exit(code) => {
                     let late = !self.concluding && self.node.provider.pending() > 0;
                     // It knows that it is out of date, and could not write it down, or not in time.
-                    let stale = code == EXIT_STALE && (late || self.node.provider.metadata_has_failed());
+                    let unwritten = late || self.detached || self.node.provider.metadata_has_failed();
+                    let stale = code == EXIT_STALE && unwritten;
                     assert!(stale || [0, 66, EXIT_PEER_BEHIND].contains(&code), "exit {code}");
                     self.node.over = true;
                     self.gave_up = code == 66 || late;
@@ -124,6 +129,7 @@ impl Session {
             requests: BTreeMap::new(),
             last_request: 0,
             epoch: 0,
+            detached: false,
             gave_up: false,
             concluding: false,
         }

@@ -294,8 +294,10 @@ fn metadata(source: &mut Source<'_>, layout: &Layout) -> Metadata {
     };
     let mut extension = Extension::default();
     if source.flag() {
+        let generation = source.count().max(1);
         extension = Extension {
-            generation: source.count().max(1),
+            generation,
+            connection_localcnt: generation - 1, // a count like any other
             mark: source.one_in(4).then(|| Mark { since: source.number(), by: "peer".into() }),
             target: source.one_in(4),
             full_sync_owed: source.one_in(4),

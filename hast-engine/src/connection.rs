@@ -22,6 +22,10 @@
 //! again only with `before` set to what the primary of that attempt has. Nodes that have none in common have seen
 //! different connections since, and the one with the higher counter has seen more. Between equal generations a rollback
 //! cannot be seen.
+//!
+//! A node whose disk was set back may have been written alone before the nodes meet, and its localcnt may then be by
+//! chance what the other one remembers. So each node stores with the generation what its localcnt was; it has been
+//! written alone since if that has risen.
 
 use hast_format::extension::Extension;
 use hast_net::handshake::{Met, SyncSource};
@@ -42,6 +46,23 @@ pub enum Histories {
     SecondaryAhead,
     /// Both were, to different nodes.
     Apart,
+}
+
+/// What a node counts, and what it counted when it stored the generation of its latest connection, or became equal to the
+/// other node since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// Its counts.
+    pub now: Counts,
+    /// Its localcnt then.
+    pub then: u64,
+}
+
+impl Counted {
+    /// Whether this node was written alone, as far as `other` knows or it says itself.
+    fn was_written_beside(self, other: Counted) -> bool {
+        self.now.local > other.now.remote || (self.now.local > self.then && keeps(Rule::G1Counted))
+    }
 }
 
 /// The generations in a node's metadata.
@@ -87,8 +108,8 @@ pub fn before(histories: Histories, last: u64) -> u64 {
 #[must_use]
 pub fn judged(
     decision: Decision,
-    primary: Counts,
-    secondary: Counts,
+    primary: Counted,
+    secondary: Counted,
     marked: bool,
     histories: Histories,
 ) -> Decision {
@@ -101,9 +122,11 @@ pub fn judged(
     };
     match histories {
         Histories::Unknown | Histories::Same => decision,
-        Histories::PrimaryAhead => everything_from(SyncSource::Primary, secondary.local > primary.remote),
+        Histories::PrimaryAhead => {
+            everything_from(SyncSource::Primary, secondary.was_written_beside(primary))
+        }
         Histories::SecondaryAhead => {
-            everything_from(SyncSource::Secondary, marked || primary.local > secondary.remote)
+            everything_from(SyncSource::Secondary, marked || primary.was_written_beside(secondary))
         }
         Histories::Apart => Decision::SplitBrain,
     }
@@ -152,7 +175,7 @@ mod tests {
     #[test]
     fn everything_is_copied_from_the_node_that_has_seen_more_unless_the_other_was_written() {
         use SyncSource::{Primary, Secondary};
-        let counts = |local, remote| Counts { local, remote };
+        let counts = |local, remote| Counted { now: Counts { local, remote }, then: local };
         let in_step = accept(MapToSend::Own, Primary);
         let with = |p, s, histories| judged(in_step, p, s, false, histories);
         let (p, s) = (counts(3, 5), counts(5, 3));
@@ -171,6 +194,13 @@ mod tests {
         assert_eq!(with(counts(4, 5), s, Histories::SecondaryAhead), Decision::SplitBrain);
         // The primary is older than what the secondary knows of it: the counts alone would make it the source.
         assert_eq!(with(counts(2, 5), s, Histories::SecondaryAhead), accept(MapToSend::Full, Secondary));
+        // Set back, and written alone until its count is the one that the other node remembers.
+        let alone = |counted: Counted| Counted { then: counted.now.local - 1, ..counted };
+        assert_eq!(with(alone(p), s, Histories::SecondaryAhead), Decision::SplitBrain);
+        assert_eq!(with(p, alone(s), Histories::PrimaryAhead), Decision::SplitBrain);
+        // Of the one that has seen more, it says nothing.
+        assert_eq!(with(p, alone(s), Histories::SecondaryAhead), accept(MapToSend::Full, Secondary));
+        assert_eq!(with(alone(p), alone(s), Histories::Same), in_step);
         assert_eq!(judged(Decision::Mismatch, p, s, false, Histories::Apart), Decision::Mismatch);
         assert_eq!(judged(Decision::SplitBrain, p, s, false, Histories::PrimaryAhead), Decision::SplitBrain);
     }

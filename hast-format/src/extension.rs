@@ -49,6 +49,9 @@ pub struct Extension {
     /// A secondary that has not heard from its primary since it stored `connection`: the generation that the primary
     /// had then, and may still have; 0: there is no doubt.
     pub connection_before: u64,
+    /// localcnt when `connection` was stored, or when the nodes became equal since: this node was written alone since
+    /// then if localcnt is higher (G1). 0 in an area that does not say it.
+    pub connection_localcnt: u64,
     /// The last primary was an original and did not say that this node has everything (A7).
     pub possibly_behind: bool,
     /// This node may have lost what it had told its primary that it has (B1).
@@ -156,6 +159,7 @@ pub(crate) fn encode(metadata: &Metadata) -> [u8; AREA] {
     area.given_up = extension.given_up.into();
     area.connection = extension.connection.into();
     area.connection_before = extension.connection_before.into();
+    area.connection_localcnt = extension.connection_localcnt.into();
     area.doubts = if extension.possibly_behind { POSSIBLY_BEHIND } else { 0 }
         | if extension.unsure { UNSURE } else { 0 };
     area.stale_count = u16::try_from(extension.stale.len()).unwrap_or(u16::MAX).into();
@@ -221,7 +225,8 @@ struct Area {
     connection: U64,
     connection_before: U64,
     doubts: u8,
-    rest: [u8; 300],
+    connection_localcnt: U64,
+    rest: [u8; 292],
     /// CRC-32C of all bytes before it.
     crc: U32,
 }
@@ -299,6 +304,7 @@ impl Area {
                 given_up: self.given_up.get(),
                 connection: self.connection.get(),
                 connection_before: self.connection_before.get(),
+                connection_localcnt: self.connection_localcnt.get(),
                 possibly_behind: self.doubts & POSSIBLY_BEHIND != 0,
                 unsure: self.doubts & UNSURE != 0,
             },
@@ -361,6 +367,7 @@ mod tests {
                 given_up: 0x01a2_a3a4_a5a6_a7a8,
                 connection: 0x01b2_b3b4_b5b6_b7b8,
                 connection_before: 0x01c2_c3c4_c5c6_c7c8,
+                connection_localcnt: 0x01d2_d3d4_d5d6_d7d8,
                 possibly_behind: true,
                 unsure: true,
             },
@@ -386,7 +393,7 @@ mod tests {
         let mut expected = vec![];
         expected.extend(b"hastEXT\n");
         expected.extend([1, 0]);
-        expected.extend(720_u16.to_le_bytes());
+        expected.extend(728_u16.to_le_bytes());
         expected.extend([2, 0]);
         expected.extend([7, 2]);
         expected.extend(0x7172_7374_7576_7778_u64.to_le_bytes());
@@ -411,6 +418,7 @@ mod tests {
         expected.extend(0x01b2_b3b4_b5b6_b7b8_u64.to_le_bytes());
         expected.extend(0x01c2_c3c4_c5c6_c7c8_u64.to_le_bytes());
         expected.push(3);
+        expected.extend(0x01d2_d3d4_d5d6_d7d8_u64.to_le_bytes());
         expected.resize(1020, 0);
         // Bit by bit, with the reflected polynomial.
         let crc = !expected.iter().fold(u32::MAX, |crc, byte| {
@@ -460,7 +468,7 @@ mod tests {
     #[test]
     fn later_fields_are_no_matter() {
         let later = changed(|area| {
-            area.length = 800.into();
+            area.length = 850.into();
             area.doubts |= 0xf0;
             area.rest[0] = 0xff;
         });
@@ -473,10 +481,12 @@ mod tests {
             area.length = LEAST.into();
             (area.parted, area.given_up) = (0.into(), 0.into());
             (area.connection, area.connection_before, area.doubts) = (0.into(), 0.into(), 0);
+            area.connection_localcnt = 0.into();
         });
         let Ok(Found::Valid(read)) = decode(&earlier) else { panic!() };
         assert_eq!((read.extension.parted, read.extension.given_up), (0, 0));
         assert_eq!((read.extension.connection, read.extension.connection_before), (0, 0));
+        assert_eq!(read.extension.connection_localcnt, 0);
         assert!(!read.extension.possibly_behind && !read.extension.unsure);
         assert_eq!(LEAST, 687);
     }

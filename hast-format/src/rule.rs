@@ -59,6 +59,8 @@ pub enum Rule {
     A5,
     /// Nodes that did not see the same connections know it (durability.md G1).
     G1,
+    /// A node whose disk was set back and that was written alone since then is not overwritten (durability.md G1).
+    G1Counted,
     /// A flush that began before the connection says nothing about the secondary (durability.md, Flush).
     A1,
     /// A node that cannot read what its metadata say of stale extents counts as out of date.
@@ -75,7 +77,7 @@ pub enum Rule {
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 47] = [
+    pub const ALL: [Rule; 48] = [
         Rule::L1,
         Rule::L2,
         Rule::L3,
@@ -117,6 +119,7 @@ impl Rule {
         Rule::B1,
         Rule::A5,
         Rule::G1,
+        Rule::G1Counted,
         Rule::A1,
         Rule::A3,
         Rule::A4,

@@ -231,16 +231,19 @@ pub struct Meeting {
     pub met: Met,
     /// The low bits of this connection's generation, drawn at random.
     pub draw: u32,
+    /// localcnt when it stored `met`, or when the nodes became equal since. A primary that does not say it reads as 0.
+    pub localcnt: u64,
 }
 
 impl Meeting {
     fn put(self, nv: &mut Writer) {
         self.met.put(nv);
-        nv.u32("hast_connection_draw", self.draw);
+        nv.u32("hast_connection_draw", self.draw).u64("hast_connection_localcnt", self.localcnt);
     }
 
     fn get(list: &List<'_>) -> Option<Meeting> {
-        Some(Meeting { met: Met::get(list)?, draw: list.u32("hast_connection_draw")? })
+        let localcnt = list.u64("hast_connection_localcnt").unwrap_or(0);
+        Some(Meeting { met: Met::get(list)?, draw: list.u32("hast_connection_draw")?, localcnt })
     }
 }
 
@@ -779,13 +782,20 @@ mod tests {
     #[test]
     fn generations_come_last_and_whole() {
         let met = Met { last: 5 << 32 | 9, before: 4 << 32 };
-        let hello = SecondHello { meeting: Some(Meeting { met, draw: 77 }), ..hello() };
+        let hello = SecondHello { meeting: Some(Meeting { met, draw: 77, localcnt: 3 }), ..hello() };
         assert_eq!(read(&hello.encode(), SecondHello::decode), Ok(hello.clone()));
         let without = SecondHello { meeting: None, ..hello.clone() };
         assert!(hello.encode().as_bytes().starts_with(without.encode().as_bytes()));
         let mut nv = without.encode();
         nv.u64("hast_connection", 1).u64("hast_connection_before", 0);
         assert_eq!(read(&nv, SecondHello::decode).unwrap().meeting, None);
+        nv.u32("hast_connection_draw", 2);
+        let earlier = Meeting { met: Met { last: 1, before: 0 }, draw: 2, localcnt: 0 };
+        assert_eq!(
+            read(&nv, SecondHello::decode).unwrap().meeting,
+            Some(earlier),
+            "of an earlier version of ours"
+        );
     }
 
     /// The names of the pairs, in their order.

@@ -243,7 +243,7 @@ fn message() -> impl Strategy<Value = Message> {
                         remotecnt,
                         boot,
                         parting,
-                        meeting: met.map(|(met, draw)| Meeting { met, draw }),
+                        meeting: met.map(|(met, draw)| Meeting { met, draw, localcnt: draw.into() }),
                     })
                 }
             ),

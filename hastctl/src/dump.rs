@@ -85,6 +85,9 @@ pub(crate) fn extension(metadata: &Metadata) -> String {
     if extension.connection_before != 0 {
         let _ = writeln!(out, "    connection before: {:016x}", extension.connection_before);
     }
+    if extension.connection != 0 {
+        let _ = writeln!(out, "    localcnt at that connection: {}", extension.connection_localcnt);
+    }
     if extension.possibly_behind {
         out.push_str("    possibly behind: yes\n");
     }
@@ -234,6 +237,7 @@ mod tests {
             given_up: 12,
             connection: 0xdef,
             connection_before: 0xde,
+            connection_localcnt: 4,
             possibly_behind: true,
             unsure: true,
         };
@@ -246,6 +250,7 @@ mod tests {
                  full sync owed: yes\n    stale extents: 3\n    stale bytes: {} (6.0MB)\n    stale ranges:\n        \
                  3-4\n        31\n    parted: 0000000000000abc\n    given up: 12\n    \
                  connection: 0000000000000def\n    connection before: 00000000000000de\n    \
+                 localcnt at that connection: 4\n    \
                  possibly behind: yes\n    unsure: yes\n",
                 (6 << 20) - 4608
             )

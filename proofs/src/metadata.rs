@@ -80,6 +80,7 @@ pub(crate) fn any(source: &mut impl Source) -> Metadata {
         extension.peer_boot = [source.pick(&[0, 0xff]); 16];
         if source.bool() {
             (extension.connection, extension.connection_before) = (u64::MAX, 1 << 32);
+            extension.connection_localcnt = u64::MAX - 1;
             (extension.possibly_behind, extension.unsure) = (true, true);
         }
     }

@@ -83,6 +83,8 @@ pub enum Scene {
     UnrecordableCut,
     /// The secondary's disk is rolled back to an earlier state (G1).
     Rollback,
+    /// The primary's disk is rolled back to an earlier state, and it is written alone (G1).
+    RollbackWritten,
     /// The secondary fails a client's flush; both nodes die, and it is made primary by force and written (C1 b).
     FlushFailsCounted,
     /// The primary's disk fails everything for a long time (A5).
@@ -101,7 +103,7 @@ pub enum Scene {
 
 impl Scene {
     /// Every scene, storms more often.
-    pub const ALL: [Scene; 41] = [
+    pub const ALL: [Scene; 42] = [
         Scene::Storm,
         Scene::SplitBrain,
         Scene::Storm,
@@ -143,6 +145,7 @@ impl Scene {
         Scene::StaleRewritten,
         Scene::Flapping,
         Scene::DeleteRefused,
+        Scene::RollbackWritten,
     ];
 
     /// Scenes that are played by name alone.
@@ -201,6 +204,7 @@ impl World {
             Scene::Unrecordable => self.unrecordable(false),
             Scene::UnrecordableCut => self.unrecordable(true),
             Scene::Rollback => self.rollback(),
+            Scene::RollbackWritten => self.rollback_written(),
             Scene::FlushFailsCounted => self.flush_fails_counted(),
             Scene::DeadDisk => self.dead_disk(),
             Scene::FlushedInHandshake => self.flushed_in_handshake(),

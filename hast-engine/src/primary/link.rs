@@ -88,6 +88,8 @@ pub(super) struct Link {
     number: u64,
     /// The generation of this connection, once the secondary has stored it; 0: it has none (`crate::connection`).
     connection: u64,
+    /// The secondary's latest, if it has seen connections that this node has not, and could not store this one's; else 0.
+    pub(super) newer: u64,
     /// An earlier first contact broke off before its map was durable (L19).
     owed: bool,
     /// The save that made the resuid durable, or will.
@@ -164,6 +166,7 @@ impl Link {
             apart: None,
             number: 0,
             connection: 0,
+            newer: 0,
             owed: false,
             resuid_save: 0,
             said: 0,
@@ -463,7 +466,7 @@ impl Primary {
         let certain = self.meta.certain_met(&self.metadata.extension);
         let generations = certain.filter(|_| self.link.has(Extensions::CONNECTION)).map(|met| {
             let draw = (draw(self.random, self.link.epoch) >> 32) as u32;
-            Meeting { met, draw }
+            Meeting { met, draw, localcnt: self.metadata.extension.connection_localcnt }
         });
         let hello = SecondHello {
             resource: self.metadata.resource.clone(),
@@ -575,11 +578,9 @@ impl Primary {
     /// G1: the secondary has stored the generation of this connection, and says which it had before.
     fn met_again(&mut self, theirs: Met, source: SyncSource) {
         self.link.connection = theirs.last;
+        self.link.newer = 0;
         let (here, there) = (self.meta.met().last, theirs.before);
         let theirs = Met { last: there, before: 0 };
-        if theirs.last == 0 || here == 0 || self.link.connection == 0 {
-            return;
-        }
         // What the secondary decides from may include the generation before; only what it decided counts.
         match compare(self.meta.met(), theirs) {
             Histories::PrimaryAhead => {
@@ -591,11 +592,16 @@ impl Primary {
                 self.sync.unconfirmed = true;
             }
             // If it is the source: it may only have stored a connection that this node could not.
-            Histories::SecondaryAhead if source == SyncSource::Secondary => log::error!(
-                "This node's disk is older than its last connection (generation {here:x}, {there:x} on {}): it was \
-                 rolled back, cloned or exchanged. What differs is synchronized from the other node.",
-                self.link.name
-            ),
+            Histories::SecondaryAhead if source == SyncSource::Secondary => {
+                log::error!(
+                    "This node's disk is older than its last connection (generation {here:x}, {there:x} on {}): it \
+                     was rolled back, cloned or exchanged. What differs is synchronized from the other node.",
+                    self.link.name
+                );
+                if self.link.connection == 0 {
+                    self.link.newer = there;
+                }
+            }
             _ => {}
         }
     }
@@ -644,6 +650,7 @@ impl Primary {
         let new = (number, met.last, met.before);
         if (extension.parted, extension.connection, extension.connection_before) != new {
             (extension.parted, extension.connection, extension.connection_before) = new;
+            extension.connection_localcnt = self.metadata.localcnt;
             self.metadata.extension.full_sync_owed = false;
             self.link.merge_save = self.save_metadata();
             return;

@@ -707,6 +707,7 @@ impl Primary {
                 self.metadata.extension.mark = None;
                 self.metadata.extension.unsure = false;
                 self.metadata.extension.peer_boot = self.link.peer_boot();
+                self.note_equality();
                 // What was to be counted both nodes have, and what is saved now includes the count.
                 self.counted = None;
                 self.forget_count();
@@ -715,6 +716,15 @@ impl Primary {
                 self.sync.step = Step::Saving(save);
                 self.kick_metadata();
             }
+        }
+    }
+
+    /// G1: what the nodes have in common from now on.
+    fn note_equality(&mut self) {
+        let extension = &mut self.metadata.extension;
+        extension.connection_localcnt = self.metadata.localcnt;
+        if self.link.newer != 0 {
+            (extension.connection, extension.connection_before) = (self.link.newer, 0);
         }
     }
 

@@ -9,7 +9,7 @@ use hast_net::message::Message;
 
 use super::doubt::Doubt;
 use super::{EXIT_PROVIDER, EXIT_REFUSED, Phase, Purpose, Save, Secondary};
-use crate::connection::{Histories, before, compare, judged, next};
+use crate::connection::{Counted, Histories, before, compare, judged, next};
 use crate::counts::{Counts, Decision, Hello, MapToSend, decide, written_alone};
 use crate::parting::{is_given_up, map_after_giving_up, number_of};
 use crate::rule::{Rule, keeps};
@@ -124,13 +124,25 @@ impl Secondary {
     /// G1: the generation of this connection is durable before the answer, and the one that the primary still has; true
     /// if there is one.
     fn meet(&mut self) -> bool {
-        let Some(Meeting { met, draw }) = self.hello.meeting else { return false };
+        let Some(Meeting { met, draw, .. }) = self.hello.meeting else { return false };
         let before = before(self.histories(), met.last);
         let extension = &mut self.metadata.extension;
         extension.connection = next(met, self.met, draw);
         extension.connection_before = before;
+        extension.connection_localcnt = self.metadata.localcnt;
         self.connection = extension.connection;
         true
+    }
+
+    /// G1: the nodes are equal. Of an older disk that could not store the generation of this connection, the primary's is
+    /// in common with the primary.
+    pub(super) fn note_equality(&mut self) {
+        let older = self.histories() == Histories::PrimaryAhead;
+        let extension = &mut self.metadata.extension;
+        extension.connection_localcnt = self.metadata.localcnt;
+        if let Some(meeting) = self.hello.meeting.filter(|_| older && self.connection == 0) {
+            (extension.connection, extension.connection_before) = (meeting.met.last, 0);
+        }
     }
 
     pub(super) fn parting_saved(&mut self, result: Result<(), Errno>) {
@@ -142,6 +154,7 @@ impl Secondary {
                 // What is saved later must not say that we have met either: the primary will not know of it.
                 let extension = &mut self.metadata.extension;
                 (extension.connection, extension.connection_before) = (self.met.last, self.met.before);
+                extension.connection_localcnt = self.met_localcnt;
                 self.connection = 0;
                 self.answer();
             }
@@ -186,8 +199,8 @@ impl Secondary {
         let decision = decide(hello, self.metadata.resuid, self.counts(), written);
         let decision = judged(
             decision,
-            hello.counts,
-            self.counts(),
+            Counted { now: hello.counts, then: self.hello.meeting.map_or(0, |meeting| meeting.localcnt) },
+            Counted { now: self.counts(), then: self.met_localcnt },
             self.metadata.extension.mark.is_some(),
             self.histories(),
         );

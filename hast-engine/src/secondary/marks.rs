@@ -56,6 +56,7 @@ impl Secondary {
                 if let Some(boot) = self.hello.boot {
                     self.metadata.extension.peer_boot = boot;
                 }
+                self.note_equality();
                 self.save(Save::Mark(seq));
             }
             MarkKind::Stale { offset, length } => {

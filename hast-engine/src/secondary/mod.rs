@@ -100,6 +100,8 @@ pub struct Secondary {
     hello: SecondHello,
     /// The generations that this node had stored when the primary came.
     met: Met,
+    /// localcnt when it stored them (`crate::connection`).
+    met_localcnt: u64,
     /// The generation of this connection, if it is stored; else 0 (`crate::connection`).
     connection: u64,
     /// What the answer will say, once what has to be durable before it is.
@@ -244,9 +246,10 @@ impl Secondary {
             let map = Activemap::new(extents, metadata.keepdirty, layout.sectorsize(), &map);
             own_map::OwnMap::new(map, settings.metaflush)
         });
-        let met = met(&metadata.extension);
+        let (met, met_localcnt) = (met(&metadata.extension), metadata.extension.connection_localcnt);
         let mut secondary = Secondary {
             met,
+            met_localcnt,
             map: Bitmap::from_bytes(extents, &map),
             was_primary,
             metadata,

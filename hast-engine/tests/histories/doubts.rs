@@ -97,9 +97,18 @@ const G: u64 = 1 << 32;
 
 /// A secondary with these generations, and its answer to a primary with those.
 fn meets(secondary: Met, primary: Met) -> (S, Option<SecondAnswer>, Vec<u8>) {
-    let extension =
-        Extension { connection: secondary.last, connection_before: secondary.before, ..Extension::default() };
-    let mut s = S::meeting(Some(Meeting { met: primary, draw: 9 }), extension);
+    counted(secondary, 1, primary, 1)
+}
+
+/// The same of nodes that say they had counted so much by then; both have counted 1, and know it of each other.
+fn counted(secondary: Met, there: u64, primary: Met, here: u64) -> (S, Option<SecondAnswer>, Vec<u8>) {
+    let extension = Extension {
+        connection: secondary.last,
+        connection_before: secondary.before,
+        connection_localcnt: there,
+        ..Extension::default()
+    };
+    let mut s = S::meeting(Some(Meeting { met: primary, draw: 9, localcnt: here }), extension);
     s.run();
     let answer = s.sent.iter().find_map(|message| match message {
         Message::SecondAnswer(answer, map) => Some((answer.clone(), map.clone())),
@@ -137,6 +146,27 @@ fn a_disk_that_was_rolled_back_is_found() {
     assert!(s.sent.iter().any(|message| matches!(message, Message::SecondRefusal(..))), "{:?}", s.sent);
 }
 
+/// G1: the node whose disk was set back was written alone since, until its count was by chance what the other one remembers.
+#[test]
+fn a_disk_that_was_rolled_back_and_written_is_not_overwritten() {
+    let met = |last| Met { last, before: 0 };
+    let split = |(s, answer, _): (S, Option<SecondAnswer>, Vec<u8>)| {
+        answer.is_none() && s.sent.iter().any(|message| matches!(message, Message::SecondRefusal(..)))
+    };
+    assert!(split(counted(met(4 * G), 0, met(5 * G), 1)), "the secondary was written");
+    assert!(split(counted(met(6 * G), 1, met(5 * G), 0)), "the primary was written");
+    assert!(!split(counted(met(4 * G), 1, met(5 * G), 0)), "what the newer one was written counts as ever");
+    assert!(!split(counted(met(5 * G), 0, met(5 * G), 0)), "nothing was set back");
+}
+
+/// What a secondary stores of the connection says what it has counted by then.
+#[test]
+fn a_generation_is_stored_with_the_count() {
+    let met = |last| Met { last, before: 0 };
+    let (s, _, _) = counted(met(5 * G), 0, met(5 * G), 0);
+    assert_eq!(metadata(&s).extension.connection_localcnt, 1);
+}
+
 /// A connection broke off after the secondary had stored its generation and before the primary had: no rollback.
 #[test]
 fn an_attempt_that_broke_off_is_no_rollback() {
@@ -153,7 +183,8 @@ fn an_attempt_that_broke_off_is_no_rollback() {
 #[test]
 fn a_generation_that_cannot_be_stored_is_none() {
     let extension = Extension { connection: 5 * G, ..Extension::default() };
-    let mut s = S::meeting(Some(Meeting { met: Met { last: 5 * G, before: 0 }, draw: 9 }), extension);
+    let mut s =
+        S::meeting(Some(Meeting { met: Met { last: 5 * G, before: 0 }, draw: 9, localcnt: 0 }), extension);
     s.poll();
     s.step(0);
     s.fail(s.at(|op| matches!(op, DiskOp::Write { .. })));
@@ -202,7 +233,8 @@ fn a_marked_secondary_is_no_source_for_a_primary_that_was_rolled_back() {
         mark: Some(hast_format::extension::Mark { since: 1, by: "a".into() }),
         ..Extension::default()
     };
-    let mut s = S::meeting(Some(Meeting { met: Met { last: 5 * G, before: 0 }, draw: 9 }), extension);
+    let mut s =
+        S::meeting(Some(Meeting { met: Met { last: 5 * G, before: 0 }, draw: 9, localcnt: 0 }), extension);
     s.run();
     assert!(s.sent.iter().any(|message| matches!(message, Message::SecondRefusal(..))), "{:?}", s.sent);
 }
@@ -232,18 +264,53 @@ fn a_secondary_whose_disk_was_rolled_back_is_marked_whatever_is_to_be_synchronis
         h.w(extent, extent);
         h.serve_all(|message| is(Command::Write)(message).then_some(None));
     }
-    for before in [6 * G, 4 * G] {
+    // In step; set back; the same, and it cannot store the generation.
+    for (last, before) in [(7 * G, 6 * G), (8 * G, 4 * G), (0, 4 * G)] {
         h.p.handle_lost(h.t, "gone");
         h.tick(3);
         h.sent.clear();
         h.handshake_first(Extensions::ALL);
-        let met = Some(Met { last: 7 * G, before });
+        let met = Some(Met { last, before });
         let answer = SecondAnswer { met, mapsize: 512, ..h.agrees() };
         let map = if before == 6 * G { 0 } else { 0xff };
         h.frame(Side::Out, Message::SecondAnswer(answer, Some(Buffer::from(vec![map; 512]))));
         let marks = h.sent.iter().any(|(_, message)| matches!(message, Message::Mark(_)));
-        assert_eq!(marks, before == 4 * G, "{before:x}");
+        assert_eq!(marks, before == 4 * G, "{last:x} {before:x}");
     }
+}
+
+/// A disk was set back, this was found, and the generation of the connection could not be stored. Once the nodes are equal
+/// the older one has that of the other: it would be taken for set back again, or for written beside the other one.
+#[test]
+fn equal_nodes_have_a_generation_in_common() {
+    let met = |last| Met { last, before: 0 };
+    let extension =
+        Extension { generation: 1, connection: 4 * G, connection_localcnt: 1, ..Extension::default() };
+    let mut s = S::meeting(Some(Meeting { met: met(5 * G), draw: 9, localcnt: 1 }), extension);
+    s.poll();
+    let metadata_write = |op: &DiskOp| matches!(op, DiskOp::Write { offset, .. } if *offset < 4096);
+    while !s.ops.iter().any(|(_, op)| metadata_write(op)) {
+        s.step(0);
+    }
+    s.fail(s.at(metadata_write));
+    s.run();
+    assert!(s.sent.iter().any(|message| matches!(message, Message::SecondAnswer(..))), "{:?}", s.sent);
+    assert_eq!(metadata(&s).extension.connection, 4 * G, "nothing is equal so far");
+    s.frame(Message::Mark(Mark { seq: 1, kind: MarkKind::SyncDone { localcnt: 1, failures: Some(0) } }));
+    s.run();
+    let left = metadata(&s).extension;
+    assert_eq!((left.connection, left.connection_before, left.connection_localcnt), (5 * G, 0, 1));
+
+    let mut h =
+        H::new(24, 1, Extension { generation: 1, connection: 4 * G, ..Extension::default() }, &[], 5, 1, 1);
+    h.handshake_first(Extensions::ALL);
+    let met = Some(Met { last: 0, before: 5 * G });
+    let answer = SecondAnswer { met, mapsize: 512, syncsrc: SyncSource::Secondary, ..h.agrees() };
+    h.frame(Side::Out, Message::SecondAnswer(answer, Some(Buffer::from(vec![0xff; 512]))));
+    assert_eq!(h.metadata().extension.connection, 4 * G, "nothing is equal so far");
+    h.serve_all(|_| Some(None));
+    let left = h.metadata().extension;
+    assert_eq!((left.connection, left.connection_before, left.connection_localcnt), (5 * G, 0, 1));
 }
 
 /// L19: a first contact with an original breaks off once that has taken the resource id over. It seems to be in step then,

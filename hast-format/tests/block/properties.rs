@@ -21,7 +21,7 @@ prop_compose! {
         stale in proptest::collection::vec(any::<(u32, u32)>(), 0..=STALE_RUNS),
         (boot, peer_boot) in any::<([u8; 16], [u8; 16])>(),
         (parted, given_up) in any::<(u64, u64)>(),
-        (connection, connection_before) in any::<(u64, u64)>(),
+        (connection, connection_before, connection_localcnt) in any::<(u64, u64, u64)>(),
         (possibly_behind, unsure) in any::<(bool, bool)>(),
     ) -> Extension {
         let stale = stale.into_iter().map(|(first, count)| Run { first, count }).collect();
@@ -37,6 +37,7 @@ prop_compose! {
             given_up,
             connection,
             connection_before,
+            connection_localcnt,
             possibly_behind,
             unsure,
         }

@@ -106,9 +106,9 @@ impl Start {
                         put_divergence(&mut nv, divergence);
                     }
                 }
-                if let Some(Meeting { met, draw }) = hello.meeting {
+                if let Some(Meeting { met, draw, localcnt }) = hello.meeting {
                     nv.u64("connection", met.last).u64("connection_before", met.before);
-                    nv.u32("connection_draw", draw);
+                    nv.u32("connection_draw", draw).u64("connection_localcnt", localcnt);
                 }
                 vec![self.provider, out, in_]
             }
@@ -356,7 +356,8 @@ fn get_metadata(block: &[u8]) -> io::Result<Box<Metadata>> {
 
 fn get_meeting(list: &nv::List<'_>) -> Option<Meeting> {
     let met = Met { last: list.u64("connection")?, before: list.u64("connection_before")? };
-    Some(Meeting { met, draw: list.u32("connection_draw")? })
+    let (draw, localcnt) = (list.u32("connection_draw")?, list.u64("connection_localcnt")?);
+    Some(Meeting { met, draw, localcnt })
 }
 
 fn put_divergence(nv: &mut nv::Writer, divergence: &Divergence) {

@@ -1,6 +1,6 @@
 //! A provider: data, map and metadata, each with what a loss of power may bring back.
 
-use hast_engine::Counts;
+use hast_engine::{Counted, Counts};
 use hast_net::handshake::Met;
 
 use crate::state::{EXTENTS, Extents, Value, bit};
@@ -86,6 +86,8 @@ pub struct Meta {
     pub connection: Generation,
     /// The one before, if the other node may not have stored the latest.
     pub connection_before: Generation,
+    /// localcnt when it stored that, or when the nodes became equal since.
+    pub connection_local: u8,
 }
 
 /// A connection's generation: its counter in the upper byte, the attempt that drew it in the lower.
@@ -110,6 +112,12 @@ impl Meta {
     #[must_use]
     pub fn counts(&self) -> Counts {
         Counts { local: self.local.into(), remote: self.remote.into() }
+    }
+
+    /// The counts, and what localcnt was at the latest connection.
+    #[must_use]
+    pub fn counted(&self) -> Counted {
+        Counted { now: self.counts(), then: self.connection_local.into() }
     }
 
     /// The generations that it says it has stored.

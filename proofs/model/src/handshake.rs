@@ -113,7 +113,12 @@ impl Play<'_> {
         if self.breaks(Variant::G1) {
             return decision;
         }
-        judged(decision, counts, theirs.counts(), theirs.mark, histories)
+        let mut counted = [engine.meta.counted(), theirs.counted()];
+        counted[0].now = counts;
+        if self.breaks(Variant::G1Counted) {
+            counted.iter_mut().for_each(|counted| counted.then = u64::MAX);
+        }
+        judged(decision, counted[0], counted[1], theirs.mark, histories)
     }
 
     /// G1: the generation of this connection is durable before the answer, and that which the primary still has; gives
@@ -134,7 +139,9 @@ impl Play<'_> {
             let all = self.all();
             self.node(s).disk.map.write_durably(all);
         }
-        let new = Meta { connection, connection_before, mark: meta.mark || older, ..meta };
+        let connection_local = meta.local;
+        let mark = meta.mark || older;
+        let new = Meta { connection, connection_before, connection_local, mark, ..meta };
         self.write_meta(s, new);
         meta.connection
     }
@@ -220,6 +227,7 @@ impl Play<'_> {
             let Some(engine) = self.engine(p) else { return };
             if (engine.meta.connection, engine.meta.connection_before) != (connection, 0) {
                 (engine.meta.connection, engine.meta.connection_before) = (connection, 0);
+                engine.meta.connection_local = engine.meta.local;
                 engine.save = true;
             }
             if engine.save {
@@ -241,7 +249,6 @@ impl Play<'_> {
         }
         self.begin_session(p);
         self.state.ghost.behind = [0; 2];
-        self.state.ghost.set_back = [false; 2];
     }
 
     /// Every extent.

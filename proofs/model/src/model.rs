@@ -313,8 +313,7 @@ impl World {
 
     fn of_writes(&self, state: &State, p: NodeId, actions: &mut Vec<Action>) {
         let Some(engine) = &state.nodes[p].primary else { return };
-        // What a node that was set back is given before it meets the other one is left out (README.md).
-        if state.left.writes > 0 && !state.ghost.set_back[p] {
+        if state.left.writes > 0 {
             let play = Play::new(self, state);
             let free = |extent: &usize| play.takes_write(engine, *extent);
             actions.extend((0..self.extents).filter(free).map(Action::Write));

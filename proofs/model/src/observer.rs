@@ -291,7 +291,6 @@ impl Play<'_> {
             }
         }
         self.state.ghost.should_know[node] = false;
-        self.state.ghost.set_back[node] = true;
     }
 
     /// The administrator gives the copy of `node` up.

@@ -397,8 +397,6 @@ pub struct Ghost {
     /// All that one node had written alone was copied to the other, or they met for the first time, and the counts
     /// are not equal on both yet (C2).
     pub window: bool,
-    /// That node's disk was set back, and it has not met the other one since.
-    pub set_back: [bool; 2],
     /// What went wrong, or was seen.
     pub seen: Seen,
 }

@@ -420,6 +420,7 @@ impl Play<'_> {
 
     /// C2: both nodes hold everything, durably: forward.
     fn equalise(&mut self, p: NodeId) {
+        let generations = self.world.generations;
         let Some(engine) = self.engine(p) else { return };
         let peer = hast_engine::Counts { local: engine.peer.0.into(), remote: engine.peer.1.into() };
         engine.meta.set_counts(engine.meta.counts().equal_to_secondary(peer, true));
@@ -427,6 +428,9 @@ impl Play<'_> {
         engine.meta.mark = false;
         engine.meta.unsure = false;
         engine.meta.peer_boot = engine.peer_boot;
+        if generations {
+            engine.meta.connection_local = engine.meta.local;
+        }
         engine.counted = Counted::No;
         engine.step = Step::Saving;
         engine.save = true;
@@ -456,6 +460,7 @@ impl Play<'_> {
             was_primary: false,
             peer_boot: boot,
             connection_before: 0,
+            connection_local: if self.world.generations { meta.local } else { 0 },
             ..meta
         };
         // Of a failure that is on its way the primary did not know when it said that (B1).

@@ -36,11 +36,13 @@ pub enum Variant {
     B1,
     /// Nodes do not compare the generations of their connections.
     G1,
+    /// A node that was set back does not know that it was written alone since.
+    G1Counted,
 }
 
 impl Variant {
     /// Every one of them.
-    pub const ALL: [Variant; 15] = [
+    pub const ALL: [Variant; 16] = [
         Variant::L1,
         Variant::L2,
         Variant::L3,
@@ -56,6 +58,7 @@ impl Variant {
         Variant::C4Marked,
         Variant::B1,
         Variant::G1,
+        Variant::G1Counted,
     ];
 
     /// Whether the original makes it, and what a row calls it then.
@@ -96,6 +99,9 @@ impl Variant {
             Variant::C4Marked => "a planned end leaves a secondary unmarked that lacks something",
             Variant::B1 => "a secondary forgets what a failed flush has dropped",
             Variant::G1 => "the generations of connections are not compared",
+            Variant::G1Counted => {
+                "what a disk that was set back was written alone is told by the counts alone"
+            }
         }
     }
 

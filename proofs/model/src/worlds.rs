@@ -90,7 +90,6 @@ impl World {
                 fell_back: [0; 2],
                 should_know: [false; 2],
                 window: false,
-                set_back: [false; 2],
                 seen: Seen::default(),
             },
         }
@@ -245,6 +244,12 @@ const fn set_back(mode: Replication, cuts: u8, connects: u8) -> World {
     World { generations: true, ..world(mode, budget) }
 }
 
+/// The same, after which it is written before it meets the other one.
+const fn set_back_and_written(mode: Replication) -> World {
+    let budget = Budget { writes: 2, roles: 3, rollbacks: 1, connects: 3, ..NOTHING };
+    World { generations: true, ..world(mode, budget) }
+}
+
 /// Everything that is explored in full.
 pub const ALL: &[Check] = &[
     check("failover, fullsync", failover(Fullsync), 433_450),
@@ -281,9 +286,10 @@ pub const ALL: &[Check] = &[
     check("unrecordable, fullsync", unrecordable(Fullsync), 2_068_957),
     check("planned end, async", planned_end(Async), 111_195),
     check("doubts, fullsync", doubts(Fullsync), 125_087),
-    check("generations, fullsync", generations(Fullsync), 327_435),
-    check("set back, fullsync", set_back(Fullsync, 1, 3), 133_931),
-    check("set back, async", set_back(Async, 2, 4), 909_176),
+    check("generations, fullsync", generations(Fullsync), 354_703),
+    check("set back, fullsync", set_back(Fullsync, 1, 3), 118_111),
+    check("set back, async", set_back(Async, 2, 4), 810_643),
+    check("set back and written, fullsync", set_back_and_written(Fullsync), 219_721),
 ];
 
 /// Smaller ones, for `cargo test`.
@@ -320,7 +326,7 @@ pub const SMALL: &[Check] = &[
             generations: true,
             ..world(Fullsync, Budget { writes: 1, cuts: 1, roles: 1, rollbacks: 1, connects: 2, ..NOTHING })
         },
-        12_718,
+        8_713,
     ),
 ];
 
@@ -344,11 +350,12 @@ pub const fn of(variant: Variant) -> World {
         Variant::C4Marked => Budget { writes: 1, roles: 2, faults: 1, ..NOTHING },
         Variant::B1 => Budget { writes: 1, powers: 1, kills: 1, roles: 1, flush_faults: [0, 1], ..NOTHING },
         Variant::G1 => Budget { writes: 1, cuts: 1, roles: 2, rollbacks: 1, connects: 3, ..NOTHING },
+        Variant::G1Counted => Budget { writes: 2, roles: 4, rollbacks: 1, connects: 3, ..NOTHING },
     };
     let mode = match variant {
         Variant::R1 | Variant::C4Marked => Async,
         _ => Fullsync,
     };
-    let generations = matches!(variant, Variant::G1);
+    let generations = matches!(variant, Variant::G1 | Variant::G1Counted);
     World { variant: Some(variant), generations, ..world(mode, budget) }
 }

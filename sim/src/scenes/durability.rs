@@ -236,6 +236,35 @@ impl World {
         self.quiet()
     }
 
+    /// G1, counted. Node 1 is set back to an earlier state while it serves alone, and written until its count is one that
+    /// the other node remembers: what it was written must not be overwritten.
+    pub(super) fn rollback_written(&mut self) -> Result<(), String> {
+        self.pair()?;
+        let former = self.nodes.get(1).ok_or("no such node")?.disk.clone();
+        self.take_over(0, 1)?;
+        self.back(0, Role::Secondary);
+        self.quiet()?;
+        self.goes_down(0, false);
+        self.kill(1, false);
+        if let Some(node) = self.nodes.get_mut(1) {
+            node.disk = former;
+            node.disk.touch_all();
+        }
+        self.note_exchange(1);
+        self.expect_split = true;
+        self.set_role(1, Role::Primary);
+        self.write_some(1, 6, true)?;
+        if self.random.one_in(2) {
+            self.back(0, Role::Secondary);
+        } else {
+            self.stop_role(1)?;
+            self.set_role(1, Role::Secondary);
+            self.serving = 0;
+            self.back(0, Role::Primary);
+        }
+        self.split_or_quiet()
+    }
+
     /// Rule C1 (b). The secondary fails a client's flush; both nodes die. It is made primary by force, and written:
     /// when the other one is back the counts must say that this one holds something, too.
     pub(super) fn flush_fails_counted(&mut self) -> Result<(), String> {
