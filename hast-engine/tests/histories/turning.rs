@@ -169,6 +169,33 @@ fn an_extent_that_turns_is_not_to_be_synchronised_before_it_is_stale() {
 /// the first, and turns once more because of the write: it is not copied from the secondary before another flush.
 #[test]
 fn nothing_is_copied_to_an_extent_that_turns() {
+    let mut h = stale_and_turning();
+    assert!(!h.sent.iter().any(|(_, message)| is_read(message)), "S1: {:?}", h.sent);
+    h.tick(2);
+    h.serve_all(|message| (!is_read(message)).then_some(None));
+    assert!(h.sent.iter().any(|(_, message)| is_read(message)), "{:?}", h.sent);
+}
+
+/// All of such an extent is written again, and the secondary refuses that: ours is the right copy, and goes there.
+#[test]
+fn an_extent_that_turns_and_is_written_as_a_whole_is_right_here() {
+    let mut h = stale_and_turning();
+    h.req(4, whole(3, 4));
+    h.serve_all(|message| is(Command::Write)(message).then_some(Some(Errno::EIO)));
+    assert_eq!(h.p.check(), Ok(()));
+    for _ in 0..3 {
+        h.serve_all(|message| {
+            assert!(!is_read(message), "the secondary's copy is the older one: {message:?}");
+            Some(None)
+        });
+        h.tick(2);
+    }
+    assert_eq!((h.result(4), h.p.status().facts.stale_bytes), (Some(Err(Errno::EIO)), 0));
+    assert!(h.p.is_in_step());
+}
+
+/// Extent 3 is stale, and turns once more.
+fn stale_and_turning() -> H {
     let mut h = H::in_step();
     h.req(1, sector(3, 1, 1));
     h.serve_all(|message| is(Command::Write)(message).then_some(None));
@@ -184,10 +211,7 @@ fn nothing_is_copied_to_an_extent_that_turns() {
     assert_eq!(h.result(3), Some(Err(Errno::EIO)));
     h.serve_one(Command::Flush);
     assert_eq!((h.result(2), h.p.status().facts.stale_bytes), (Some(Ok(None)), u64::from(ES)));
-    assert!(!h.sent.iter().any(|(_, message)| is_read(message)), "S1: {:?}", h.sent);
-    h.tick(2);
-    h.serve_all(|message| (!is_read(message)).then_some(None));
-    assert!(h.sent.iter().any(|(_, message)| is_read(message)), "{:?}", h.sent);
+    h
 }
 
 /// S1: our disk takes so long with a write that the connection breaks and is back. It ends while its extent turns because

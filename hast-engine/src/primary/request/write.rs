@@ -152,6 +152,13 @@ impl Primary {
         Some(self.good_again(key))
     }
 
+    /// All of `extent` has been written here, and no flush has failed since: nothing of it is dropped, and whichever copy
+    /// was to be the right one, ours is.
+    fn is_right_here(&mut self, extent: u32) {
+        self.durable.forget(extent);
+        self.turning.remove(extent);
+    }
+
     /// Our disk has stored `key`: what it has written as a whole is not stale any more; gives the save that says so.
     fn good_again(&mut self, key: Key) -> u64 {
         if let Some(request) = self.requests.get(&key) {
@@ -159,7 +166,7 @@ impl Primary {
             let fresh: Vec<u32> = request.extents().filter(whole).collect();
             for extent in fresh {
                 self.no_longer_stale(extent);
-                self.durable.forget(extent); // nor dropped: no flush has failed since
+                self.is_right_here(extent);
             }
         }
         self.save_metadata()
@@ -268,7 +275,7 @@ impl Primary {
             if relied && !ours && !confirmed && !self.is_behind(extent) {
                 self.give_up(extent..extent + 1);
             } else if here && covered && self.no_longer_stale(extent) {
-                self.durable.forget(extent);
+                self.is_right_here(extent);
                 self.save_metadata();
             }
             if ours {
