@@ -93,6 +93,7 @@ impl Secondary {
         match result {
             Ok(()) => {
                 self.metadata.localcnt = self.metadata.localcnt.saturating_add(1);
+                self.counting = Some(seq);
                 // Only a node that lacks nothing is told that it alone is right: it has got back what it missed itself. What it
                 // is not sure of itself the primary may not know yet.
                 self.metadata.extension.stale.clear();
@@ -107,6 +108,10 @@ impl Secondary {
     }
 
     pub(super) fn mark_saved(&mut self, seq: u64, result: Result<(), Errno>) {
+        if self.counting.take() == Some(seq) && result.is_err() {
+            // The primary knows what is counted here only by the answers.
+            self.metadata.localcnt = self.metadata.localcnt.saturating_sub(1);
+        }
         self.answer_mark(seq, result);
     }
 

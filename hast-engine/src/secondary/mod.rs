@@ -130,6 +130,8 @@ pub struct Secondary {
     marking: Option<u64>,
     /// On this connection the primary said that its own copy is out of date: its map cannot be relied on, and ours is kept.
     told_stale: bool,
+    /// The mark for which localcnt has risen, while that is not durable.
+    counting: Option<u64>,
     /// Marks that wait for an earlier one to be written down.
     marks: VecDeque<Mark>,
     now: Duration,
@@ -274,6 +276,7 @@ impl Secondary {
             doubtful: None,
             marking: None,
             told_stale: false,
+            counting: None,
             marks: VecDeque::new(),
             now,
             phase: Phase::Admitting,

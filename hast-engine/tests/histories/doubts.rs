@@ -251,6 +251,33 @@ fn the_generation_before_is_forgotten_durably() {
     assert_eq!(metadata(&s).extension.connection_before, 0);
 }
 
+/// The secondary cannot write down that it alone is right, and says so: it has not counted that either, for the primary, which
+/// knows what the secondary has counted only by its answers, would be behind for ever.
+#[test]
+fn a_mark_that_cannot_be_written_down_is_not_counted() {
+    let mut s = S::under(Extensions::ALL, Extension::default(), &[]);
+    s.run();
+    let stale = |seq| Message::Mark(Mark { seq, kind: MarkKind::Stale { offset: 0, length: u64::from(ES) } });
+    let answer = |s: &S, wanted| {
+        s.sent.iter().find_map(|message| match message {
+            Message::Reply(reply) if reply.seq == wanted => Some(reply.error),
+            _ => None,
+        })
+    };
+    s.frame(stale(1));
+    s.poll();
+    let metadata_write = |op: &DiskOp| matches!(op, DiskOp::Write { offset, .. } if *offset < 4096);
+    while !s.ops.iter().any(|(_, op)| metadata_write(op)) {
+        s.step(0);
+    }
+    s.fail(s.at(metadata_write));
+    s.run();
+    assert_eq!(answer(&s, 1), Some(Some(Errno::EIO)));
+    s.frame(stale(2));
+    s.run();
+    assert_eq!((answer(&s, 2), metadata(&s).localcnt), (Some(None), 2));
+}
+
 /// All that a secondary may lack is unflushed, and its disk is set back meanwhile: it has to mark itself, though its map,
 /// which is full, has nothing in it that ours has not.
 #[test]
