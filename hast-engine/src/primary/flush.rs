@@ -79,6 +79,8 @@ struct Run {
     remote: Part,
     /// Extents that the secondary alone had stored when it began.
     lone: Bitmap,
+    /// What our disk had dropped when it failed its part.
+    dropped: Bitmap,
     /// Since it began our disk has got something back that the secondary alone had, and that the metadata do not call
     /// stale: what it covers may be on our disk in a version that it does not cover.
     misses_something: bool,
@@ -233,6 +235,7 @@ impl Primary {
             local,
             remote,
             lone,
+            dropped: Bitmap::new(0),
             misses_something: false,
         });
         if local == Part::Awaited {
@@ -284,6 +287,9 @@ impl Primary {
         };
         if let Some(run) = &mut self.flush.running {
             run.local = part;
+            if part.failure().is_some() {
+                run.dropped.clone_from(self.durable.dropped());
+            }
         }
         self.end_flush();
     }
@@ -333,7 +339,8 @@ impl Primary {
             }
         }
         let excused = self.apply_flush(&mut run);
-        let Run { clients, again, ticket, local, remote, misses_something, .. } = run;
+        let misses_something = run.misses_something || self.is_written_again(&run.dropped);
+        let Run { clients, again, ticket, local, remote, .. } = run;
         let mut clients: Clients = clients.into_iter().chain(again).collect();
         let mut result = match (local, remote) {
             (_, remote) if self.is_cut_off() && !remote.is_durable() => Err(Errno::ENOTCONN),
@@ -363,6 +370,12 @@ impl Primary {
         self.end_flushing(ticket, remote.is_durable(), remote.failure());
         self.end_turning();
         self.turn_dropped();
+    }
+
+    /// Whether some of `dropped` is on our disk again, where no flush has covered it so far.
+    fn is_written_again(&self, dropped: &Bitmap) -> bool {
+        let stale = &self.sync.stale;
+        dropped.iter().any(|extent| !stale.contains(extent) && !self.durable.dropped().contains(extent))
     }
 
     /// What the map, the stale extents and the counts learn from a flush that has ended (L9). Clients that have to

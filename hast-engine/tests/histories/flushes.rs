@@ -213,6 +213,35 @@ fn a_flush_on_the_secondary_begins_behind_the_writes_before_it() {
 
 /// A flush has failed for something else, and what it dropped is written again already when the primary asks: what could be
 /// read may be old, so the primary hears of the failure, once.
+/// Our disk fails a client's flush, and what only this node has is written again before the secondary has answered its part:
+/// the flush is not good before the disk has flushed that.
+#[test]
+fn a_flush_is_not_good_by_what_was_written_again_meanwhile() {
+    let mut h = H::in_step();
+    // The first one is flushed with the count; of the second one nothing is.
+    for id in [1, 3] {
+        h.w(id, 3);
+        h.serve_all(|message| Some(is(Command::Write)(message).then_some(Errno::EIO)));
+        assert_eq!(h.result(id), Some(Ok(None)), "the secondary has refused it");
+    }
+    h.policy = next_flush_fails_and_holds(is_data);
+    h.req(2, Op::Flush);
+    h.serve_all(|message| is(Command::Flush)(message).then_some(None));
+    assert_eq!(h.result(2), Some(Err(Errno::EIO)), "the first one hears of it");
+    h.req(4, Op::Flush);
+    h.policy = Box::new(|op| (*op != DiskOp::Flush).then_some(Ok(())));
+    h.pump();
+    h.serve_all(|message| is(Command::Flush)(message).then_some(None));
+    assert_eq!(h.result(4), None, "what was dropped is in a cache again");
+    h.policy = Box::new(|_| Some(Ok(())));
+    for _ in 0..3 {
+        h.pump();
+        h.serve_all(|_| Some(None));
+        h.tick(2);
+    }
+    assert_eq!(h.result(4), Some(Ok(None)));
+}
+
 #[test]
 fn the_primary_hears_of_a_failed_flush_though_all_is_written_again() {
     let mut s = S::new(Extension::default(), &[]);
