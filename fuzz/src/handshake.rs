@@ -194,9 +194,16 @@ fn expected(provider: &Provider, metadata: &Metadata, hello: &SecondHello) -> De
     let written = metadata.prevrole == Role::Primary && !map(provider).is_empty();
     let decision = decide(hello, metadata.resuid, counts, written);
     let own = Met { last: metadata.extension.connection, before: metadata.extension.connection_before };
-    let histories = meeting.map_or(Histories::Unknown, |meeting| compare(meeting.met, own));
+    // One that has lost what it had stored may be an older one.
+    let lost = metadata.extension.mark.as_ref().is_some_and(|mark| mark.since == 0);
+    let histories = match meeting {
+        Some(meeting) if lost && meeting.met.last != 0 => Histories::PrimaryAhead,
+        Some(meeting) => compare(meeting.met, own),
+        None => Histories::Unknown,
+    };
+    let then = if lost { u64::MAX } else { metadata.extension.connection_localcnt };
     let primary = Counted { now: said, then: said_then };
-    let secondary = Counted { now: counts, then: metadata.extension.connection_localcnt };
+    let secondary = Counted { now: counts, then };
     match judged(decision, primary, secondary, metadata.extension.mark.is_some(), histories) {
         // Each node has something that the other lacks.
         Decision::Accept { source: SyncSource::Secondary, .. } if !metadata.extension.stale.is_empty() => {

@@ -21,7 +21,7 @@
 //! one before: only the steps from 1 to 2 make the latest ones differ, whichever is primary afterwards, and 1 happens
 //! again only with `before` set to what the primary of that attempt has. Nodes that have none in common have seen
 //! different connections since, and the one with the higher counter has seen more. Between equal generations a rollback
-//! cannot be seen.
+//! cannot be seen, nor one to before the first connection: a node that the original ran since has none either.
 //!
 //! A node whose disk was set back may have been written alone before the nodes meet, and its localcnt may then be by
 //! chance what the other one remembers. So each node stores with the generation what its localcnt was; it has been

@@ -144,6 +144,11 @@ impl World {
         self.admin.exchanged = Some(node);
     }
 
+    /// Whether the disk of `node` is another one, and the nodes have not been in step since.
+    pub(crate) fn is_exchanged(&self, node: usize) -> bool {
+        self.admin.exchanged == Some(node)
+    }
+
     /// A split-brain would be no surprise.
     pub(crate) fn may_be_split(&self) -> bool {
         let admin = &self.admin;

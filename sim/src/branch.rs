@@ -130,8 +130,10 @@ impl World {
             if survivor == fork.new { (fork.branch, fork.older) } else { (fork.older, fork.branch) };
         self.memory = own;
         let node = self.nodes.get_mut(survivor);
-        let lacks = |node: &mut Node| std::mem::take(&mut node.forgot_detachment) || node.is_out_of_date();
-        if node.is_some_and(lacks) || mixed {
+        let lacks = |node: &mut Node| {
+            std::mem::take(&mut node.forgot_detachment) || node.is_out_of_date() || node.unsure
+        };
+        if node.is_some_and(lacks) || mixed || self.is_exchanged(survivor) {
             // What it lacks the one that gives up has.
             self.memory = self.as_held_by(survivor).unwrap_or_else(|| self.memory.clone());
         }

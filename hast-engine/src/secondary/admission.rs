@@ -212,9 +212,10 @@ impl Secondary {
         decision
     }
 
-    /// What the generations that both nodes have stored say (G1).
+    /// What the generations that both nodes have stored say (G1). A node that has lost its own may have been set back as well.
     fn histories(&self) -> Histories {
-        self.hello.meeting.map_or(Histories::Unknown, |meeting| compare(meeting.met, self.met))
+        let Some(Meeting { met, .. }) = self.hello.meeting else { return Histories::Unknown };
+        if self.has_lost_its_area && met.last != 0 { Histories::PrimaryAhead } else { compare(met, self.met) }
     }
 
     pub(super) fn counts(&self) -> Counts {

@@ -102,6 +102,8 @@ pub struct Secondary {
     met: Met,
     /// localcnt when it stored them (`crate::connection`).
     met_localcnt: u64,
+    /// The metadata do not say any more what it had stored beyond the original's fields (A3).
+    has_lost_its_area: bool,
     /// The generation of this connection, if it is stored; else 0 (`crate::connection`).
     connection: u64,
     /// What the answer will say, once what has to be durable before it is.
@@ -248,10 +250,14 @@ impl Secondary {
             let map = Activemap::new(extents, metadata.keepdirty, layout.sectorsize(), &map);
             own_map::OwnMap::new(map, settings.metaflush)
         });
-        let (met, met_localcnt) = (met(&metadata.extension), metadata.extension.connection_localcnt);
+        let has_lost_its_area = metadata.extension.mark.as_ref().is_some_and(|mark| mark.since == 0);
+        let met = met(&metadata.extension);
+        // Unknown: the counts alone tell whether it was written.
+        let met_localcnt = if has_lost_its_area { u64::MAX } else { metadata.extension.connection_localcnt };
         let mut secondary = Secondary {
             met,
             met_localcnt,
+            has_lost_its_area,
             map: Bitmap::from_bytes(extents, &map),
             was_primary,
             metadata,

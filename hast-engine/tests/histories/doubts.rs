@@ -159,6 +159,25 @@ fn a_disk_that_was_rolled_back_and_written_is_not_overwritten() {
     assert!(!split(counted(met(5 * G), 0, met(5 * G), 0)), "nothing was set back");
 }
 
+/// A3: a node that has lost what it had stored, generations too, may have been set back as well: all is copied.
+#[test]
+fn a_secondary_that_has_lost_its_area_is_the_older_one() {
+    let lost = hast_format::extension::Mark { since: 0, by: "a".into() };
+    let late = hast_format::extension::Mark { since: 1, ..lost.clone() };
+    for (mark, full) in [(lost, true), (late, false)] {
+        let extension = Extension { mark: Some(mark), ..Extension::default() };
+        let meeting = Some(Meeting { met: Met { last: 5 * G, before: 0 }, draw: 9, localcnt: 1 });
+        let mut s = S::meeting(meeting, extension);
+        s.run();
+        let map = s.sent.iter().find_map(|message| match message {
+            Message::SecondAnswer(_, map) => map.clone(),
+            _ => None,
+        });
+        let all = map.is_some_and(|map| map.iter().all(|byte| *byte == 0xff));
+        assert_eq!(all, full);
+    }
+}
+
 /// What a secondary stores of the connection says what it has counted by then.
 #[test]
 fn a_generation_is_stored_with_the_count() {

@@ -377,7 +377,8 @@ impl World {
         let former = known(disk.contents());
         let seen =
             |node: &Node| known(node.disk.contents()).iter().any(|one| *one != 0 && former.contains(one));
-        if self.nodes.iter().any(seen) {
+        // One from before the first connection says nothing at all.
+        if former == [0; 2] || self.nodes.iter().any(seen) {
             return;
         }
         self.exchange_disk(node, disk, "is rolled back");

@@ -131,6 +131,7 @@ impl World {
             return;
         }
         self.trace(|| format!("node {node}: sectors {sectors:?} are gone, since a flush failed"));
+        self.unacknowledged_may_be_gone(node);
         if !killed {
             return;
         }
