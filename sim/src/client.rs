@@ -174,6 +174,9 @@ impl Memory {
                 for torn in self.torn.get_mut(&at).into_iter().flatten() {
                     torn.superseded.get_or_insert(now);
                 }
+            } else if !acknowledged {
+                // A client that has read it may read what was there before again.
+                sector.iter_mut().filter(|one| one.by_reading).for_each(Candidate::may_come_back);
             }
         }
     }
@@ -322,14 +325,17 @@ impl Memory {
     }
 
     /// A read that ended at `now` has brought `bytes` from sector `at`, as it may: the write that left them has taken
-    /// effect, whether it was acknowledged, failed, or is still open. What had ended before it began no later read
-    /// brings, unless it was not acknowledged and the worker ends.
+    /// effect, if it was acknowledged or is still open. What had ended before it began no later read brings, unless it
+    /// fails, or was not acknowledged and the worker ends. Of a write that has failed nothing is promised.
     pub fn seen(&mut self, at: usize, bytes: &[u8], now: Duration) {
         let (id, whole) = Memory::read(bytes);
         let Some(sector) = self.sectors.get_mut(at).filter(|_| whole && id != 0) else { return };
         let of = |candidate: &&Candidate| candidate.holds == id && candidate.superseded.is_none();
         let Some(candidate) = sector.iter().find(of) else { return };
         let (invoked, acknowledged) = (candidate.invoked, candidate.acknowledged);
+        if !acknowledged && candidate.ended.is_some() {
+            return;
+        }
         for candidate in sector.iter_mut().filter(|candidate| candidate.superseded.is_none()) {
             // It may have been read where it was not durable.
             if acknowledged {
@@ -400,22 +406,24 @@ mod tests {
     }
 
     #[test]
-    fn what_a_failed_write_left_and_somebody_has_read_stays_while_the_worker_lives() {
-        for read in [false, true] {
+    fn what_was_read_of_an_open_write_stays_until_that_fails_or_the_worker_ends() {
+        for fails in [false, true] {
             let mut memory = Memory::new(1);
             memory.begin(at(1), 7, false, 0, 1);
             memory.end(at(2), 7, true);
             memory.begin(at(3), 8, false, 0, 1);
-            memory.end(at(4), 8, false);
-            if read {
-                memory.seen(0, &Memory::contents(8), at(6));
+            memory.seen(0, &Memory::contents(8), at(4));
+            memory.check(0, &Memory::contents(7), at(5)).unwrap_err();
+            if fails {
+                memory.end(at(6), 8, false);
+                memory.seen(0, &Memory::contents(8), at(7));
+            } else {
+                memory.unacknowledged_may_be_gone();
             }
-            memory.check(0, &Memory::contents(8), at(7)).unwrap();
-            memory.check(0, &Memory::contents(7), at(5)).unwrap();
-            assert_eq!(memory.check(0, &Memory::contents(7), at(7)).is_ok(), !read);
             memory.flushed(at(8));
-            memory.unacknowledged_may_be_gone();
-            memory.check(0, &Memory::contents(7), at(9)).unwrap();
+            for id in [7, 8] {
+                memory.check(0, &Memory::contents(id), at(9)).unwrap();
+            }
         }
     }
 
