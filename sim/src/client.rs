@@ -165,7 +165,7 @@ impl Memory {
             let mut invoked = Duration::ZERO;
             for candidate in sector.iter_mut().filter(|candidate| candidate.write == write) {
                 candidate.ended = Some(now);
-                candidate.acknowledged = acknowledged;
+                candidate.acknowledged = acknowledged && !doubtful;
                 invoked = candidate.invoked;
             }
             if acknowledged && !doubtful {

@@ -114,6 +114,8 @@ impl World {
         let after_loss = self.nodes.get(node).is_some_and(|node| node.lost_power);
         if after_loss {
             self.memory.unflushed_may_be_lost();
+            // What the old primary completes later may have been stored on both, and lost here.
+            self.memory.doubt_open();
         }
         self.memory.unconfirmed_may_be_lost();
         for at in std::mem::take(&mut self.refused) {
