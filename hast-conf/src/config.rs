@@ -88,6 +88,8 @@ pub struct Resource {
     pub peer_timeout: u32,
     /// What makes a block device of a primary's export on Linux.
     pub device: KernelDevice,
+    /// On FreeBSD: the kernel may serve reads of a primary's device itself while the nodes are in step.
+    pub direct_reads: bool,
     /// The program to run on events.
     pub exec: Option<PathBuf>,
     /// Whether each write of the activemap is followed by a flush.

@@ -32,7 +32,7 @@ const RESERVED: [&str; 24] = [
 ];
 
 /// Statements that a line may hide from the reference behind `#%`.
-const EXTENSIONS: [&str; 3] = ["nbd", "peer-timeout", "device"];
+const EXTENSIONS: [&str; 4] = ["nbd", "peer-timeout", "device", "direct-reads"];
 
 /// Skipped runs of characters that are reported one by one; further ones are only counted.
 const MAX_SKIPPED: usize = 50;

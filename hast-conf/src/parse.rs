@@ -21,7 +21,7 @@ const MAX_PATH: usize = 1023;
 /// Longest timeout in seconds: what an int holds.
 const MAX_TIMEOUT: u32 = i32::MAX as u32;
 
-const IN_FILE: [&str; 14] = [
+const IN_FILE: [&str; 15] = [
     "control",
     "pidfile",
     "listen",
@@ -33,12 +33,13 @@ const IN_FILE: [&str; 14] = [
     "metaflush",
     "peer-timeout",
     "device",
+    "direct-reads",
     "nbd",
     "on",
     "resource",
 ];
 const IN_NODE: [&str; 4] = ["control", "listen", "pidfile", "nbd"];
-const IN_RESOURCE: [&str; 11] = [
+const IN_RESOURCE: [&str; 12] = [
     "replication",
     "checksum",
     "compression",
@@ -47,6 +48,7 @@ const IN_RESOURCE: [&str; 11] = [
     "metaflush",
     "peer-timeout",
     "device",
+    "direct-reads",
     "name",
     "local",
     "on",
@@ -184,6 +186,10 @@ impl<'a> Parser<'a> {
                 self.end_extension(keyword)?;
             }
             "device" => settings.device = Some(self.device(keyword)?),
+            "direct-reads" => {
+                settings.direct_reads = Some(self.switch()?);
+                self.end_extension(keyword)?;
+            }
             "exec" => settings.exec = Some(self.path()?),
             _ => settings.metaflush = Some(self.switch()?),
         }

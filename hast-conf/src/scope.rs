@@ -62,6 +62,7 @@ pub(crate) struct Settings {
     pub(crate) timeout: Option<u32>,
     pub(crate) peer_timeout: Option<u32>,
     pub(crate) device: Option<KernelDevice>,
+    pub(crate) direct_reads: Option<bool>,
     pub(crate) exec: Option<PathBuf>,
     pub(crate) metaflush: Option<bool>,
 }
@@ -198,6 +199,7 @@ impl<'a> Section<'a> {
             timeout: own.timeout.or(global.timeout).unwrap_or(DEFAULT_TIMEOUT),
             peer_timeout: own.peer_timeout.or(global.peer_timeout).unwrap_or(DEFAULT_PEER_TIMEOUT),
             device: own.device.or(global.device).unwrap_or_default(),
+            direct_reads: own.direct_reads.or(global.direct_reads).unwrap_or(false),
             exec: own.exec.or_else(|| global.exec.clone()),
             metaflush: values.metaflush.or(own.metaflush).or(global.metaflush).unwrap_or(true),
         })

@@ -26,13 +26,13 @@ shows! {
         |hast.conf:2:1: unknown word `replicaton`
         |2 | replicaton async
         |  | ^^^^^^^^^^
-        |expected `control`, `pidfile`, `listen`, `replication`, `checksum`, `compression`, `timeout`, `exec`, `metaflush`, `peer-timeout`, `device`, `nbd`, `on` or `resource`";
+        |expected `control`, `pidfile`, `listen`, `replication`, `checksum`, `compression`, `timeout`, `exec`, `metaflush`, `peer-timeout`, `device`, `direct-reads`, `nbd`, `on` or `resource`";
 
     unknown_word_in_a_resource: "resource r {\n\tlokal /d\n}\n" => "
         |hast.conf:2:2: unknown word `lokal`
         |2 | \tlokal /d
         |  | \t^^^^^
-        |expected `replication`, `checksum`, `compression`, `timeout`, `exec`, `metaflush`, `peer-timeout`, `device`, `name`, `local`, `on` or `}`";
+        |expected `replication`, `checksum`, `compression`, `timeout`, `exec`, `metaflush`, `peer-timeout`, `device`, `direct-reads`, `name`, `local`, `on` or `}`";
 
     statement_of_another_scope: "resource r {\n  on a {\n    timeout 5\n" => "
         |hast.conf:3:5: `timeout` cannot stand here
@@ -104,19 +104,19 @@ shows! {
         |hast.conf:2:19: the file ends inside the section opened at line 1
         |2 | \ton a { local /d }
         |  | \t                 ^
-        |expected `replication`, `checksum`, `compression`, `timeout`, `exec`, `metaflush`, `peer-timeout`, `device`, `name`, `local`, `on` or `}`";
+        |expected `replication`, `checksum`, `compression`, `timeout`, `exec`, `metaflush`, `peer-timeout`, `device`, `direct-reads`, `name`, `local`, `on` or `}`";
 
     missing_brace_before_the_next_resource: "resource r {\n\ton a { local /d }\nresource q {\n" => "
         |hast.conf:3:1: `resource` cannot stand here
         |3 | resource q {
         |  | ^^^^^^^^
-        |expected `replication`, `checksum`, `compression`, `timeout`, `exec`, `metaflush`, `peer-timeout`, `device`, `name`, `local`, `on` or `}`";
+        |expected `replication`, `checksum`, `compression`, `timeout`, `exec`, `metaflush`, `peer-timeout`, `device`, `direct-reads`, `name`, `local`, `on` or `}`";
 
     brace_too_many: "on a {\n} }" => "
         |hast.conf:2:3: `}` cannot stand here
         |2 | } }
         |  |   ^
-        |expected `control`, `pidfile`, `listen`, `replication`, `checksum`, `compression`, `timeout`, `exec`, `metaflush`, `peer-timeout`, `device`, `nbd`, `on` or `resource`";
+        |expected `control`, `pidfile`, `listen`, `replication`, `checksum`, `compression`, `timeout`, `exec`, `metaflush`, `peer-timeout`, `device`, `direct-reads`, `nbd`, `on` or `resource`";
 
     end_of_file_for_a_value: "pidfile" => "
         |hast.conf:1:8: the file ends here
@@ -242,7 +242,7 @@ shows! {
         |hast.conf:2:4: the extension line `#% nbd` cannot stand here
         |2 | #% nbd /n
         |  |    ^^^
-        |expected `replication`, `checksum`, `compression`, `timeout`, `exec`, `metaflush`, `peer-timeout`, `device`, `name`, `local`, `on` or `}`";
+        |expected `replication`, `checksum`, `compression`, `timeout`, `exec`, `metaflush`, `peer-timeout`, `device`, `direct-reads`, `name`, `local`, `on` or `}`";
 
     device_of_another_kind: "resource r {\n#% device loop\n" => "
         |hast.conf:2:11: wrong value `loop`
@@ -278,7 +278,7 @@ shows! {
         |hast.conf:100:1: `}` cannot stand here
         |100 | }
         |    | ^
-        |expected `control`, `pidfile`, `listen`, `replication`, `checksum`, `compression`, `timeout`, `exec`, `metaflush`, `peer-timeout`, `device`, `nbd`, `on` or `resource`";
+        |expected `control`, `pidfile`, `listen`, `replication`, `checksum`, `compression`, `timeout`, `exec`, `metaflush`, `peer-timeout`, `device`, `direct-reads`, `nbd`, `on` or `resource`";
 }
 
 #[test]

@@ -107,7 +107,7 @@ fn piece() -> impl Strategy<Value = String> {
     prop_oneof![
         proptest::sample::select(
             "control pidfile listen replication checksum compression timeout exec metaflush resource name local remote \
-             source on off fullsync memsync async none crc32 sha256 hole lzf nbd peer-timeout device auto { } { } a b /d 10.0.0.1 [::1]:2 20 0 #% # ; \
+             source on off fullsync memsync async none crc32 sha256 hole lzf nbd peer-timeout device direct-reads auto { } { } a b /d 10.0.0.1 [::1]:2 20 0 #% # ; \
              resource\u{20}r\u{20}{ on\u{20}a\u{20}{ local\u{20}/d remote\u{20}b #%\u{20}nbd"
                 .split_whitespace()
                 .map(str::to_owned)

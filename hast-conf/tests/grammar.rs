@@ -355,6 +355,24 @@ fn the_nbd_statement_is_global_or_in_a_node_section() {
 }
 
 #[test]
+fn direct_reads_are_off_unless_the_file_or_the_resource_says_otherwise() {
+    let both = |file: &str, resource: &str| with(file, resource, "").direct_reads;
+    assert!(!both("", ""));
+    assert!(both("direct-reads on", "") && both("", "direct-reads on") && both("#% direct-reads on\n", ""));
+    assert!(!both("direct-reads on", "direct-reads off"));
+    for (text, part) in [
+        ("direct-reads", "ends"),
+        ("direct-reads maybe", "wrong value `maybe`"),
+        ("#% direct-reads on on", "`on` cannot stand here"),
+        ("on a { direct-reads on", "`direct-reads`"),
+    ] {
+        assert!(error(text).contains(part), "{text}: {}", error(text));
+    }
+    let r = resource("resource direct-reads { on a { local /d remote direct-reads } }");
+    assert_eq!((r.name.as_str(), r.remote_text()), ("direct-reads", "direct-reads"));
+}
+
+#[test]
 fn a_silence_and_a_device_are_global_or_a_resources() {
     let both = |file: &str, resource: &str| {
         let r = with(file, resource, "");
@@ -380,7 +398,7 @@ fn a_silence_and_a_device_are_global_or_a_resources() {
     ] {
         assert!(error(text).contains(part), "{text}: {}", error(text));
     }
-    // Neither is reserved.
+    // None is reserved.
     let r = resource(
         "device none resource device { name peer-timeout on device { } on a { local auto remote nbd } }",
     );

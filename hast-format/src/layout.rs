@@ -116,6 +116,11 @@ impl Layout {
         Ok(layout)
     }
 
+    /// Bytes of the provider.
+    pub fn provider_size(&self) -> u64 {
+        self.provider_size
+    }
+
     /// Usable bytes, a positive multiple of the sector size.
     pub fn datasize(&self) -> u64 {
         self.datasize

@@ -22,7 +22,7 @@ pub const UNIT_BY_NAME: i32 = -2;
 pub const MODIFY_MEDIASIZE: u32 = 1;
 /// In [`Modify::modify`]: another description.
 pub const MODIFY_INFO: u32 = 2;
-/// In [`Modify::modify`]: another provider to read from, or none.
+/// In [`Modify::modify`]: another provider to read from.
 pub const MODIFY_READPROV: u32 = 4;
 /// In [`Modify::modify`]: another offset on it.
 pub const MODIFY_READOFFSET: u32 = 8;

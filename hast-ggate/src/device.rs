@@ -1,12 +1,12 @@
 //! A device and the requests of its users.
 
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hast_net::errno::Errno;
 
-use crate::{Answer, Change, Create, Gate, MAX_NAME, Started, Ticket, Which, abi};
+use crate::{Answer, Change, Create, Gate, MAX_NAME, NOWHERE, Started, Ticket, Which, abi};
 
 /// How often a device that is there when it is created, and gone when it is taken over, is tried again.
 const ATTEMPTS: usize = 3;
@@ -17,8 +17,24 @@ pub struct Device {
     gate: Arc<dyn Gate>,
     unit: i32,
     sectorsize: u32,
+    /// Bytes.
+    mediasize: AtomicU64,
+    /// What the kernel can read from by itself.
+    provider: Mutex<Provider>,
     /// Nothing is left to be destroyed, or it is the successor's.
     released: AtomicBool,
+}
+
+/// What the kernel can read from by itself. It is never taken away while the device exists: the kernel would free what reads
+/// that are under way still use. Where it is not to be read from, the offset is [`NOWHERE`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Provider {
+    /// Nothing, as far as this process knows.
+    None,
+    /// What [`Device::read_from`] has named.
+    Ours,
+    /// What a predecessor has named, whatever that was.
+    Unknown,
 }
 
 /// How a device came to be.
@@ -159,7 +175,14 @@ impl Device {
     }
 
     fn of(gate: Arc<dyn Gate>, unit: i32, create: &Create) -> Device {
-        Device { gate, unit, sectorsize: create.sectorsize, released: AtomicBool::new(false) }
+        Device {
+            gate,
+            unit,
+            sectorsize: create.sectorsize,
+            mediasize: AtomicU64::new(create.mediasize),
+            provider: Mutex::new(Provider::None),
+            released: AtomicBool::new(false),
+        }
     }
 
     /// The kernel's number for it.
@@ -226,27 +249,57 @@ impl Device {
         self.answer(request.ticket, Answer::Requeue)
     }
 
-    /// Lets the kernel serve reads by itself, from the provider at `path`, `offset` bytes further on.
+    /// Lets the kernel serve reads by itself, from the provider at `path`, which has `size` bytes, `offset` bytes further on.
+    /// It is the same provider each time.
     ///
     /// # Errors
     ///
-    /// What the kernel refuses: EINVAL if that is no GEOM provider, or too small.
-    pub fn read_from(&self, path: &str, offset: u64) -> Result<(), DeviceError> {
-        let errno = Errno::EINVAL;
-        // Refused here, so that the kernel need not undo half of it.
-        if path.len() > MAX_NAME || path.is_empty() || !offset.is_multiple_of(self.sectorsize.into()) {
-            return Err(DeviceError::Refused { what: "switching direct reads on", errno });
+    /// What the kernel refuses: EINVAL if that is no GEOM provider. EINVAL, too, if it is too small. EBUSY: a predecessor
+    /// has named a provider, which cannot be replaced as long as the device exists.
+    pub fn read_from(&self, path: &str, size: u64, offset: u64) -> Result<(), DeviceError> {
+        let what = "switching direct reads on";
+        let refused = |errno| DeviceError::Refused { what, errno };
+        // Refused here: the kernel would return with a lock held.
+        let end = self.mediasize.load(Ordering::Relaxed).checked_add(offset);
+        let fits = end.is_some_and(|end| end <= size) && offset.is_multiple_of(self.sectorsize.into());
+        if path.len() > MAX_NAME || path.is_empty() || !fits {
+            return Err(refused(Errno::EINVAL));
         }
-        self.modify("switching direct reads on", &Change::ReadFrom { provider: path.to_owned(), offset })
+        let mut provider = self.lock_provider();
+        match *provider {
+            Provider::None => {
+                self.modify(what, &Change::ReadFrom { provider: path.to_owned(), offset })?;
+                *provider = Provider::Ours;
+                Ok(())
+            }
+            Provider::Ours => {
+                let offset = i64::try_from(offset).map_err(|_| refused(Errno::EINVAL))?;
+                self.modify(what, &Change::ReadOffset(offset))
+            }
+            Provider::Unknown => Err(refused(Errno::EBUSY)),
+        }
     }
 
-    /// Lets every read come here again. When this returns none is served by the kernel any more.
+    /// Lets every read come here again. When this returns none is begun by the kernel any more; one that was under way
+    /// may still end, with what its range held while it was under way.
     ///
     /// # Errors
     ///
     /// What the kernel refuses. The device must not be used any longer then.
     pub fn read_here(&self) -> Result<(), DeviceError> {
-        self.modify("switching direct reads off", &Change::ReadHere)
+        let mut provider = self.lock_provider();
+        match self.modify("switching direct reads off", &Change::ReadOffset(NOWHERE)) {
+            Ok(()) if *provider == Provider::None => *provider = Provider::Unknown,
+            Ok(()) => {}
+            // There is no provider, or not any more: its disk is gone.
+            Err(DeviceError::Refused { errno: Errno::EINVAL, .. }) => *provider = Provider::None,
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn lock_provider(&self) -> MutexGuard<'_, Provider> {
+        self.provider.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives the device another size in bytes. Another thread must be waiting for requests: the kernel lets
@@ -256,7 +309,9 @@ impl Device {
     ///
     /// What the kernel refuses.
     pub fn resize(&self, mediasize: u64) -> Result<(), DeviceError> {
-        self.modify("changing the size", &Change::Mediasize(mediasize))
+        self.modify("changing the size", &Change::Mediasize(mediasize))?;
+        self.mediasize.store(mediasize, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Leaves the device to a successor, with whatever is not answered yet.
@@ -273,6 +328,8 @@ impl Device {
         if self.released.swap(true, Ordering::Relaxed) {
             return Ok(());
         }
+        // The kernel frees what it reads from, whatever is under way there: at least nothing more begins.
+        let _ = self.read_here();
         match self.gate.destroy(&Which::Unit(self.unit)) {
             Ok(()) | Err(Errno::ENXIO) => Ok(()),
             Err(errno) => Err(DeviceError::Refused { what: "destroying the device", errno }),

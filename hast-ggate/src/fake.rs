@@ -96,6 +96,8 @@ struct State {
     providers: BTreeSet<String>,
     interrupts: usize,
     refuse_modify: Option<Errno>,
+    /// Reads that the kernel serves itself wait until they are let go.
+    holds_reads: bool,
 }
 
 struct Unit {
@@ -104,7 +106,11 @@ struct Unit {
     waiting: VecDeque<(usize, Bio)>,
     handed_out: Vec<(usize, Bio)>,
     ended: BTreeMap<usize, Ended>,
-    read_from: Option<(String, u64)>,
+    read_from: Option<(String, i64)>,
+    /// The provider was taken away and is still pointed at: whatever looks at it next panics the kernel.
+    dangling: bool,
+    /// Reads that the kernel serves itself and that have not ended, with what they bring.
+    reading: Vec<(usize, Vec<u8>)>,
     /// Reads that the kernel served itself.
     direct_reads: usize,
 }
@@ -149,9 +155,20 @@ impl FakeKernel {
         self.lock().refuse_modify = errno;
     }
 
+    /// Reads that the kernel serves itself end from now on when this is called with false, and those that wait at once.
+    pub fn hold_direct_reads(&self, hold: bool) {
+        let mut state = self.lock();
+        state.holds_reads = hold;
+        if !hold {
+            state.units.values_mut().for_each(Unit::end_reads);
+        }
+        self.shared.changed.notify_all();
+    }
+
     /// A user's request. None if there is no such device.
     pub fn submit(&self, name: &str, bio: Bio) -> Option<usize> {
         let mut state = self.lock();
+        let holds = state.holds_reads;
         let unit = state.units.values_mut().find(|unit| unit.create.name == name)?;
         unit.next_seq += 1;
         let seq = unit.next_seq;
@@ -159,7 +176,10 @@ impl FakeKernel {
             && let Some(data) = unit.read_directly(&bio)
         {
             unit.direct_reads += 1;
-            unit.ended.insert(seq, Ok(data));
+            unit.reading.push((seq, data));
+            if !holds {
+                unit.end_reads();
+            }
         } else {
             unit.waiting.push_back((seq, bio));
         }
@@ -198,10 +218,11 @@ impl FakeKernel {
         self.look(name, |unit| unit.create.mediasize)
     }
 
-    /// Where the kernel reads from by itself.
+    /// Where the kernel reads from by itself; none if every read comes to the process.
     #[must_use]
     pub fn reads_from(&self, name: &str) -> Option<(String, u64)> {
-        self.look(name, |unit| unit.read_from.clone())?
+        let (path, offset) = self.look(name, |unit| unit.read_from.clone())??;
+        Some((path, u64::try_from(offset).ok()?))
     }
 
     /// How many reads it has served itself.
@@ -293,11 +314,59 @@ impl State {
 impl Unit {
     /// A read that fails here goes to the process.
     fn read_directly(&self, bio: &Bio) -> Option<Vec<u8>> {
+        self.panic_if_dangling();
         let (path, offset) = self.read_from.as_ref()?;
         let mut data = vec![0; usize::try_from(bio.length).ok()?];
-        let at = u64::try_from(bio.offset).ok()?.checked_add(*offset)?;
+        let at = u64::try_from(bio.offset.checked_add(*offset)?).ok()?;
         File::open(path).ok()?.read_exact_at(&mut data, at).ok()?;
         Some(data)
+    }
+
+    fn end_reads(&mut self) {
+        self.ended.extend(self.reading.drain(..).map(|(seq, data)| (seq, Ok(data))));
+    }
+
+    fn panic_if_dangling(&self) {
+        assert!(!self.dangling, "page fault: the provider of direct reads was freed and is still used");
+    }
+
+    /// The provider of direct reads is freed. A read under way still uses it.
+    fn free_provider(&mut self) {
+        self.panic_if_dangling();
+        if self.read_from.take().is_some() {
+            assert!(self.reading.is_empty(), "panic: a provider is detached with active requests");
+        }
+    }
+
+    fn read_from(&mut self, provider: &str, offset: u64, known: bool) -> Result<(), Errno> {
+        let had = self.read_from.is_some();
+        self.free_provider();
+        if provider.is_empty() {
+            self.dangling = had;
+            return Ok(());
+        }
+        if !known {
+            return Err(Errno::EINVAL);
+        }
+        let size = File::open(provider).and_then(|file| file.metadata()).map_or(0, |data| data.len());
+        let end = offset.checked_add(self.create.mediasize);
+        let fits = end.is_some_and(|end| end <= size) && offset.is_multiple_of(self.create.sectorsize.into());
+        assert!(fits, "panic: MODIFY returns with the topology lock held");
+        self.read_from = Some((provider.to_owned(), i64::try_from(offset).map_err(|_| Errno::EINVAL)?));
+        Ok(())
+    }
+
+    fn read_at(&mut self, offset: i64) -> Result<(), Errno> {
+        self.panic_if_dangling();
+        let (provider, at) = self.read_from.as_mut().ok_or(Errno::EINVAL)?;
+        let size = File::open(&*provider).and_then(|file| file.metadata()).map_or(0, |data| data.len());
+        let end = offset.checked_add_unsigned(self.create.mediasize);
+        let fits = end.is_some_and(|end| u64::try_from(end).unwrap_or(0) <= size);
+        if !fits || offset % i64::from(self.create.sectorsize) != 0 {
+            return Err(Errno::EINVAL);
+        }
+        *at = offset;
+        Ok(())
     }
 }
 
@@ -323,6 +392,8 @@ impl Gate for Process {
                 handed_out: Vec::new(),
                 ended: BTreeMap::new(),
                 read_from: None,
+                dangling: false,
+                reading: Vec::new(),
                 direct_reads: 0,
             };
             state.units.insert(number, unit);
@@ -417,7 +488,7 @@ impl Gate for Process {
             }
             let known = match change {
                 Change::ReadFrom { provider, .. } => state.providers.contains(provider),
-                Change::Mediasize(_) | Change::ReadHere => true,
+                Change::Mediasize(_) | Change::ReadOffset(_) => true,
             };
             let unit = state.units.get_mut(&unit).ok_or(Errno::ENXIO)?;
             match change {
@@ -427,11 +498,8 @@ impl Gate for Process {
                     }
                     unit.create.mediasize = *bytes;
                 }
-                Change::ReadFrom { .. } if !known => return Err(Errno::EINVAL),
-                Change::ReadFrom { provider, offset } => {
-                    unit.read_from = Some((provider.clone(), *offset));
-                }
-                Change::ReadHere => unit.read_from = None,
+                Change::ReadFrom { provider, offset } => unit.read_from(provider, *offset, known)?,
+                Change::ReadOffset(offset) => unit.read_at(*offset)?,
             }
             Ok(())
         })
@@ -445,7 +513,9 @@ impl Gate for Process {
                 Which::Name(name) => unit.create.name == *name,
             });
             let number = *found.ok_or(Errno::ENXIO)?.0;
-            state.units.remove(&number);
+            if let Some(mut unit) = state.units.remove(&number) {
+                unit.free_provider();
+            }
             Ok(())
         })
     }

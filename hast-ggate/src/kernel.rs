@@ -180,11 +180,14 @@ impl Gate for Kernel {
             }
             Change::ReadFrom { provider, offset } => {
                 argument.modify = abi::MODIFY_READPROV | abi::MODIFY_READOFFSET;
-                argument.readprov = abi::text(provider).ok_or(Errno::EINVAL)?;
+                let name = Some(provider).filter(|name| !name.is_empty());
+                argument.readprov = name.and_then(|name| abi::text(name)).ok_or(Errno::EINVAL)?;
                 argument.readoffset = i64::try_from(*offset).map_err(|_| Errno::EINVAL)?;
             }
-            // An offset without a provider would be refused.
-            Change::ReadHere => argument.modify = abi::MODIFY_READPROV,
+            Change::ReadOffset(offset) => {
+                argument.modify = abi::MODIFY_READOFFSET;
+                argument.readoffset = *offset;
+            }
         }
         // SAFETY: MODIFY takes this structure, which points at nothing.
         unsafe { self.call(abi::MODIFY, &mut argument) }

@@ -23,6 +23,10 @@ use hast_net::errno::Errno;
 /// Longest device name in bytes, with the directory in front.
 pub const MAX_NAME: usize = abi::NAME_SIZE - 1;
 
+/// An offset at which no provider has anything, whatever is added to it, and a multiple of every sector size: with it every
+/// read comes to the process.
+pub const NOWHERE: i64 = i64::MIN / 2;
+
 /// The name of a provider's device below `/dev`.
 #[must_use]
 pub fn device_name(provider_name: &str) -> String {
@@ -47,15 +51,19 @@ pub struct Create {
 pub enum Change {
     /// Another size, in bytes.
     Mediasize(u64),
-    /// From now on the kernel serves reads itself, from this provider, this many bytes further on.
+    /// From now on the kernel serves reads itself, from this provider, this many bytes further on. What it has read from
+    /// before it frees, though reads from there may be under way: this is for a device that reads from nowhere. Nor may the
+    /// provider's name be empty, or the device not fit on it behind `offset`: the kernel would panic, or keep a lock.
     ReadFrom {
         /// The provider's path.
         provider: String,
         /// Where the device's first byte lies on it.
         offset: u64,
     },
-    /// From now on every read comes here.
-    ReadHere,
+    /// From now on the kernel reads there on the provider that it has, in bytes; reads under way end as they began.
+    /// A read that begins at an offset below 0 fails, and so comes to the process ([`NOWHERE`]). EINVAL: there is no
+    /// provider.
+    ReadOffset(i64),
 }
 
 /// Which device is meant.

@@ -238,35 +238,143 @@ fn every_request_ends_once_wherever_processes_die() {
     }
 }
 
+const ON: &str = "switching direct reads on";
+
+/// A provider for direct reads that is 4096 bytes larger than the device, with 5 in all bytes of the device.
+fn provider(kernel: &FakeKernel) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), [vec![0; 4096], vec![5; SIZE as usize]].concat()).unwrap();
+    kernel.add_provider(file.path().to_str().unwrap());
+    file
+}
+
+fn read_here(kernel: &FakeKernel, device: &Device) {
+    let seq = submit(kernel, Bio::read(0, 512));
+    let request = next(device, &mut []);
+    device.complete(request, Ok(&[6; 512])).unwrap();
+    assert_eq!(ended(kernel, seq), Ok(vec![6; 512]));
+}
+
+#[test]
+fn the_kernel_reads_by_itself_where_it_can_and_may() {
+    let kernel = FakeKernel::new();
+    let (_, device, _) = open(&kernel);
+    let refused = |errno| Err(DeviceError::Refused { what: ON, errno });
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let size = SIZE + 4096;
+    let other = file.path().to_str().unwrap();
+    assert_eq!(device.read_from(other, size, 4096), refused(Errno::EINVAL), "a regular file is no provider");
+    let file = provider(&kernel);
+    let path = file.path().to_str().unwrap();
+    // None of these reaches the kernel, which would panic.
+    for (size, offset) in [(size, 1), (size, 511), (size, 4608), (size - 1, 4096), (size, u64::MAX)] {
+        assert_eq!(device.read_from(path, size, offset), refused(Errno::EINVAL), "{size} {offset}");
+    }
+    assert_eq!(device.read_from(&"x".repeat(255), size, 0), refused(Errno::EINVAL));
+    assert_eq!(device.read_from("", size, 0), refused(Errno::EINVAL));
+    for round in 1..=3 {
+        device.read_from(path, size, 4096).unwrap();
+        let read = submit(&kernel, Bio::read(0, 512));
+        assert_eq!(ended(&kernel, read), Ok(vec![5; 512]));
+        assert_eq!(kernel.direct_reads("hast/disk0"), round);
+        device.read_here().unwrap();
+        read_here(&kernel, &device);
+    }
+    let named =
+        |call: &&Call| matches!(call, Call::Modify(Change::ReadFrom { provider, .. }) if provider == path);
+    assert_eq!(kernel.calls().iter().filter(named).count(), 1, "the provider is never replaced");
+}
+
+/// The kernel frees what it reads from when that is replaced or taken away, and panics if a read is under way there.
+#[test]
+fn direct_reads_under_way_survive_that_they_are_switched_off() {
+    let kernel = FakeKernel::new();
+    let (process, device, _) = open(&kernel);
+    let file = provider(&kernel);
+    let path = file.path().to_str().unwrap();
+    device.read_from(path, SIZE + 4096, 4096).unwrap();
+    kernel.hold_direct_reads(true);
+    let slow = submit(&kernel, Bio::read(0, 512));
+    device.read_here().unwrap();
+    read_here(&kernel, &device);
+    device.read_from(path, SIZE + 4096, 4096).unwrap();
+    process.kill();
+    drop(device);
+    let (_, device, _) = open(&kernel);
+    assert_eq!(kernel.reads_from("hast/disk0"), None);
+    assert_eq!(
+        device.read_from(path, SIZE + 4096, 4096),
+        Err(DeviceError::Refused { what: ON, errno: Errno::EBUSY }),
+        "nobody knows what the dead process had named"
+    );
+    assert_eq!(kernel.wait("hast/disk0", slow, Duration::ZERO), None);
+    kernel.hold_direct_reads(false);
+    assert_eq!(ended(&kernel, slow), Ok(vec![5; 512]));
+    read_here(&kernel, &device);
+}
+
+/// The fake kernel fails on what panics the real one.
+mod panics {
+    use super::*;
+    use hast_ggate::{Gate, NOWHERE};
+
+    fn reading(kernel: &FakeKernel) -> (Arc<Process>, Device, tempfile::NamedTempFile) {
+        let (process, device, _) = open(kernel);
+        let file = provider(kernel);
+        device.read_from(file.path().to_str().unwrap(), SIZE + 4096, 4096).unwrap();
+        device.leave(); // else the test would panic twice
+        (process, device, file)
+    }
+
+    fn name(process: &Process, device: &Device, provider: &str, offset: u64) -> Result<(), Errno> {
+        process.modify(device.unit(), &Change::ReadFrom { provider: provider.to_owned(), offset })
+    }
+
+    #[test]
+    #[should_panic(expected = "page fault")]
+    fn an_empty_name_leaves_a_pointer_to_what_was_freed() {
+        let kernel = FakeKernel::new();
+        let (process, device, _file) = reading(&kernel);
+        assert_eq!(name(&process, &device, "", 0), Ok(()));
+        let _ = process.modify(device.unit(), &Change::ReadOffset(NOWHERE));
+    }
+
+    #[test]
+    #[should_panic(expected = "active requests")]
+    fn a_name_that_nobody_has_frees_what_a_read_still_uses() {
+        let kernel = FakeKernel::new();
+        let (process, device, _file) = reading(&kernel);
+        kernel.hold_direct_reads(true);
+        submit(&kernel, Bio::read(0, 512));
+        let _ = name(&process, &device, "/", 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "lock held")]
+    fn a_provider_that_is_too_small_leaves_a_lock_held() {
+        let kernel = FakeKernel::new();
+        let (process, device, file) = reading(&kernel);
+        let _ = name(&process, &device, file.path().to_str().unwrap(), 8192);
+    }
+
+    /// Without a read under way that name is clean; but who knows that there is none?
+    #[test]
+    fn a_name_that_nobody_has_takes_the_provider_away() {
+        let kernel = FakeKernel::new();
+        let (process, device, _file) = reading(&kernel);
+        assert_eq!(name(&process, &device, "/", 0), Err(Errno::EINVAL));
+        assert_eq!(kernel.reads_from("hast/disk0"), None);
+        assert_eq!(process.modify(device.unit(), &Change::ReadOffset(0)), Err(Errno::EINVAL));
+    }
+}
+
 /// L17: what a dead process had allowed does not outlive it.
 #[test]
 fn direct_reads_end_when_a_device_is_taken_over() {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), [vec![0; 4096], vec![5; 4096]].concat()).unwrap();
-    let path = file.path().to_str().unwrap();
     let kernel = FakeKernel::new();
     let (process, device, _) = open(&kernel);
-    assert_eq!(
-        device.read_from(path, 4096),
-        Err(DeviceError::Refused { what: "switching direct reads on", errno: Errno::EINVAL }),
-        "a regular file is no provider"
-    );
-    kernel.add_provider(path);
-    for odd in [1, 511, 4097] {
-        assert!(device.read_from(path, odd).is_err());
-    }
-    assert!(device.read_from(&"x".repeat(255), 0).is_err());
-    device.read_from(path, 4096).unwrap();
-    let read = submit(&kernel, Bio::read(0, 512));
-    assert_eq!(ended(&kernel, read), Ok(vec![5; 512]));
-    assert_eq!(kernel.direct_reads("hast/disk0"), 1);
-    device.read_here().unwrap();
-    let here = submit(&kernel, Bio::read(0, 512));
-    let request = next(&device, &mut []);
-    device.complete(request, Ok(&[6; 512])).unwrap();
-    assert_eq!(ended(&kernel, here), Ok(vec![6; 512]));
-
-    device.read_from(path, 4096).unwrap();
+    let file = provider(&kernel);
+    device.read_from(file.path().to_str().unwrap(), SIZE + 4096, 4096).unwrap();
     process.kill();
     drop(device);
     assert!(kernel.reads_from("hast/disk0").is_some());
@@ -274,7 +382,7 @@ fn direct_reads_end_when_a_device_is_taken_over() {
     assert_eq!(kernel.reads_from("hast/disk0"), None);
     let calls = kernel.calls();
     let taken_over = calls.iter().position(|call| *call == Call::Cancel("hast/disk0".into())).unwrap();
-    assert_eq!(calls[taken_over + 1..], [Call::Modify(Change::ReadHere)]);
+    assert_eq!(calls[taken_over + 1..], [Call::Modify(Change::ReadOffset(hast_ggate::NOWHERE))]);
     drop(device);
 }
 

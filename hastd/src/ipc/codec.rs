@@ -240,7 +240,7 @@ fn put_resource(nv: &mut nv::Writer, resource: &Resource) {
     nv.str("compression", resource.compression.as_str());
     nv.u32("timeout", resource.timeout);
     nv.u32("peer_timeout", resource.peer_timeout);
-    nv.str("device", resource.device.as_str());
+    nv.str("device", resource.device.as_str()).u8("direct_reads", resource.direct_reads.into());
     nv.u8("metaflush", resource.metaflush.into());
     if let Some(exec) = &resource.exec {
         nv.str("exec", &exec.to_string_lossy());
@@ -271,6 +271,7 @@ fn get_resource(list: &nv::List<'_>) -> io::Result<Resource> {
         timeout: need(list.u32("timeout"), "timeout")?,
         peer_timeout: need(list.u32("peer_timeout"), "peer_timeout")?,
         device: need(list.str("device").and_then(KernelDevice::parse), "device")?,
+        direct_reads: need(list.u8("direct_reads"), "direct_reads")? != 0,
         exec: list.str("exec").map(PathBuf::from),
         metaflush: need(list.u8("metaflush"), "metaflush")? != 0,
     })

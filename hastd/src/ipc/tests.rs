@@ -35,6 +35,7 @@ fn resource(remote: &str) -> Resource {
         compression: Compression::Lzf,
         timeout: 7,
         peer_timeout: 3,
+        direct_reads: true,
         device: KernelDevice::Nbd,
         exec: Some("/etc/hook".into()),
         metaflush: false,

@@ -92,6 +92,13 @@ impl Devices {
         self.gate.as_mut().map_or(Ok(()), |gate| gate.direct_reads(allowed))
     }
 
+    /// `direct-reads` of hast.conf was read again.
+    ///
+    /// An error means what it does there.
+    pub(super) fn allow_direct_reads(&mut self, allowed: bool) -> Result<(), DeviceError> {
+        self.gate.as_mut().map_or(Ok(()), |gate| gate.allow_direct_reads(allowed))
+    }
+
     /// The processes that are connected to the NBD export; 0 for one that the system does not name.
     pub(super) fn clients(&self) -> Vec<u32> {
         self.nbd.as_ref().map_or_else(Vec::new, nbd::Server::processes)

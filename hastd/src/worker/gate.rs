@@ -44,11 +44,23 @@ pub(super) fn kernel(_control: OwnedFd) -> Result<Arc<dyn Gate>, DeviceError> {
     Err(DeviceError::Refused { what: "this system has none", errno: Errno::EOPNOTSUPP })
 }
 
+/// Where the kernel may read by itself.
+pub(super) struct Source {
+    /// The provider.
+    pub(super) path: String,
+    /// Its bytes.
+    pub(super) size: u64,
+    /// Where the data begins on it, in bytes.
+    pub(super) offset: u64,
+    /// `direct-reads` of hast.conf: it may.
+    pub(super) allowed: bool,
+}
+
 /// The device of a primary, before anybody serves it.
 pub(super) struct Opened {
     device: Device,
-    /// Where the kernel may read by itself: the provider, and where the data begins on it.
-    source: (String, u64),
+    /// Where the kernel may read by itself.
+    source: Source,
     /// The longest request, in bytes. Asked for here: in capability mode the kernel does not tell.
     longest: usize,
 }
@@ -61,11 +73,7 @@ impl Opened {
 
     /// Creates the device or takes it over. `source` says where the kernel may read by itself, once that is
     /// allowed.
-    pub(super) fn open(
-        gate: Arc<dyn Gate>,
-        create: &Create,
-        source: (String, u64),
-    ) -> Result<Opened, DeviceError> {
+    pub(super) fn open(gate: Arc<dyn Gate>, create: &Create, source: Source) -> Result<Opened, DeviceError> {
         let (device, origin) = Device::open(gate, create)?;
         match origin {
             Origin::Created => log::info!("Device {} created.", create.name),
@@ -78,7 +86,7 @@ impl Opened {
 /// The device and its requests.
 pub(super) struct Server {
     shared: Arc<Shared>,
-    source: (String, u64),
+    source: Source,
     pool: Pool,
     threads: Vec<JoinHandle<()>>,
     /// Whose turn it is to have something asked of the engine, oldest first.
@@ -89,6 +97,8 @@ pub(super) struct Server {
     requests: HashMap<RequestId, (u64, usize)>,
     last_request: u64,
     stopping: bool,
+    /// The nodes are in step, as far as the kernel was told: it could read by itself.
+    in_step: bool,
 }
 
 /// A request of the kernel on its way through the engine.
@@ -131,6 +141,7 @@ impl Server {
             requests: HashMap::new(),
             last_request: FIRST_ID,
             stopping: false,
+            in_step: false,
         };
         for number in 0..THREADS {
             let shared = Arc::clone(&server.shared);
@@ -185,12 +196,20 @@ impl Server {
 
     /// Lets the kernel read the local disk by itself, or not any more (L17).
     ///
+    /// A read that the kernel had begun may still end afterwards, with what its range held at some moment while it was under
+    /// way. That breaks no rule: whatever makes the copies differ is acknowledged after this returned, so that the read
+    /// began before, and of a write that is under way at the same time a read may bring the old or the new bytes.
+    ///
     /// An error means that it may go on reading what is old: nothing may be acknowledged any more.
-    pub(super) fn direct_reads(&mut self, allowed: bool) -> Result<(), DeviceError> {
+    pub(super) fn direct_reads(&mut self, in_step: bool) -> Result<(), DeviceError> {
+        self.in_step = in_step;
         let device = &self.shared.device;
-        if allowed {
-            let (path, offset) = &self.source;
-            match device.read_from(path, *offset) {
+        if in_step {
+            let Source { path, size, offset, allowed } = &self.source;
+            if !allowed {
+                return Ok(());
+            }
+            match device.read_from(path, *size, *offset) {
                 Ok(()) => log::debug!("Direct reads enabled."),
                 // A regular file, for example.
                 Err(error) => log::debug!("Direct reads not enabled: {error}."),
@@ -209,6 +228,16 @@ impl Server {
                 error
             }),
         }
+    }
+
+    /// `direct-reads` was read again. An error means what it does for [`Server::direct_reads`].
+    pub(super) fn allow_direct_reads(&mut self, allowed: bool) -> Result<(), DeviceError> {
+        if std::mem::replace(&mut self.source.allowed, allowed) == allowed || !self.in_step {
+            return Ok(());
+        }
+        let result = self.direct_reads(allowed);
+        self.in_step = true;
+        result
     }
 
     /// Takes no more requests from here on, and asks nothing more of the engine. What the engine has is

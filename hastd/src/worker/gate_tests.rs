@@ -58,7 +58,7 @@ impl Disk {
 
     fn resource(&self, remote: &str) -> Resource {
         let text = format!(
-            "resource disk0 {{ timeout 5 local {} on a {{ remote {remote} }} }}",
+            "resource disk0 {{ timeout 5 direct-reads on local {} on a {{ remote {remote} }} }}",
             self.path.display()
         );
         hast_conf::parse(&text, "test", &hast_conf::Node::named("a")).unwrap().resources.remove(0)
@@ -180,11 +180,40 @@ fn requests_of_all_sizes_reach_the_disk_and_come_back() {
     assert!(!alone.kernel.exists(DEVICE));
 }
 
+/// The kernel never reads by itself.
+fn nowhere() -> Source {
+    Source { path: String::new(), size: 0, offset: 0, allowed: false }
+}
+
+/// `direct-reads` is off, then on, then off, while the nodes are in step.
+#[test]
+fn the_kernel_reads_by_itself_only_if_hast_conf_says_so() {
+    let disk = tempfile::NamedTempFile::new().unwrap();
+    disk.as_file().set_len(1 << 20).unwrap();
+    let path = disk.path().to_str().unwrap().to_owned();
+    let kernel = FakeKernel::new();
+    kernel.add_provider(&path);
+    let create = Create { name: DEVICE.into(), mediasize: 1 << 20, sectorsize: 512, info: String::new() };
+    let source = Source { path: path.clone(), size: 1 << 20, offset: 0, allowed: false };
+    let opened = Opened::open(Arc::new(kernel.process()), &create, source).unwrap();
+    let mut server = Server::start(opened, Pool::new(), || {}).unwrap();
+    server.direct_reads(true).unwrap();
+    assert_eq!(kernel.reads_from(DEVICE), None);
+    server.allow_direct_reads(true).unwrap();
+    assert_eq!(kernel.reads_from(DEVICE), Some((path, 0)));
+    server.allow_direct_reads(false).unwrap();
+    assert_eq!(kernel.reads_from(DEVICE), None);
+    server.direct_reads(false).unwrap();
+    server.allow_direct_reads(true).unwrap();
+    assert_eq!(kernel.reads_from(DEVICE), None, "the nodes are not in step");
+    server.finish(false);
+}
+
 #[test]
 fn what_a_disk_cannot_do_the_kernel_is_told() {
     let kernel = FakeKernel::new();
     let create = Create { name: DEVICE.into(), mediasize: 1 << 20, sectorsize: 512, info: String::new() };
-    let opened = Opened::open(Arc::new(kernel.process()), &create, (String::new(), 0)).unwrap();
+    let opened = Opened::open(Arc::new(kernel.process()), &create, nowhere()).unwrap();
     let mut server = Server::start(opened, Pool::new(), || {}).unwrap();
     for command in [abi::BIO_DELETE, abi::BIO_FLUSH] {
         let seq = kernel.submit(DEVICE, Bio::plain(command, 0, 4096)).unwrap();
@@ -201,7 +230,7 @@ fn what_a_disk_cannot_do_the_kernel_is_told() {
 fn an_error_of_one_piece_fails_its_request_once_all_pieces_are_back() {
     let kernel = FakeKernel::new();
     let create = Create { name: DEVICE.into(), mediasize: 1 << 20, sectorsize: 512, info: String::new() };
-    let opened = Opened::open(Arc::new(kernel.process()), &create, (String::new(), 0)).unwrap();
+    let opened = Opened::open(Arc::new(kernel.process()), &create, nowhere()).unwrap();
     let mut server = Server::start(opened, Pool::new(), || {}).unwrap();
     let seq = kernel.submit(DEVICE, Bio::read(0, 400_384)).unwrap();
     let (first, _) = wait_for("the request", || server.next_request());
@@ -220,7 +249,7 @@ fn an_error_of_one_piece_fails_its_request_once_all_pieces_are_back() {
 fn what_the_worker_does_not_take_waits_in_the_kernel() {
     let kernel = FakeKernel::new();
     let create = Create { name: DEVICE.into(), mediasize: 1 << 20, sectorsize: 512, info: String::new() };
-    let opened = Opened::open(Arc::new(kernel.process()), &create, (String::new(), 0)).unwrap();
+    let opened = Opened::open(Arc::new(kernel.process()), &create, nowhere()).unwrap();
     let mut server = Server::start(opened, Pool::new(), || {}).unwrap();
     let seqs: Vec<_> =
         (0..2 * MAX_TAKEN).map(|_| kernel.submit(DEVICE, Bio::read(0, 512)).unwrap()).collect();

@@ -336,7 +336,12 @@ impl Reactor {
 
     /// L17: the kernel may read the disk by itself, or not any more.
     fn direct_reads(&mut self, allowed: bool) {
-        if let Err(error) = self.devices.direct_reads(allowed) {
+        let result = self.devices.direct_reads(allowed);
+        self.check_direct_reads(result);
+    }
+
+    fn check_direct_reads(&mut self, result: Result<(), hast_ggate::DeviceError>) {
+        if let Err(error) = result {
             log::error!("{error}");
             // Nothing is acknowledged any more, least of all what made the disk out of date.
             self.fault = Some(OS_ERROR);
@@ -419,6 +424,8 @@ impl Reactor {
                 let Reload { resource, reconnect } = *reload;
                 self.resource = resource;
                 self.link.apply(start::link_settings(&self.resource));
+                let result = self.devices.allow_direct_reads(self.resource.direct_reads);
+                self.check_direct_reads(result);
                 if !self.is_leaving() {
                     self.engine.handle_reload(now, start::settings(&self.resource), reconnect);
                 }

@@ -248,7 +248,12 @@ fn open_device(
         sectorsize: layout.sectorsize(),
         info: resource.remote_text().to_owned(),
     };
-    let source = (resource.localpath.to_string_lossy().into_owned(), layout.localoff());
+    let source = gate::Source {
+        path: resource.localpath.to_string_lossy().into_owned(),
+        size: layout.provider_size(),
+        offset: layout.localoff(),
+        allowed: resource.direct_reads,
+    };
     gate::Opened::open(gate, &create, source).map_err(|error| StartError::Device { name, error })
 }
 

@@ -94,6 +94,7 @@ impl Worker {
             timeout: 20,
             peer_timeout: 5,
             device: KernelDevice::None,
+            direct_reads: false,
             exec: None,
             metaflush: true,
         };

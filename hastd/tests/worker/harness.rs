@@ -125,6 +125,7 @@ pub fn resource(disk: &Disk) -> Resource {
         timeout: 20,
         peer_timeout: 5,
         device: KernelDevice::None,
+        direct_reads: false,
         exec: None,
         metaflush: true,
     }
