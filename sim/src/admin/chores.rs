@@ -289,7 +289,9 @@ impl World {
                 && extension.mark.is_none()
                 && extension.stale.is_empty()
         };
-        self.metadata_of(1 - node).is_ok_and(whole)
+        // Before the first contact is complete the resource id may be lost, and drawn again.
+        self.events_of("syncdone") > 0
+            && self.metadata_of(1 - node).is_ok_and(whole)
             && self.nodes.get(1 - node).is_some_and(Node::has_everything)
     }
 
@@ -390,9 +392,7 @@ impl World {
     pub(super) fn clone_disk(&mut self) {
         let (node, of) = (1 - self.serving, self.serving);
         let loose = self.nodes.get(of).is_none_or(Node::is_map_loose);
-        // Before the first contact is complete the resource id may be lost with the power, and drawn again.
-        let met = self.events_of("syncdone") > 0;
-        let fine = self.is_orderly() && met && !loose && self.can_do_without(node);
+        let fine = self.is_orderly() && !loose && self.can_do_without(node);
         let Some(n) = self.nodes.get(of).filter(|_| fine) else { return };
         let mut disk = n.disk.clone();
         disk.lose_power(0, None, &mut self.random);
