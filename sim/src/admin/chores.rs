@@ -177,6 +177,10 @@ impl World {
         self.kill_for_a_while(old, true);
         self.kill_for_a_while(new, true);
         if swap {
+            if self.is_loose() {
+                // What the secondary had only received is gone with its worker, whatever its disk has kept.
+                self.memory.unflushed_may_be_lost();
+            }
             self.retarget(old, Role::Init);
             self.retarget(new, Role::Init);
             self.begin_take_over(new, true, false);
