@@ -365,15 +365,23 @@ fn a_device_whose_direct_reads_cannot_be_switched_off_is_destroyed() {
     assert!(!alone.kernel.exists(DEVICE));
 }
 
-/// A supervisor that is gone has no successor for the device.
+/// The supervisor was killed: the device is in use all the same, and its users wait for the worker of the next one.
 #[test]
-fn an_orphan_leaves_no_device_behind() {
+fn an_orphan_leaves_the_device_to_the_next_supervisor() {
     let alone = Alone::new();
-    let (_, mut worker) = alone.worker();
+    let (process, mut worker) = alone.worker();
     assert_eq!(alone.run(Bio::write(0, pattern(0, 512))), Ok(Vec::new()));
     let (channel, _) = Channel::pair().unwrap();
     drop(mem::replace(&mut worker.channel, channel));
     assert_eq!(worker.exit_code(), 0);
+    process.kill(); // and with it its threads
+    assert!(alone.kernel.exists(DEVICE));
+    let write = alone.kernel.submit(DEVICE, Bio::write(512, pattern(1, 512))).unwrap();
+    assert_eq!(alone.kernel.wait(DEVICE, write, Duration::ZERO), None);
+    let (_, mut worker) = alone.worker();
+    assert_eq!(alone.kernel.wait(DEVICE, write, PATIENCE), Some(Ok(Vec::new())));
+    assert!(alone.disk.data(0, 1024) == [pattern(0, 512), pattern(1, 512)].concat());
+    assert_eq!(worker.stop(), 0);
     assert!(!alone.kernel.exists(DEVICE));
 }
 
