@@ -2,14 +2,12 @@
 //! GEOM Gate's control device, or both.
 //!
 //! The worker serves the device and takes it away at its end. What outlives a worker is kept here, for its
-//! successor, and goes when the role is left. A device that outlives the supervisor, because that was killed, waits for the
-//! role to be set again.
+//! successor, and goes when the role is left.
 
 use std::fmt;
-use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use hast_ggate::{Gate, Which};
 use hast_net::errno::Errno;
@@ -29,11 +27,7 @@ pub(super) struct Device {
 
 impl Device {
     /// Opens what the device of `provider_name` needs; NBD only if there is a directory for its socket.
-    pub(super) fn open(
-        nbd_directory: Option<&Path>,
-        provider_name: &str,
-        pidfile: Option<&Path>,
-    ) -> Result<Device, String> {
+    pub(super) fn open(nbd_directory: Option<&Path>, provider_name: &str) -> Result<Device, String> {
         let nbd = match nbd_directory {
             None => None,
             Some(directory) => {
@@ -42,8 +36,7 @@ impl Device {
                 Some(UnixListener::bind_with_directories(&path).map_err(|error| error.to_string())?)
             }
         };
-        let gate =
-            system::open(provider_name, nbd.is_some(), pidfile.map(|pidfile| note(pidfile, provider_name)))?;
+        let gate = system::open(provider_name, nbd.is_some())?;
         Ok(Device { attached: None, nbd, gate })
     }
 
@@ -79,32 +72,6 @@ struct GateDevice {
     gate: Box<dyn Gate>,
     control: OwnedFd,
     name: String,
-    /// A file that says that the device is this hastd's, for the next one.
-    note: Option<PathBuf>,
-}
-
-#[cfg(any(test, target_os = "freebsd"))]
-impl GateDevice {
-    fn new(gate: Box<dyn Gate>, control: OwnedFd, name: String, note: Option<PathBuf>) -> GateDevice {
-        if let Some(note) = &note
-            && let Err(error) = fs::write(note, &name)
-        {
-            log::warn!(
-                "Unable to write {}: {}. If this hastd is killed, the next one does not know that device {name} is its own.",
-                note.display(),
-                hast_log::error_text(&error)
-            );
-        }
-        GateDevice { gate, control, name, note }
-    }
-}
-
-/// The file that says that the device of `provider_name` is that of the hastd with this pidfile.
-fn note(pidfile: &Path, provider_name: &str) -> PathBuf {
-    let mut path = pidfile.as_os_str().to_owned();
-    path.push(".");
-    path.push(provider_name.replace('%', "%25").replace('/', "%2f"));
-    path.into()
 }
 
 impl fmt::Debug for GateDevice {
@@ -119,23 +86,8 @@ impl Drop for GateDevice {
         match self.gate.destroy(&Which::Name(self.name.clone())) {
             Ok(()) => log::warn!("Device {} was left behind and is destroyed.", self.name),
             Err(Errno::ENXIO) => {}
-            Err(errno) => return log::error!("Unable to destroy device {}: {errno}.", self.name),
+            Err(errno) => log::error!("Unable to destroy device {}: {errno}.", self.name),
         }
-        // One that stays makes the next hastd look once more.
-        let _ = self.note.as_ref().map(fs::remove_file);
-    }
-}
-
-/// The role is not primary: destroys a device that the worker of a hastd with this pidfile has left, because that was killed.
-/// One that somebody else made is not touched.
-pub(super) fn sweep(provider_name: &str, pidfile: Option<&Path>) {
-    let note = pidfile.map(|pidfile| note(pidfile, provider_name));
-    if !note.as_ref().is_some_and(|note| note.exists()) {
-        return;
-    }
-    match system::open(provider_name, false, note) {
-        Ok(device) => drop(device),
-        Err(error) => log::error!("Unable to destroy the device of {provider_name}: {error}."),
     }
 }
 
@@ -143,14 +95,9 @@ pub(super) fn sweep(provider_name: &str, pidfile: Option<&Path>) {
 mod system {
     use super::GateDevice;
     use hast_ggate::Kernel;
-    use std::path::PathBuf;
 
     /// Who is not root has no GEOM Gate; if there is NBD, that is the device then.
-    pub(super) fn open(
-        provider_name: &str,
-        has_nbd: bool,
-        note: Option<PathBuf>,
-    ) -> Result<Option<GateDevice>, String> {
+    pub(super) fn open(provider_name: &str, has_nbd: bool) -> Result<Option<GateDevice>, String> {
         if has_nbd && !nix::unistd::geteuid().is_root() {
             log::warn!("The device is an NBD export only: GEOM Gate needs root.");
             return Ok(None);
@@ -158,16 +105,15 @@ mod system {
         let kernel = Kernel::open().map_err(|error| error.to_string())?;
         let control = kernel.duplicate().map_err(|error| hast_log::error_text(&error))?;
         let name = hast_ggate::device_name(provider_name);
-        Ok(Some(GateDevice::new(Box::new(kernel), control, name, note)))
+        Ok(Some(GateDevice { gate: Box::new(kernel), control, name }))
     }
 }
 
 #[cfg(not(target_os = "freebsd"))]
 mod system {
     use super::GateDevice;
-    use std::path::PathBuf;
 
-    pub(super) fn open(_: &str, _: bool, _: Option<PathBuf>) -> Result<Option<GateDevice>, String> {
+    pub(super) fn open(_: &str, _: bool) -> Result<Option<GateDevice>, String> {
         Ok(None)
     }
 }
@@ -185,29 +131,28 @@ mod tests {
         let name = hast_ggate::device_name("disk0");
         let create = Create { name: name.clone(), mediasize: 1 << 20, sectorsize: 512, info: String::new() };
         kernel.process().create(&create).unwrap();
-        let directory = tempfile::tempdir().unwrap();
-        let note = note(&directory.path().join("hastd.pid"), "a/disk0");
-        assert_eq!(note, directory.path().join("hastd.pid.a%2fdisk0"));
-        let control = File::open("/dev/null").unwrap().into();
-        let gate = GateDevice::new(Box::new(kernel.process()), control, name.clone(), Some(note.clone()));
-        assert!(note.exists(), "should this hastd be killed");
+        let gate = GateDevice {
+            gate: Box::new(kernel.process()),
+            control: File::open("/dev/null").unwrap().into(),
+            name: name.clone(),
+        };
         let device = Device { attached: None, nbd: None, gate: Some(gate) };
         let StartKind::Primary { nbd: None, gate: Some(_) } = device.for_worker().unwrap() else { panic!() };
         assert!(kernel.exists(&name));
         drop(device);
-        assert!(!kernel.exists(&name) && !note.exists());
+        assert!(!kernel.exists(&name));
     }
 
     #[test]
     fn without_a_directory_there_is_no_socket() {
         let directory = tempfile::tempdir().unwrap();
-        let device = Device::open(Some(directory.path()), "a/b", None).unwrap();
+        let device = Device::open(Some(directory.path()), "a/b").unwrap();
         assert!(directory.path().join("a/b.sock").exists());
         assert!(matches!(device.for_worker().unwrap(), StartKind::Primary { nbd: Some(_), .. }));
         drop(device);
         assert!(!directory.path().join("a/b.sock").exists());
         if !cfg!(target_os = "freebsd") {
-            let device = Device::open(None, "a/b", None).unwrap();
+            let device = Device::open(None, "a/b").unwrap();
             assert!(matches!(device.for_worker().unwrap(), StartKind::Primary { nbd: None, gate: None }));
         }
     }

@@ -15,7 +15,7 @@ use hast_net::control::Entry;
 use hast_provider::Provider;
 
 use super::attach;
-use super::device::{self, Device};
+use super::device::Device;
 use super::jobs::{JobId, UnusableError};
 use super::promotion::{Outdated, Promotion};
 use super::resource::{Change, Pending, Step, Task, Waiter};
@@ -163,25 +163,19 @@ impl Supervisor {
 
     /// Everything is there: changes the role.
     fn finish(&mut self, index: usize, now: Instant) {
-        let pidfile = self.pidfile.as_ref().map(|pidfile| pidfile.path().to_owned());
         let Some(resource) = self.resources.get_mut(index) else { return };
         let Some(change) = &resource.change else { return };
         let role = change.role;
         let was = resource.role;
         let scope = resource.scope();
         resource.device = None;
-        if role != Role::Primary {
-            device::sweep(&resource.config.provname, pidfile.as_deref());
-            if let Some(directory) = &resource.nbd_directory {
-                attach::sweep(directory, &resource.config.provname);
-            }
+        if role != Role::Primary
+            && let Some(directory) = &resource.nbd_directory
+        {
+            attach::sweep(directory, &resource.config.provname);
         }
         if role == Role::Primary {
-            match Device::open(
-                resource.nbd_directory.as_deref(),
-                &resource.config.provname,
-                pidfile.as_deref(),
-            ) {
+            match Device::open(resource.nbd_directory.as_deref(), &resource.config.provname) {
                 Ok(device) => resource.device = Some(device),
                 Err(error) => {
                     log::error!("Device cannot be created: {error}");

@@ -256,8 +256,7 @@ impl Server {
     /// Parts from the device: it is left to a successor, with what is not answered, or destroyed.
     pub(super) fn finish(&mut self, successor: bool) {
         self.stop();
-        // Nobody will tell the kernel when what it reads by itself is old.
-        if successor && self.shared.device.read_here().is_ok() {
+        if successor {
             return self.shared.device.leave();
         }
         match self.shared.device.destroy() {

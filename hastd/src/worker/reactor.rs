@@ -485,10 +485,9 @@ impl Reactor {
         self.phase = Phase::Leaving { code, deadline: self.now().saturating_add(LEAVE_LIMIT) };
     }
 
-    /// Whether another worker will take the device over: the supervisor's next one, or that of the next supervisor.
+    /// Whether another worker will take the device over.
     fn has_successor(&self, code: i32) -> bool {
-        let orphaned = self.orphaned && self.fault.is_none();
-        (code == TEMPORARY || orphaned) && !self.told_to_stop
+        code == TEMPORARY && !self.told_to_stop && !self.orphaned
     }
 
     fn is_leaving(&self) -> bool {
