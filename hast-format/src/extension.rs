@@ -49,8 +49,8 @@ pub struct Extension {
     /// A secondary that has not heard from its primary since it stored `connection`: the generation that the primary
     /// had then, and may still have; 0: there is no doubt.
     pub connection_before: u64,
-    /// localcnt when `connection` was stored, or when the nodes became equal since: this node was written alone since
-    /// then if localcnt is higher (G1). 0 in an area that does not say it.
+    /// What the other node knew of localcnt when `connection` was stored, or localcnt when the nodes became equal since: what
+    /// this node was written alone may be nowhere else if localcnt is higher (G1). 0 in an area that does not say it.
     pub connection_localcnt: u64,
     /// The last primary was an original and did not say that this node has everything (A7).
     pub possibly_behind: bool,

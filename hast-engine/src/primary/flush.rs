@@ -339,12 +339,16 @@ impl Primary {
             }
         }
         let excused = self.apply_flush(&mut run);
-        let misses_something = run.misses_something || self.is_written_again(&run.dropped);
-        let Run { clients, again, ticket, local, remote, .. } = run;
+        // Clients wait for the next flush then, once.
+        let written_again = self.is_written_again(&run.dropped);
+        if written_again {
+            self.flush.again.append(&mut run.clients);
+        }
+        let Run { clients, again, ticket, local, remote, misses_something, .. } = run;
         let mut clients: Clients = clients.into_iter().chain(again).collect();
         let mut result = match (local, remote) {
             (_, remote) if self.is_cut_off() && !remote.is_durable() => Err(Errno::ENOTCONN),
-            (Part::Failed(error), _) if !excused && keeps(Rule::L9) => Err(error),
+            (Part::Failed(error), _) if (!excused || written_again) && keeps(Rule::L9) => Err(error),
             (Part::Failed(_), Part::Done | Part::Unsupported) => Ok(None),
             (Part::Failed(error), _) => Err(error),
             // What is on the secondary alone it was not asked to flush, or did not.

@@ -650,7 +650,8 @@ impl Primary {
         let new = (number, met.last, met.before);
         if (extension.parted, extension.connection, extension.connection_before) != new {
             (extension.parted, extension.connection, extension.connection_before) = new;
-            extension.connection_localcnt = self.metadata.localcnt;
+            // What the secondary does not know of was written alone, and is not copied to it yet.
+            extension.connection_localcnt = self.metadata.localcnt.min(self.link.peer.remote);
             self.metadata.extension.full_sync_owed = false;
             self.link.merge_save = self.save_metadata();
             return;

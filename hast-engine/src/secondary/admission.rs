@@ -129,7 +129,8 @@ impl Secondary {
         let extension = &mut self.metadata.extension;
         extension.connection = next(met, self.met, draw);
         extension.connection_before = before;
-        extension.connection_localcnt = self.metadata.localcnt;
+        // What the primary does not know of was written alone, and may not be copied to it.
+        extension.connection_localcnt = self.metadata.localcnt.min(self.hello.remotecnt);
         self.connection = extension.connection;
         true
     }

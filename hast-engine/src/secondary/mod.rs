@@ -250,7 +250,9 @@ impl Secondary {
             let map = Activemap::new(extents, metadata.keepdirty, layout.sectorsize(), &map);
             own_map::OwnMap::new(map, settings.metaflush)
         });
-        let has_lost_its_area = metadata.extension.mark.as_ref().is_some_and(|mark| mark.since == 0);
+        // It has nothing in common with anybody until it stores a generation again.
+        let has_lost_its_area = metadata.extension.connection == 0
+            && metadata.extension.mark.as_ref().is_some_and(|mark| mark.since == 0);
         let met = met(&metadata.extension);
         // Unknown: the counts alone tell whether it was written.
         let met_localcnt = if has_lost_its_area { u64::MAX } else { metadata.extension.connection_localcnt };

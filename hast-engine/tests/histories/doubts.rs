@@ -178,6 +178,43 @@ fn a_secondary_that_has_lost_its_area_is_the_older_one() {
     }
 }
 
+/// A3: once it has stored a generation again it is no longer taken for the older one, although its mark stays until it is up
+/// to date: the primary may be set back meanwhile.
+#[test]
+fn a_secondary_that_lost_its_area_once_is_not_overwritten_by_an_older_primary() {
+    let mark = Some(hast_format::extension::Mark { since: 0, by: "a".into() });
+    let extension = Extension { mark, connection: 8 * G, connection_localcnt: 1, ..Extension::default() };
+    let mut s =
+        S::meeting(Some(Meeting { met: Met { last: 5 * G, before: 0 }, draw: 9, localcnt: 1 }), extension);
+    s.run();
+    assert!(s.sent.iter().any(|message| matches!(message, Message::SecondRefusal(..))), "{:?}", s.sent);
+}
+
+/// G1: what a node was written alone is not copied when the connection begins: should its disk be set back to then, or its
+/// place be taken by another one until that has the same count, it must not be overwritten.
+#[test]
+fn what_was_written_alone_before_a_connection_is_not_forgotten_with_it() {
+    let met = Met { last: 5 * G, before: 0 };
+    let extension = Extension { generation: 1, connection: 5 * G, ..Extension::default() };
+    let host = Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros };
+    let meeting = Some(Meeting { met, draw: 9, localcnt: 0 });
+    let hello = SecondHello { meeting, remotecnt: 0, ..S::hello() };
+    let mut s = S::started(Extensions::ALL, NEVER, extension.clone(), &[], host, hello);
+    s.run();
+    let left = metadata(&s);
+    assert_eq!((left.localcnt, left.extension.connection_localcnt), (1, 0), "the primary knows of nothing");
+
+    let mut h = H::new(24, 1, extension, &[], 5, 3, 1);
+    h.handshake_first(Extensions::ALL);
+    let met = Some(Met { last: 6 * G, before: 5 * G });
+    let answer = SecondAnswer { met, mapsize: 512, remotecnt: 2, ..h.agrees() };
+    h.frame(Side::Out, Message::SecondAnswer(answer, Some(Buffer::from(vec![0; 512]))));
+    let left = h.metadata();
+    assert_eq!((left.localcnt, left.extension.connection_localcnt), (3, 2), "the secondary knows of 2");
+    h.serve_all(|_| Some(None));
+    assert_eq!(h.metadata().extension.connection_localcnt, 3, "they are equal");
+}
+
 /// What a secondary stores of the connection says what it has counted by then.
 #[test]
 fn a_generation_is_stored_with_the_count() {

@@ -217,6 +217,12 @@ fn a_flush_on_the_secondary_begins_behind_the_writes_before_it() {
 /// the flush is not good before the disk has flushed that.
 #[test]
 fn a_flush_is_not_good_by_what_was_written_again_meanwhile() {
+    for fails_again in [false, true] {
+        flush_while_it_is_written_again(fails_again);
+    }
+}
+
+fn flush_while_it_is_written_again(fails_again: bool) {
     let mut h = H::in_step();
     // The first one is flushed with the count; of the second one nothing is.
     for id in [1, 3] {
@@ -233,6 +239,13 @@ fn a_flush_is_not_good_by_what_was_written_again_meanwhile() {
     h.pump();
     h.serve_all(|message| is(Command::Flush)(message).then_some(None));
     assert_eq!(h.result(4), None, "what was dropped is in a cache again");
+    if fails_again {
+        h.policy = next_flush_fails().0;
+        h.pump();
+        h.serve_all(|message| is(Command::Flush)(message).then_some(None));
+        assert_eq!(h.result(4), Some(Err(Errno::EIO)), "it has waited for the second time");
+        return;
+    }
     h.policy = Box::new(|_| Some(Ok(())));
     for _ in 0..3 {
         h.pump();

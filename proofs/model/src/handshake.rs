@@ -139,7 +139,7 @@ impl Play<'_> {
             let all = self.all();
             self.node(s).disk.map.write_durably(all);
         }
-        let connection_local = meta.local;
+        let connection_local = meta.local.min(here.remote);
         let mark = meta.mark || older;
         let new = Meta { connection, connection_before, connection_local, mark, ..meta };
         self.write_meta(s, new);
@@ -227,7 +227,7 @@ impl Play<'_> {
             let Some(engine) = self.engine(p) else { return };
             if (engine.meta.connection, engine.meta.connection_before) != (connection, 0) {
                 (engine.meta.connection, engine.meta.connection_before) = (connection, 0);
-                engine.meta.connection_local = engine.meta.local;
+                engine.meta.connection_local = engine.meta.local.min(engine.peer.1);
                 engine.save = true;
             }
             if engine.save {

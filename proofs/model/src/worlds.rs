@@ -286,10 +286,10 @@ pub const ALL: &[Check] = &[
     check("unrecordable, fullsync", unrecordable(Fullsync), 2_068_957),
     check("planned end, async", planned_end(Async), 111_195),
     check("doubts, fullsync", doubts(Fullsync), 125_087),
-    check("generations, fullsync", generations(Fullsync), 354_703),
-    check("set back, fullsync", set_back(Fullsync, 1, 3), 118_111),
-    check("set back, async", set_back(Async, 2, 4), 810_643),
-    check("set back and written, fullsync", set_back_and_written(Fullsync), 219_721),
+    check("generations, fullsync", generations(Fullsync), 328_943),
+    check("set back, fullsync", set_back(Fullsync, 1, 3), 110_891),
+    check("set back, async", set_back(Async, 2, 4), 761_151),
+    check("set back and written, fullsync", set_back_and_written(Fullsync), 200_969),
 ];
 
 /// Smaller ones, for `cargo test`.
@@ -326,7 +326,7 @@ pub const SMALL: &[Check] = &[
             generations: true,
             ..world(Fullsync, Budget { writes: 1, cuts: 1, roles: 1, rollbacks: 1, connects: 2, ..NOTHING })
         },
-        8_713,
+        8_145,
     ),
 ];
 
