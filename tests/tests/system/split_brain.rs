@@ -106,6 +106,8 @@ fn split(pair: &Pair, theirs: &[(u64, usize, usize)]) -> Result<Volume, Failure>
     for at in (0..size).step_by(1 << 20) {
         on_a.scribble(100 + at as u64, at, (size - at).min(1 << 20))?;
     }
+    // memsync: what the secondary stores while the first one waits for it only the second one takes out of the map.
+    on_a.flush()?;
     on_a.flush()?;
     pair.a.wait_in_step("disk0")?;
     pair.link.cut();
