@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use hast_engine::{
-    Action, Counted, Counts, Decision, Event, Hello, Histories, MapToSend, Primary, PrimaryStart, Secondary,
-    SecondaryStart, Side, compare, decide, judged,
+    Action, Counted, Counts, Decision, Event, Hello, Histories, MapToSend, Past, Primary, PrimaryStart,
+    Secondary, SecondaryStart, Side, decide, judged,
 };
 use hast_format::bitmap::Bitmap;
 use hast_format::metadata::{Metadata, Role};
@@ -16,7 +16,7 @@ use hast_net::errno::Errno;
 use hast_net::extensions::Extensions;
 use hast_net::frame::{Frame, Limits, Receiver};
 use hast_net::handshake::{
-    self, FirstReply, Meeting, Met, Parting, SecondAnswer, SecondHello, SecondReply, SyncSource,
+    self, FirstReply, Meeting, Parting, SecondAnswer, SecondHello, SecondReply, SyncSource,
 };
 use hast_net::message::Message;
 use hast_net::payload::Stages;
@@ -187,24 +187,15 @@ fn expected(provider: &Provider, metadata: &Metadata, hello: &SecondHello) -> De
         return Decision::Accept { adopt: true, map, source: SyncSource::Primary };
     }
     let meeting = hello.meeting;
-    let said_then = meeting.map_or(0, |meeting| meeting.localcnt);
     let said = Counts { local: hello.localcnt, remote: hello.remotecnt };
     let hello = Hello { resuid: hello.resuid, counts: said, virgin: hello.virgin };
     let counts = Counts { local: metadata.localcnt, remote: metadata.remotecnt };
     let written = metadata.prevrole == Role::Primary && !map(provider).is_empty();
     let decision = decide(hello, metadata.resuid, counts, written);
-    let own = Met { last: metadata.extension.connection, before: metadata.extension.connection_before };
-    // One that has lost what it had stored may be an older one.
-    let lost = metadata.extension.mark.as_ref().is_some_and(|mark| mark.since == 0);
-    let histories = match meeting {
-        Some(meeting) if lost && meeting.met.last != 0 => Histories::PrimaryAhead,
-        Some(meeting) => compare(meeting.met, own),
-        None => Histories::Unknown,
-    };
-    let then = if lost { u64::MAX } else { metadata.extension.connection_localcnt };
-    let primary = Counted { now: said, then: said_then };
-    let secondary = Counted { now: counts, then };
-    match judged(decision, primary, secondary, metadata.extension.mark.is_some(), histories) {
+    let past = Past::of(&metadata.extension);
+    let histories = meeting.map_or(Histories::Unknown, |meeting| past.compared(meeting.met));
+    let primary = Counted { now: said, then: meeting.map_or(0, |meeting| meeting.localcnt) };
+    match judged(decision, primary, past.counted(counts), metadata.extension.mark.is_some(), histories) {
         // Each node has something that the other lacks.
         Decision::Accept { source: SyncSource::Secondary, .. } if !metadata.extension.stale.is_empty() => {
             Decision::SplitBrain

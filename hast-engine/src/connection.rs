@@ -24,8 +24,8 @@
 //! cannot be seen, nor one to before the first connection: a node that the original ran since has none either.
 //!
 //! A node whose disk was set back may have been written alone before the nodes meet, and its localcnt may then be by
-//! chance what the other one remembers. So each node stores with the generation what its localcnt was; it has been
-//! written alone since if that has risen.
+//! chance what the other one remembers. So each node stores with the generation what the other one knows of its localcnt,
+//! and its localcnt when the two have become equal: it has been written alone if its localcnt is higher.
 
 use hast_format::extension::Extension;
 use hast_net::handshake::{Met, SyncSource};
@@ -48,8 +48,8 @@ pub enum Histories {
     Apart,
 }
 
-/// What a node counts, and what it counted when it stored the generation of its latest connection, or became equal to the
-/// other node since.
+/// What a node counts, and what the other one knew of that when it stored the generation of its latest connection, or became
+/// equal to it since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counted {
     /// Its counts.
@@ -62,6 +62,49 @@ impl Counted {
     /// Whether this node was written alone, as far as `other` knows or it says itself.
     fn was_written_beside(self, other: Counted) -> bool {
         self.now.local > other.now.remote || (self.now.local > self.then && keeps(Rule::G1Counted))
+    }
+}
+
+/// What a secondary's metadata said of its connections when a primary came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Past {
+    met: Met,
+    /// `connection_localcnt`.
+    localcnt: u64,
+    /// It has lost what it had stored beyond the original's fields (A3), and nothing since is in common with anybody.
+    lost: bool,
+}
+
+impl Past {
+    /// As the metadata have it.
+    #[must_use]
+    pub fn of(extension: &Extension) -> Past {
+        let lost = extension.connection == 0 && extension.mark.as_ref().is_some_and(|mark| mark.since == 0);
+        Past { met: met(extension), localcnt: extension.connection_localcnt, lost }
+    }
+
+    /// The generations.
+    #[must_use]
+    pub fn met(&self) -> Met {
+        self.met
+    }
+
+    /// What they and those of `primary` say. A node that has lost its own may have been set back as well.
+    #[must_use]
+    pub fn compared(&self, primary: Met) -> Histories {
+        if self.lost && primary.last != 0 { Histories::PrimaryAhead } else { compare(primary, self.met) }
+    }
+
+    /// With what the node counts `now`. If it has lost what it counted then, the counts alone tell whether it was written.
+    #[must_use]
+    pub fn counted(&self, now: Counts) -> Counted {
+        Counted { now, then: if self.lost { u64::MAX } else { self.localcnt } }
+    }
+
+    /// Nothing has come of the connection that `extension` names.
+    pub(crate) fn put_back(&self, extension: &mut Extension) {
+        (extension.connection, extension.connection_before) = (self.met.last, self.met.before);
+        extension.connection_localcnt = self.localcnt;
     }
 }
 

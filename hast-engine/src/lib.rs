@@ -27,7 +27,7 @@ mod secondary;
 mod types;
 mod verdict;
 
-pub use connection::{Counted, Histories, before, compare, judged, next as next_generation};
+pub use connection::{Counted, Histories, Past, before, compare, judged, next as next_generation};
 pub use counts::{Counts, Decision, Hello, MapToSend, decide, must_be_marked, written_alone};
 pub use durable::{Durable, Whom};
 pub use primary::{EXIT_PEER_BEHIND, EXIT_STALE, Primary, PrimaryStart, Turning};

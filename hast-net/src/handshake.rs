@@ -231,7 +231,8 @@ pub struct Meeting {
     pub met: Met,
     /// The low bits of this connection's generation, drawn at random.
     pub draw: u32,
-    /// localcnt when it stored `met`, or when the nodes became equal since. A primary that does not say it reads as 0.
+    /// What the secondary knew of its localcnt when it stored `met`, or its localcnt when the nodes became equal since. A
+    /// primary that does not say it reads as 0.
     pub localcnt: u64,
 }
 

@@ -9,7 +9,7 @@ use hast_net::message::Message;
 
 use super::doubt::Doubt;
 use super::{EXIT_PROVIDER, EXIT_REFUSED, Phase, Purpose, Save, Secondary};
-use crate::connection::{Counted, Histories, before, compare, judged, next};
+use crate::connection::{Counted, Histories, before, judged, next};
 use crate::counts::{Counts, Decision, Hello, MapToSend, decide, written_alone};
 use crate::parting::{is_given_up, map_after_giving_up, number_of};
 use crate::rule::{Rule, keeps};
@@ -127,7 +127,7 @@ impl Secondary {
         let Some(Meeting { met, draw, .. }) = self.hello.meeting else { return false };
         let before = before(self.histories(), met.last);
         let extension = &mut self.metadata.extension;
-        extension.connection = next(met, self.met, draw);
+        extension.connection = next(met, self.past.met(), draw);
         extension.connection_before = before;
         // What the primary does not know of was written alone, and may not be copied to it.
         extension.connection_localcnt = self.metadata.localcnt.min(self.hello.remotecnt);
@@ -153,9 +153,7 @@ impl Secondary {
             Err(error) if self.ext.contains(Extensions::PARTING) => {
                 log::error!("Unable to write metadata: {error}.");
                 // What is saved later must not say that we have met either: the primary will not know of it.
-                let extension = &mut self.metadata.extension;
-                (extension.connection, extension.connection_before) = (self.met.last, self.met.before);
-                extension.connection_localcnt = self.met_localcnt;
+                self.past.put_back(&mut self.metadata.extension);
                 self.connection = 0;
                 self.answer();
             }
@@ -172,7 +170,7 @@ impl Secondary {
 
     /// Says in the log what the generations have shown.
     fn tell_histories(&self) {
-        let (here, there) = (self.met.last, self.hello.meeting.map_or(0, |meeting| meeting.met.last));
+        let (here, there) = (self.past.met().last, self.hello.meeting.map_or(0, |meeting| meeting.met.last));
         match self.histories() {
             Histories::PrimaryAhead => log::error!(
                 "This node's disk is older than its last connection (generation {here:x}, {there:x} on the primary): \
@@ -201,7 +199,7 @@ impl Secondary {
         let decision = judged(
             decision,
             Counted { now: hello.counts, then: self.hello.meeting.map_or(0, |meeting| meeting.localcnt) },
-            Counted { now: self.counts(), then: self.met_localcnt },
+            self.past.counted(self.counts()),
             self.metadata.extension.mark.is_some(),
             self.histories(),
         );
@@ -213,10 +211,9 @@ impl Secondary {
         decision
     }
 
-    /// What the generations that both nodes have stored say (G1). A node that has lost its own may have been set back as well.
+    /// What the generations that both nodes have stored say (G1).
     fn histories(&self) -> Histories {
-        let Some(Meeting { met, .. }) = self.hello.meeting else { return Histories::Unknown };
-        if self.has_lost_its_area && met.last != 0 { Histories::PrimaryAhead } else { compare(met, self.met) }
+        self.hello.meeting.map_or(Histories::Unknown, |meeting| self.past.compared(meeting.met))
     }
 
     pub(super) fn counts(&self) -> Counts {
@@ -327,7 +324,7 @@ impl Secondary {
                 .ext
                 .contains(Extensions::ALIVE)
                 .then(|| u32::try_from(self.patience.as_secs()).unwrap_or(u32::MAX)),
-            met: self.hello.meeting.map(|_| Met { last: self.connection, before: self.met.last }),
+            met: self.hello.meeting.map(|_| Met { last: self.connection, before: self.past.met().last }),
             zero_deletes: self.ext.contains(Extensions::ZERO_DELETES)
                 && self.host.deletes == Deletes::LeaveZeros,
         };

@@ -30,10 +30,10 @@ use hast_net::control::{Facts, Statistics, WorkerStatus};
 use hast_net::errno::Errno;
 use hast_net::extensions::Extensions;
 use hast_net::frame::Frame;
-use hast_net::handshake::{Met, SecondHello};
+use hast_net::handshake::SecondHello;
 use hast_net::message::{Mark, Message, Reply};
 
-use crate::connection::met;
+use crate::connection::Past;
 use crate::durable::Durable;
 use crate::ranges::{Key, RangeQueue};
 use crate::rule::{Rule, keeps};
@@ -98,12 +98,8 @@ pub struct Secondary {
     /// The primary's address, as hast.conf has it.
     peer: String,
     hello: SecondHello,
-    /// The generations that this node had stored when the primary came.
-    met: Met,
-    /// localcnt when it stored them (`crate::connection`).
-    met_localcnt: u64,
-    /// The metadata do not say any more what it had stored beyond the original's fields (A3).
-    has_lost_its_area: bool,
+    /// What this node had stored of its connections when the primary came.
+    past: Past,
     /// The generation of this connection, if it is stored; else 0 (`crate::connection`).
     connection: u64,
     /// What the answer will say, once what has to be durable before it is.
@@ -250,16 +246,8 @@ impl Secondary {
             let map = Activemap::new(extents, metadata.keepdirty, layout.sectorsize(), &map);
             own_map::OwnMap::new(map, settings.metaflush)
         });
-        // It has nothing in common with anybody until it stores a generation again.
-        let has_lost_its_area = metadata.extension.connection == 0
-            && metadata.extension.mark.as_ref().is_some_and(|mark| mark.since == 0);
-        let met = met(&metadata.extension);
-        // Unknown: the counts alone tell whether it was written.
-        let met_localcnt = if has_lost_its_area { u64::MAX } else { metadata.extension.connection_localcnt };
         let mut secondary = Secondary {
-            met,
-            met_localcnt,
-            has_lost_its_area,
+            past: Past::of(&metadata.extension),
             map: Bitmap::from_bytes(extents, &map),
             was_primary,
             metadata,

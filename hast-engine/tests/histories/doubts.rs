@@ -8,10 +8,7 @@ fn metadata(s: &S) -> Metadata {
 
 /// The boot id that the secondary has answered the handshake with.
 fn said(s: &S) -> Option<[u8; 16]> {
-    s.sent.iter().find_map(|message| match message {
-        Message::SecondAnswer(answer, _) => answer.boot,
-        _ => None,
-    })
+    answered(s).and_then(|(answer, _)| answer.boot)
 }
 
 fn received_write(seq: u64, extent: u64) -> Message {
@@ -110,12 +107,42 @@ fn counted(secondary: Met, there: u64, primary: Met, here: u64) -> (S, Option<Se
     };
     let mut s = S::meeting(Some(Meeting { met: primary, draw: 9, localcnt: here }), extension);
     s.run();
-    let answer = s.sent.iter().find_map(|message| match message {
-        Message::SecondAnswer(answer, map) => Some((answer.clone(), map.clone())),
+    let (answer, map) = answered(&s).unzip();
+    (s, answer, map.unwrap_or_default())
+}
+
+/// The secondary's answer to the handshake, if it accepts, and the map with it.
+fn answered(s: &S) -> Option<(SecondAnswer, Vec<u8>)> {
+    s.sent.iter().find_map(|message| match message {
+        Message::SecondAnswer(answer, map) => {
+            Some((answer.clone(), map.as_ref().map_or(Vec::new(), |map| map.to_vec())))
+        }
         _ => None,
-    });
-    let map = answer.as_ref().and_then(|(_, map)| map.as_ref()).map_or(Vec::new(), |map| map.to_vec());
-    (s, answer.map(|(answer, _)| answer), map)
+    })
+}
+
+fn is_refused(s: &S) -> bool {
+    s.sent.iter().any(|message| matches!(message, Message::SecondRefusal(..)))
+}
+
+/// A secondary with this extension under a primary whose latest generation is `last`.
+fn under_one_of(last: u64, extension: Extension) -> S {
+    S::meeting(Some(Meeting { met: Met { last, before: 0 }, draw: 9, localcnt: 1 }), extension)
+}
+
+/// A node that lacks something, as far as it knows since then.
+fn lacks_since(since: u64) -> Option<hast_format::extension::Mark> {
+    Some(hast_format::extension::Mark { since, by: "a".into() })
+}
+
+/// The next save of the metadata fails.
+fn fail_next_save(s: &mut S) {
+    s.poll();
+    while !s.ops.iter().any(|(_, op)| is_metadata(op)) {
+        s.step(0);
+    }
+    s.fail(s.at(is_metadata));
+    s.run();
 }
 
 /// H9: the counts are in step, but one disk was rolled back. Everything is copied from the node that has seen more.
@@ -143,16 +170,14 @@ fn a_disk_that_was_rolled_back_is_found() {
     assert!(!map.is_empty() && map.iter().all(|byte| *byte == 0xff), "G1: the primary's is older");
     let (s, answer, _) = meets(met(5 * G + 1, 0), met(5 * G + 2, 0));
     assert_eq!(answer, None);
-    assert!(s.sent.iter().any(|message| matches!(message, Message::SecondRefusal(..))), "{:?}", s.sent);
+    assert!(is_refused(&s), "{:?}", s.sent);
 }
 
 /// G1: the node whose disk was set back was written alone since, until its count was by chance what the other one remembers.
 #[test]
 fn a_disk_that_was_rolled_back_and_written_is_not_overwritten() {
     let met = |last| Met { last, before: 0 };
-    let split = |(s, answer, _): (S, Option<SecondAnswer>, Vec<u8>)| {
-        answer.is_none() && s.sent.iter().any(|message| matches!(message, Message::SecondRefusal(..)))
-    };
+    let split = |(s, answer, _): (S, Option<SecondAnswer>, Vec<u8>)| answer.is_none() && is_refused(&s);
     assert!(split(counted(met(4 * G), 0, met(5 * G), 1)), "the secondary was written");
     assert!(split(counted(met(6 * G), 1, met(5 * G), 0)), "the primary was written");
     assert!(!split(counted(met(4 * G), 1, met(5 * G), 0)), "what the newer one was written counts as ever");
@@ -162,19 +187,11 @@ fn a_disk_that_was_rolled_back_and_written_is_not_overwritten() {
 /// A3: a node that has lost what it had stored, generations too, may have been set back as well: all is copied.
 #[test]
 fn a_secondary_that_has_lost_its_area_is_the_older_one() {
-    let lost = hast_format::extension::Mark { since: 0, by: "a".into() };
-    let late = hast_format::extension::Mark { since: 1, ..lost.clone() };
-    for (mark, full) in [(lost, true), (late, false)] {
-        let extension = Extension { mark: Some(mark), ..Extension::default() };
-        let meeting = Some(Meeting { met: Met { last: 5 * G, before: 0 }, draw: 9, localcnt: 1 });
-        let mut s = S::meeting(meeting, extension);
+    for (since, full) in [(0, true), (1, false)] {
+        let mut s = under_one_of(5 * G, Extension { mark: lacks_since(since), ..Extension::default() });
         s.run();
-        let map = s.sent.iter().find_map(|message| match message {
-            Message::SecondAnswer(_, map) => map.clone(),
-            _ => None,
-        });
-        let all = map.is_some_and(|map| map.iter().all(|byte| *byte == 0xff));
-        assert_eq!(all, full);
+        let (_, map) = answered(&s).unwrap();
+        assert_eq!(!map.is_empty() && map.iter().all(|byte| *byte == 0xff), full);
     }
 }
 
@@ -182,12 +199,11 @@ fn a_secondary_that_has_lost_its_area_is_the_older_one() {
 /// to date: the primary may be set back meanwhile.
 #[test]
 fn a_secondary_that_lost_its_area_once_is_not_overwritten_by_an_older_primary() {
-    let mark = Some(hast_format::extension::Mark { since: 0, by: "a".into() });
-    let extension = Extension { mark, connection: 8 * G, connection_localcnt: 1, ..Extension::default() };
-    let mut s =
-        S::meeting(Some(Meeting { met: Met { last: 5 * G, before: 0 }, draw: 9, localcnt: 1 }), extension);
+    let extension =
+        Extension { mark: lacks_since(0), connection: 8 * G, connection_localcnt: 1, ..Extension::default() };
+    let mut s = under_one_of(5 * G, extension);
     s.run();
-    assert!(s.sent.iter().any(|message| matches!(message, Message::SecondRefusal(..))), "{:?}", s.sent);
+    assert!(is_refused(&s), "{:?}", s.sent);
 }
 
 /// G1: what a node was written alone is not copied when the connection begins: should its disk be set back to then, or its
@@ -245,11 +261,8 @@ fn a_generation_that_cannot_be_stored_is_none() {
     s.step(0);
     s.fail(s.at(|op| matches!(op, DiskOp::Write { .. })));
     s.run();
-    let met = s.sent.iter().find_map(|message| match message {
-        Message::SecondAnswer(answer, _) => answer.met,
-        _ => None,
-    });
-    assert_eq!(met, Some(Met { last: 0, before: 5 * G }));
+    let (answer, _) = answered(&s).unwrap();
+    assert_eq!(answer.met, Some(Met { last: 0, before: 5 * G }));
     s.frame(Message::Mark(Mark { seq: 1, kind: MarkKind::SyncStart }));
     s.run();
     let left = metadata(&s).extension;
@@ -284,15 +297,10 @@ fn a_rollback_that_was_found_is_found_again() {
 /// A secondary that lacks something is no source, though it has seen more connections.
 #[test]
 fn a_marked_secondary_is_no_source_for_a_primary_that_was_rolled_back() {
-    let extension = Extension {
-        connection: 6 * G,
-        mark: Some(hast_format::extension::Mark { since: 1, by: "a".into() }),
-        ..Extension::default()
-    };
-    let mut s =
-        S::meeting(Some(Meeting { met: Met { last: 5 * G, before: 0 }, draw: 9, localcnt: 0 }), extension);
+    let extension = Extension { connection: 6 * G, mark: lacks_since(1), ..Extension::default() };
+    let mut s = under_one_of(5 * G, extension);
     s.run();
-    assert!(s.sent.iter().any(|message| matches!(message, Message::SecondRefusal(..))), "{:?}", s.sent);
+    assert!(is_refused(&s), "{:?}", s.sent);
 }
 
 /// The first request says that the primary has stored the generation: the disk hears of that, or a primary that is set back
@@ -321,13 +329,7 @@ fn a_mark_that_cannot_be_written_down_is_not_counted() {
         })
     };
     s.frame(stale(1));
-    s.poll();
-    let metadata_write = |op: &DiskOp| matches!(op, DiskOp::Write { offset, .. } if *offset < 4096);
-    while !s.ops.iter().any(|(_, op)| metadata_write(op)) {
-        s.step(0);
-    }
-    s.fail(s.at(metadata_write));
-    s.run();
+    fail_next_save(&mut s);
     assert_eq!(answer(&s, 1), Some(Some(Errno::EIO)));
     s.frame(stale(2));
     s.run();
@@ -366,18 +368,11 @@ fn a_secondary_whose_disk_was_rolled_back_is_marked_whatever_is_to_be_synchronis
 /// the older one has that of the other: it would be taken for set back again, or for written beside the other one.
 #[test]
 fn equal_nodes_have_a_generation_in_common() {
-    let met = |last| Met { last, before: 0 };
     let extension =
         Extension { generation: 1, connection: 4 * G, connection_localcnt: 1, ..Extension::default() };
-    let mut s = S::meeting(Some(Meeting { met: met(5 * G), draw: 9, localcnt: 1 }), extension);
-    s.poll();
-    let metadata_write = |op: &DiskOp| matches!(op, DiskOp::Write { offset, .. } if *offset < 4096);
-    while !s.ops.iter().any(|(_, op)| metadata_write(op)) {
-        s.step(0);
-    }
-    s.fail(s.at(metadata_write));
-    s.run();
-    assert!(s.sent.iter().any(|message| matches!(message, Message::SecondAnswer(..))), "{:?}", s.sent);
+    let mut s = under_one_of(5 * G, extension);
+    fail_next_save(&mut s);
+    assert!(answered(&s).is_some(), "{:?}", s.sent);
     assert_eq!(metadata(&s).extension.connection, 4 * G, "nothing is equal so far");
     s.frame(Message::Mark(Mark { seq: 1, kind: MarkKind::SyncDone { localcnt: 1, failures: Some(0) } }));
     s.run();
