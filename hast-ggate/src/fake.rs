@@ -348,9 +348,9 @@ impl Unit {
         if !known {
             return Err(Errno::EINVAL);
         }
-        let size = File::open(provider).and_then(|file| file.metadata()).map_or(0, |data| data.len());
         let end = offset.checked_add(self.create.mediasize);
-        let fits = end.is_some_and(|end| end <= size) && offset.is_multiple_of(self.create.sectorsize.into());
+        let fits = end.is_some_and(|end| end <= size_of(provider))
+            && offset.is_multiple_of(self.create.sectorsize.into());
         assert!(fits, "panic: MODIFY returns with the topology lock held");
         self.read_from = Some((provider.to_owned(), i64::try_from(offset).map_err(|_| Errno::EINVAL)?));
         Ok(())
@@ -359,15 +359,19 @@ impl Unit {
     fn read_at(&mut self, offset: i64) -> Result<(), Errno> {
         self.panic_if_dangling();
         let (provider, at) = self.read_from.as_mut().ok_or(Errno::EINVAL)?;
-        let size = File::open(&*provider).and_then(|file| file.metadata()).map_or(0, |data| data.len());
         let end = offset.checked_add_unsigned(self.create.mediasize);
-        let fits = end.is_some_and(|end| u64::try_from(end).unwrap_or(0) <= size);
+        let fits = end.is_some_and(|end| u64::try_from(end).unwrap_or(0) <= size_of(provider));
         if !fits || offset % i64::from(self.create.sectorsize) != 0 {
             return Err(Errno::EINVAL);
         }
         *at = offset;
         Ok(())
     }
+}
+
+/// Bytes of a provider; 0 if it is not there.
+fn size_of(provider: &str) -> u64 {
+    std::fs::metadata(provider).map_or(0, |data| data.len())
 }
 
 impl Gate for Process {

@@ -357,7 +357,7 @@ mod panics {
         let _ = name(&process, &device, file.path().to_str().unwrap(), 8192);
     }
 
-    /// Without a read under way that name is clean; but who knows that there is none?
+    /// Without a read under way that name is clean. A process cannot know whether one is.
     #[test]
     fn a_name_that_nobody_has_takes_the_provider_away() {
         let kernel = FakeKernel::new();

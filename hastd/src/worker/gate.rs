@@ -203,12 +203,22 @@ impl Server {
     /// An error means that it may go on reading what is old: nothing may be acknowledged any more.
     pub(super) fn direct_reads(&mut self, in_step: bool) -> Result<(), DeviceError> {
         self.in_step = in_step;
+        self.switch_direct_reads()
+    }
+
+    /// `direct-reads` was read again. An error means what it does for [`Server::direct_reads`].
+    pub(super) fn allow_direct_reads(&mut self, allowed: bool) -> Result<(), DeviceError> {
+        if self.source.allowed == allowed {
+            return Ok(());
+        }
+        self.source.allowed = allowed;
+        self.switch_direct_reads()
+    }
+
+    fn switch_direct_reads(&self) -> Result<(), DeviceError> {
         let device = &self.shared.device;
-        if in_step {
-            let Source { path, size, offset, allowed } = &self.source;
-            if !allowed {
-                return Ok(());
-            }
+        if self.in_step && self.source.allowed {
+            let Source { path, size, offset, .. } = &self.source;
             match device.read_from(path, *size, *offset) {
                 Ok(()) => log::debug!("Direct reads enabled."),
                 // A regular file, for example.
@@ -228,16 +238,6 @@ impl Server {
                 error
             }),
         }
-    }
-
-    /// `direct-reads` was read again. An error means what it does for [`Server::direct_reads`].
-    pub(super) fn allow_direct_reads(&mut self, allowed: bool) -> Result<(), DeviceError> {
-        if std::mem::replace(&mut self.source.allowed, allowed) == allowed || !self.in_step {
-            return Ok(());
-        }
-        let result = self.direct_reads(allowed);
-        self.in_step = true;
-        result
     }
 
     /// Takes no more requests from here on, and asks nothing more of the engine. What the engine has is
