@@ -37,6 +37,8 @@ mod sessions;
 mod silence;
 #[path = "histories/stale.rs"]
 mod stale;
+#[path = "histories/status.rs"]
+mod status;
 #[path = "histories/target.rs"]
 mod target;
 #[path = "histories/turning.rs"]

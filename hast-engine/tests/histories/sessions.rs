@@ -510,7 +510,7 @@ fn a_provider_that_cannot_be_flushed_is_not_served() {
 }
 
 /// A primary that starts from such metadata, forced or not.
-fn started(extension: Extension, forced: bool) -> H {
+pub(super) fn started(extension: Extension, forced: bool) -> H {
     let mut h = H::new(24, 1, extension.clone(), &[], 5, 1, 1);
     let metadata = Metadata::read(&h.disk).map_or_else(|_| panic!(), |reading| reading.metadata);
     let metadata = Metadata { extension, ..metadata };
@@ -557,6 +557,11 @@ pub(super) fn secondary(resuid: u64, counts: (u64, u64), bits: u8, role: Role) -
     secondary_of(24, Extensions::ALL, resuid, counts, bits, role)
 }
 
+/// One whose metadata says `extension`, for a primary that knows `ext`.
+pub(super) fn secondary_with(extension: Extension, ext: Extensions) -> Secondary {
+    Secondary::new(with(24, ext, 5, (1, 1), 0, Role::Secondary, extension), Duration::ZERO)
+}
+
 /// One of so many extents, for a primary that knows such extensions.
 fn secondary_of(
     extents: u64,
@@ -566,6 +571,26 @@ fn secondary_of(
     bits: u8,
     role: Role,
 ) -> Driven {
+    let start = with(extents, ext, resuid, counts, bits, role, Extension::default());
+    Driven {
+        s: Secondary::new(start, Duration::ZERO),
+        t: Duration::ZERO,
+        ops: Vec::new(),
+        other: Vec::new(),
+        sent: Vec::new(),
+    }
+}
+
+/// What it starts from.
+fn with(
+    extents: u64,
+    ext: Extensions,
+    resuid: u64,
+    counts: (u64, u64),
+    bits: u8,
+    role: Role,
+    extension: Extension,
+) -> SecondaryStart {
     let map_bytes = (extents.div_ceil(64) * 8).next_multiple_of(512);
     let layout = Layout::create(4096 + map_bytes + extents * u64::from(ES), 512, ES).unwrap();
     let metadata = Metadata {
@@ -578,11 +603,11 @@ fn secondary_of(
         localcnt: counts.0,
         remotecnt: counts.1,
         prevrole: role,
-        extension: Extension::default(),
+        extension,
     };
     let mut map = vec![0; layout.map_bytes() as usize];
     map[0] = bits;
-    let start = SecondaryStart {
+    SecondaryStart {
         settings: H::settings(),
         metadata,
         layout,
@@ -592,13 +617,6 @@ fn secondary_of(
         host: Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros },
         hello: S::hello(),
         unsure: false,
-    };
-    Driven {
-        s: Secondary::new(start, Duration::ZERO),
-        t: Duration::ZERO,
-        ops: Vec::new(),
-        other: Vec::new(),
-        sent: Vec::new(),
     }
 }
 

@@ -1,0 +1,93 @@
+//! What `hastctl status` is told of a primary and of a secondary, and what its driver asks.
+
+use super::*;
+use hast_format::extension::Mark as OutOfDate;
+use hast_net::control::Facts;
+
+fn out_of_date() -> Extension {
+    Extension { generation: 3, mark: Some(OutOfDate { since: 77, by: "s".into() }), ..Extension::default() }
+}
+
+fn says_out_of_date(facts: &Facts) -> bool {
+    facts.inconsistent_since == Some(77) && facts.inconsistent_by == "s"
+}
+
+#[test]
+fn both_roles_say_since_when_they_are_out_of_date_and_by_whom() {
+    let mut h = H::new(24, 1, Extension::default(), &[], 5, 1, 1);
+    assert_eq!(h.p.status().facts.inconsistent_since, None);
+    assert!(h.p.status().facts.inconsistent_by.is_empty());
+    h = sessions::started(out_of_date(), false);
+    assert!(says_out_of_date(&h.p.status().facts), "{:?}", h.p.status());
+    let secondary = sessions::secondary_with(out_of_date(), Extensions::ALL);
+    assert!(says_out_of_date(&secondary.status().facts), "{:?}", secondary.status());
+    let secondary = sessions::secondary_with(Extension::default(), Extensions::ALL);
+    assert_eq!(secondary.status().facts.inconsistent_since, None);
+    assert!(secondary.status().facts.inconsistent_by.is_empty());
+}
+
+#[test]
+fn both_roles_say_whether_the_other_node_is_an_original() {
+    let h = H::new(24, 1, Extension::default(), &[], 5, 1, 1);
+    assert_eq!(h.p.status().facts.peer_is_original, None, "nobody is connected");
+    for (ext, original) in [(Extensions::ALL, false), (Extensions::NONE, true)] {
+        let mut h = H::new(24, 1, Extension::default(), &[], 5, 1, 1);
+        h.handshake_first(ext);
+        h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+        assert_eq!(h.p.status().facts.peer_is_original, Some(original), "{ext:?}");
+        let secondary = sessions::secondary_with(Extension::default(), ext);
+        assert_eq!(secondary.status().facts.peer_is_original, Some(original), "{ext:?}");
+    }
+}
+
+#[test]
+fn a_primary_says_how_much_is_left_to_synchronise() {
+    let mut h = H::new(24, 1, Extension::default(), &[2, 3], 5, 1, 1);
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    h.serve_all(|message| is_mark(message).then_some(None));
+    let facts = h.p.status().facts;
+    assert!(facts.synchronising, "{facts:?}");
+    assert_eq!(facts.to_synchronise_bytes, 2 * u64::from(ES));
+    h.serve_all(|_| Some(None));
+    let facts = h.p.status().facts;
+    assert!(!facts.synchronising && facts.to_synchronise_bytes == 0, "{facts:?}");
+}
+
+/// The worker says to hastd that the role is taken once that is durable.
+#[test]
+fn a_primary_has_begun_once_it_is_durable_that_it_is_one() {
+    let mut h = H::new_with(24, 1, Extension::default(), &[], 0, 0, 0, Box::new(|op| (!is_metadata(op)).then_some(Ok(()))));
+    assert!(!h.p.has_begun(), "the metadata does not say it yet");
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.pump();
+    assert!(h.p.has_begun());
+}
+
+/// A payload is taken in while it is no longer than what can be meant: twice our map, for a provider that is larger
+/// than ours, and never less than a mebibyte.
+#[test]
+fn a_primary_takes_in_payloads_as_long_as_the_maps_may_be() {
+    let limit = |extents: u64| {
+        let layout = Layout::create(4096 + extents / 8 + extents * 512, 512, 512).unwrap();
+        let metadata = Metadata {
+            resource: "t".into(),
+            datasize: layout.datasize(),
+            extentsize: 512,
+            keepdirty: 1,
+            localoff: layout.localoff(),
+            resuid: 5,
+            localcnt: 1,
+            remotecnt: 1,
+            prevrole: Role::Primary,
+            extension: Extension::default(),
+        };
+        let map = vec![0; layout.map_bytes() as usize];
+        let map_bytes = map.len() as u32;
+        (Primary::new(H::start(metadata, layout, map), Duration::ZERO).payload_limit(), map_bytes)
+    };
+    assert_eq!(limit(1 << 12).0, 1 << 20);
+    let (limit, map_bytes) = limit(1 << 23);
+    assert!(map_bytes >= 1 << 20);
+    assert_eq!(limit, 2 * map_bytes);
+}
