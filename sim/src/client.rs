@@ -89,8 +89,17 @@ pub struct Memory {
 #[derive(Clone, Debug)]
 struct Torn {
     bytes: [u8; SECTOR],
-    /// As that of a [`Candidate`].
+    /// As those of a [`Candidate`].
     superseded: Option<Duration>,
+    firmly: bool,
+}
+
+impl Torn {
+    /// Nothing that came later is certain any more.
+    fn may_come_back(&mut self) {
+        self.superseded = None;
+        self.firmly = false;
+    }
 }
 
 impl Memory {
@@ -173,6 +182,7 @@ impl Memory {
                 sector.iter_mut().for_each(|candidate| candidate.supersede(invoked, now, firmly));
                 for torn in self.torn.get_mut(&at).into_iter().flatten() {
                     torn.superseded.get_or_insert(now);
+                    torn.firmly |= firmly;
                 }
             } else if !acknowledged {
                 // A client that has read it may read what was there before again.
@@ -197,7 +207,7 @@ impl Memory {
     /// A loss of power has left `bytes` in sector `at`, of a write that was not flushed.
     pub fn may_be_torn(&mut self, at: usize, bytes: &[u8]) {
         if let Some(bytes) = bytes.first_chunk() {
-            self.torn.entry(at).or_default().push(Torn { bytes: *bytes, superseded: None });
+            self.torn.entry(at).or_default().push(Torn { bytes: *bytes, superseded: None, firmly: false });
         }
     }
 
@@ -247,7 +257,7 @@ impl Memory {
     /// back as they were before.
     pub fn unflushed_may_be_lost(&mut self) {
         self.sectors.iter_mut().flatten().for_each(Candidate::may_come_back);
-        self.torn.values_mut().flatten().for_each(|torn| torn.superseded = None);
+        self.torn.values_mut().flatten().for_each(Torn::may_come_back);
     }
 
     /// The other node takes over: what was acknowledged before it had it, as async permits, and was not flushed since
@@ -255,6 +265,8 @@ impl Memory {
     pub fn unconfirmed_may_be_lost(&mut self) {
         let candidates = self.sectors.iter_mut().flatten();
         candidates.filter(|candidate| !candidate.firmly).for_each(Candidate::may_come_back);
+        let torn = self.torn.values_mut().flatten();
+        torn.filter(|torn| !torn.firmly).for_each(Torn::may_come_back);
     }
 
     /// The worker that served has ended: what was not acknowledged may be gone, although it was read.
@@ -266,7 +278,7 @@ impl Memory {
     /// The same of this sector alone.
     pub fn may_be_lost(&mut self, at: usize) {
         self.sectors.get_mut(at).into_iter().flatten().for_each(Candidate::may_come_back);
-        self.torn.get_mut(&at).into_iter().flatten().for_each(|torn| torn.superseded = None);
+        self.torn.get_mut(&at).into_iter().flatten().for_each(Torn::may_come_back);
     }
 
     /// The only node that holds what is being written now is gone, and those who could tell do not know yet: its
@@ -459,6 +471,21 @@ mod tests {
         memory.unconfirmed_may_be_lost();
         for (write, fine) in [(2, false), (3, false), (4, true)] {
             assert_eq!(memory.check(0, &Memory::contents(write), at(70)).is_ok(), fine, "{write}");
+        }
+    }
+
+    #[test]
+    fn a_failover_brings_back_what_a_loss_of_power_had_left_unless_both_nodes_had_what_came_then() {
+        let half = [1; SECTOR];
+        for firm in [false, true] {
+            let mut memory = Memory::new(1);
+            memory.set_firm(at(0), firm);
+            memory.may_be_torn(0, &half);
+            memory.begin(at(10), 1, false, 0, 1);
+            memory.end(at(11), 1, true);
+            memory.check(0, &half, at(12)).unwrap_err();
+            memory.unconfirmed_may_be_lost();
+            assert_eq!(memory.check(0, &half, at(13)).is_err(), firm);
         }
     }
 

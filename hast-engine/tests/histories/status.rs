@@ -57,7 +57,16 @@ fn a_primary_says_how_much_is_left_to_synchronise() {
 /// The worker says to hastd that the role is taken once that is durable.
 #[test]
 fn a_primary_has_begun_once_it_is_durable_that_it_is_one() {
-    let mut h = H::new_with(24, 1, Extension::default(), &[], 0, 0, 0, Box::new(|op| (!is_metadata(op)).then_some(Ok(()))));
+    let mut h = H::new_with(
+        24,
+        1,
+        Extension::default(),
+        &[],
+        0,
+        0,
+        0,
+        Box::new(|op| (!is_metadata(op)).then_some(Ok(()))),
+    );
     assert!(!h.p.has_begun(), "the metadata does not say it yet");
     h.policy = Box::new(|_| Some(Ok(())));
     h.pump();
