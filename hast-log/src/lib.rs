@@ -22,6 +22,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::io::{self, Write};
 use std::marker::PhantomData;
+use std::os::fd::BorrowedFd;
 use std::panic;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -56,6 +57,11 @@ pub fn set_sink(sink: Sink) {
         Sink::Terminal => None,
         Sink::Syslog => Some(output.syslog.take().unwrap_or_else(Syslog::system)),
     };
+}
+
+/// What `limit` makes of the descriptor of the connection to the syslog daemon, if there is one.
+pub fn with_socket<T>(limit: impl FnOnce(BorrowedFd<'_>) -> T) -> Option<T> {
+    output().syslog.as_ref().and_then(Syslog::descriptor).map(limit)
 }
 
 /// Changes how many debug levels are shown: see [`init`].

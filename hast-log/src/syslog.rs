@@ -5,6 +5,7 @@
 
 use std::env;
 use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process;
@@ -48,6 +49,11 @@ impl Syslog {
             sent &= self.deliver(&format!("{head}{line}"));
         }
         sent
+    }
+
+    /// The socket, if a daemon was there.
+    pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.socket.as_ref().map(AsFd::as_fd)
     }
 
     fn deliver(&mut self, datagram: &str) -> bool {
@@ -131,8 +137,10 @@ mod tests {
         let path = dir.path().join("log");
         let mut syslog = Syslog::at(vec![path.clone()], "hastd");
         assert!(!syslog.send(6, "", "nobody there"));
+        assert!(syslog.descriptor().is_none());
         let daemon = UnixDatagram::bind(&path).unwrap();
         assert!(syslog.send(6, "", "one"));
+        assert!(syslog.descriptor().is_some());
         assert!(receive(&daemon).ends_with("]: one"));
         drop(daemon);
         std::fs::remove_file(&path).unwrap();

@@ -22,6 +22,23 @@ pub(super) enum Purpose {
     Peer,
     /// The listening socket of the NBD export; what is accepted from it has its rights.
     NbdListener,
+    /// Standard input, from which nothing is read.
+    Input,
+    /// Where the log goes: standard output and error, and the socket of syslogd(8).
+    Log,
+}
+
+impl Purpose {
+    #[cfg(test)]
+    const ALL: [Purpose; 7] = [
+        Purpose::Disk,
+        Purpose::Gate,
+        Purpose::Channel,
+        Purpose::Peer,
+        Purpose::NbdListener,
+        Purpose::Input,
+        Purpose::Log,
+    ];
 }
 
 /// Something that a descriptor may be used for.
@@ -68,6 +85,8 @@ impl Purpose {
             Purpose::Channel => &[Read, Write, Event],
             Purpose::Peer => &[Read, Write, Event, Fcntl, Getsockname, Setsockopt],
             Purpose::NbdListener => &[Read, Write, Event, Fcntl, Ioctl, Accept],
+            Purpose::Input => &[],
+            Purpose::Log => &[Write],
         }
     }
 
@@ -79,7 +98,7 @@ impl Purpose {
             // Creating and taking over is done; what is left is what a worker does all the time.
             Purpose::Gate => &[abi::MODIFY, abi::DESTROY, abi::START, abi::DONE],
             Purpose::NbdListener => &[NONBLOCKING],
-            Purpose::Channel | Purpose::Peer => &[],
+            Purpose::Channel | Purpose::Peer | Purpose::Input | Purpose::Log => &[],
         }
     }
 }
@@ -204,13 +223,14 @@ mod tests {
         assert_eq!(Purpose::Peer.rights(), [Read, Write, Event, Fcntl, Getsockname, Setsockopt]);
         assert_eq!(Purpose::NbdListener.rights(), [Read, Write, Event, Fcntl, Ioctl, Accept]);
         assert_eq!(Purpose::NbdListener.ioctls(), [0x8004_667e]);
-        assert!(Purpose::Channel.ioctls().is_empty() && Purpose::Peer.ioctls().is_empty());
+        assert_eq!(Purpose::Input.rights(), []);
+        assert_eq!(Purpose::Log.rights(), [Write]);
     }
 
     /// Whoever may do an ioctl may do only those that are listed.
     #[test]
     fn no_ioctl_is_allowed_without_its_number() {
-        for purpose in [Purpose::Disk, Purpose::Gate, Purpose::Channel, Purpose::Peer, Purpose::NbdListener] {
+        for purpose in Purpose::ALL {
             assert_eq!(purpose.rights().contains(&Ioctl), !purpose.ioctls().is_empty(), "{purpose:?}");
         }
     }

@@ -218,6 +218,10 @@ pub(super) fn confine(channel: &Channel, started: &Started) -> Result<(), StartE
         return Ok(());
     }
     let limit = |fd: BorrowedFd<'_>, purpose| sandbox::limit(fd, purpose).map_err(StartError::Sandbox);
+    limit(std::io::stdin().as_fd(), Purpose::Input)?;
+    limit(std::io::stdout().as_fd(), Purpose::Log)?;
+    limit(std::io::stderr().as_fd(), Purpose::Log)?;
+    hast_log::with_socket(|socket| limit(socket, Purpose::Log)).transpose()?;
     limit(channel.as_fd(), Purpose::Channel)?;
     limit(started.provider.as_file().as_fd(), Purpose::Disk)?;
     // A secondary's connections are limited where they are taken into use, as a primary's are.
