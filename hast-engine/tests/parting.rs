@@ -39,13 +39,18 @@ struct OurPrimary {
 
 impl OurPrimary {
     fn new(metadata: Metadata, map: u8, metaflush: bool) -> OurPrimary {
+        OurPrimary::drawing(7, metadata, map, metaflush)
+    }
+
+    /// One whose worker has got this number at random.
+    fn drawing(random: u64, metadata: Metadata, map: u8, metaflush: bool) -> OurPrimary {
         let disk = Disk::new(&metadata, map);
         let start = PrimaryStart {
             settings: Settings { metaflush, ..settings() },
             map: disk.map(),
             metadata,
             layout: layout(),
-            random: 7,
+            random,
             host: Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros },
             forced: false,
             detached: false,
@@ -217,6 +222,41 @@ fn a_primary_stores_the_number_when_the_merged_map_is_durable_and_before_anythin
     assert_eq!(again.last, next);
     assert!(again.next != next && again.next != 0);
     assert_eq!(number(&primary.disk), next);
+}
+
+/// Numbers and generations are as good as random: those of a worker are the sequence that SplitMix64 is published with,
+/// one for each attempt, of which the generation takes the upper half.
+#[test]
+fn each_attempt_has_the_next_number_of_splitmix64() {
+    let in_step = metadata(Role::Primary, (1, 1), Extension::default());
+    let mut primary = OurPrimary::drawing(1_234_567, in_step, 0, true);
+    let published = [
+        6_457_827_717_110_365_317,
+        3_203_168_211_198_807_973,
+        9_817_491_932_198_370_423,
+        4_593_380_528_125_082_431,
+        16_408_922_859_458_223_821,
+    ];
+    for (attempt, number) in (1..).zip(published) {
+        let said = primary.introduce(Extensions::ALL);
+        assert_eq!(said.parting.unwrap().next, number);
+        assert_eq!(u64::from(said.meeting.unwrap().draw), number >> 32);
+        primary.engine.handle_lost(Duration::ZERO, "cut");
+        primary.pump();
+        primary.engine.handle_timeout(Duration::from_secs(100 * attempt));
+        primary.pump();
+    }
+}
+
+/// The secondary clears its map once the primary has it: that one is on the disk whatever `metaflush` says.
+#[test]
+fn the_merged_map_is_flushed_though_no_other_is() {
+    let mut primary = OurPrimary::new(metadata(Role::Primary, (1, 1), Extension::default()), 0, false);
+    primary.introduce(Extensions::ALL);
+    let said = primary.sent.len();
+    primary.answer(0b10);
+    assert!(primary.sent.len() > said, "{:?}", primary.sent);
+    assert_eq!(primary.then[said], (0, 0b10), "when the first thing after the handshake is said");
 }
 
 #[test]

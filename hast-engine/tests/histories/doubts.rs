@@ -412,3 +412,82 @@ fn a_first_contact_that_broke_off_is_finished() {
         assert!(h.p.is_in_step() && !h.metadata().extension.full_sync_owed);
     }
 }
+
+/// L19: a secondary of ours takes the resource id over together with what it lacks, durably: a first contact with it that
+/// breaks off leaves nothing to be finished.
+#[test]
+fn a_first_contact_with_a_secondary_of_ours_that_broke_off_costs_nothing() {
+    for ext in [Extensions::ALL, Extensions::SYNC_MARKS] {
+        let mut h = H::new(24, 1, Extension { parted: 3, ..Extension::default() }, &[], 5, 0, 0);
+        for _ in 0..2 {
+            h.handshake_first(ext);
+            h.p.handle_lost(h.t, "gone");
+            h.pump();
+            h.tick(3);
+        }
+        h.handshake_first(ext);
+        h.answer(0, 0, SyncSource::Primary, Some(vec![0; 512]));
+        assert_eq!(h.p.status().facts.to_synchronise_bytes, 0, "{ext:?}");
+    }
+}
+
+/// L19: the original that answers in the end is one that this node was connected to, or lacks what its map says.
+#[test]
+fn an_original_that_is_in_step_is_not_taken_for_a_fresh_one() {
+    for (counts, map, extents) in [((1, 1), 0, 0), ((0, 0), 0b10, 1)] {
+        let mut h = H::new(24, 1, Extension::default(), &[], 5, counts.0, counts.1);
+        h.handshake_first(Extensions::NONE);
+        h.p.handle_lost(h.t, "gone");
+        h.pump();
+        h.tick(3);
+        h.handshake_first(Extensions::NONE);
+        let mut bytes = vec![0; 512];
+        bytes[0] = map;
+        h.answer(counts.0, counts.1, SyncSource::Primary, Some(bytes));
+        assert_eq!(h.p.status().facts.to_synchronise_bytes, extents * u64::from(ES));
+    }
+}
+
+/// G1: the secondary had stored a connection that this node has not, because it broke off between, and could not store
+/// this one. It has decided that the nodes belong together: it is not the newer one, and this node's generation stays.
+#[test]
+fn a_secondary_that_has_stored_a_connection_which_broke_off_is_not_newer() {
+    let ext = Extension { generation: 1, connection: 5 * G, ..Extension::default() };
+    let mut h = H::new(24, 1, ext, &[], 5, 1, 1);
+    h.handshake_first(Extensions::ALL);
+    h.answer_meeting(Met { last: 0, before: 6 * G });
+    h.serve_all(|_| Some(None));
+    assert!(h.p.is_in_step());
+    assert_eq!(h.metadata().extension.connection, 5 * G);
+}
+
+/// The secondary marks itself if it has told of more failures than the primary has heard of when that calls it up to date: on
+/// this connection.
+#[test]
+fn a_primary_says_how_many_failures_it_has_heard_of() {
+    let heard = |h: &mut H| {
+        let mut heard = None;
+        for _ in 0..3 {
+            h.serve_all(|message| {
+                if let Message::Mark(Mark { kind: MarkKind::SyncDone { failures, .. }, .. }) = message {
+                    heard = *failures;
+                }
+                Some(None)
+            });
+            h.tick(2);
+        }
+        assert!(h.p.is_in_step());
+        heard
+    };
+    let mut h = H::new(24, 1, Extension::default(), &[], 5, 1, 1);
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    assert_eq!(heard(&mut h), Some(0));
+    h.w(1, 3);
+    h.w(2, 7);
+    h.serve_all(|message| is(Command::Write)(message).then_some(Some(Errno::EIO)));
+    assert_eq!(heard(&mut h), Some(2));
+    h.meet_again();
+    h.answer(1, 2, SyncSource::Primary, Some(vec![0; 512]));
+    assert_eq!(heard(&mut h), Some(0));
+}

@@ -320,6 +320,27 @@ fn a_node_without_a_disk_reconnects() {
     assert_eq!((h.result(5), h.result(6)), (Some(Err(Errno::EIO)), Some(Err(Errno::EIO))));
 }
 
+/// S1: a secondary that has written down that it alone is right has counted for that. This node knows why, and says the new
+/// count: else the secondary would be the source of everything at the next handshake.
+#[test]
+fn what_the_secondary_has_counted_for_our_disk_is_no_news() {
+    let is_bad = |op: &DiskOp| is_data(op) || is_metadata(op);
+    for all in [false, true] {
+        let mut h = H::in_step();
+        h.policy = Box::new(move |op| Some(if all || is_bad(op) { Err(Errno::EIO) } else { Ok(()) }));
+        h.w(1, 9);
+        h.serve_all(|message| (!is_read(message)).then_some(None));
+        assert_eq!(h.result(1), Some(Ok(None)));
+        assert!(h.p.status().facts.detached);
+        h.meet_again();
+        let said = h.sent.iter().find_map(|(_, message)| match message {
+            Message::SecondHello(hello) => Some((hello.localcnt, hello.remotecnt)),
+            _ => None,
+        });
+        assert_eq!(said, Some((1, 2)), "{all}");
+    }
+}
+
 /// The disk works again: the whole map and metadata that call all of it stale are written, and everything is copied to it.
 #[test]
 fn a_disk_that_works_again_is_brought_up_to_date() {

@@ -158,6 +158,42 @@ fn a_planned_end_that_runs_out_of_time_says_that_the_data_is_out_of_date() {
     assert_eq!(h.exit(), Some(EXIT_STALE));
 }
 
+/// L3, S1: what our disk misses could not be written down when it was found. A planned end without the secondary tries it
+/// after its flush, and once more.
+#[test]
+fn a_planned_end_writes_down_what_could_not_be_written_down_before() {
+    for failures in 0..3 {
+        let mut h = H::in_step();
+        h.w(1, 3);
+        h.serve_all(|message| (!is(Command::Flush)(message)).then_some(None));
+        assert_eq!(h.result(1), Some(Ok(None)));
+        let mut once = true;
+        h.policy = Box::new(move |op| {
+            let fails = is_metadata(op) || (*op == DiskOp::Flush && std::mem::take(&mut once));
+            Some(if fails { Err(Errno::EIO) } else { Ok(()) })
+        });
+        for _ in 0..2 {
+            h.tick(1);
+            h.serve_all(|message| is(Command::Flush)(message).then_some(None));
+        }
+        assert_eq!(h.p.status().facts.stale_bytes, u64::from(ES), "{:?} {:?}", h.sent, h.ops);
+        h.p.handle_lost(h.t, "gone");
+        h.pump();
+        assert!(!calls_stale(&h, 3));
+        let mut left = failures;
+        h.policy = Box::new(move |op| {
+            let fails = is_metadata(op) && left > 0;
+            left -= i32::from(fails);
+            Some(if fails { Err(Errno::EIO) } else { Ok(()) })
+        });
+        h.p.handle_stop(h.t);
+        h.pump();
+        let written = failures < 2;
+        assert_eq!(calls_stale(&h, 3), written, "{failures} failures");
+        assert_eq!(h.exit(), Some(if written { 0 } else { EXIT_STALE }), "{failures} failures");
+    }
+}
+
 /// S1: this disk was given up, and says nothing of what it misses. A planned end leaves a node that does not know that it is
 /// out of date: the driver has to remember it.
 #[test]

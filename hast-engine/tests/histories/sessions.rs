@@ -124,6 +124,14 @@ fn nodes_of_other_sizes_are_not_synchronised() {
     let mut h = introduced();
     second(&mut h, |_| (), Some(4));
     assert!(closed(&h) && !h.p.is_in_step(), "a map that lacks extents");
+    let mut h = H::new(200, 1, Extension::default(), &[], 5, 1, 1);
+    h.handshake_first(Extensions::ALL);
+    second(&mut h, |_| (), Some(24));
+    assert!(closed(&h) && !h.p.is_in_step(), "a map that lacks the last of many");
+    let mut h = introduced();
+    second(&mut h, |_| (), Some(8));
+    h.serve_all(|_| Some(None));
+    assert!(!closed(&h) && h.p.is_in_step(), "a map without room for more");
     let mut h = introduced();
     second(&mut h, |_| (), Some(512));
     h.serve_all(|_| Some(None));
@@ -374,6 +382,131 @@ fn a_primary_without_a_remote_node_serves_alone() {
 }
 
 #[test]
+fn a_primary_whose_remote_node_was_taken_away_waits_for_nobody() {
+    let mut h = H::in_step();
+    h.p.handle_reload(h.t, Settings { remote: false, ..H::settings() }, false);
+    h.pump();
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    assert_eq!(h.p.poll_timeout(), None, "it is not called again");
+}
+
+/// One second, and from then on twice as long each time, up to ten seconds; and again from the beginning after a
+/// connection.
+#[test]
+fn the_more_attempts_fail_the_seldomer_they_are_made() {
+    let mut h = known();
+    let wait = |h: &H| h.p.poll_timeout().unwrap() - h.t;
+    for seconds in [1, 2, 4, 8, 10, 10] {
+        h.p.handle_connect_failed(h.t, Side::Out, "refused");
+        h.pump();
+        assert_eq!(wait(&h), Duration::from_secs(seconds));
+        h.other.clear();
+        h.tick(seconds);
+        assert!(h.other.contains(&Action::Connect(Side::Out)));
+    }
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    h.serve_all(|_| Some(None));
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    assert_eq!(wait(&h), Duration::from_secs(1));
+}
+
+/// The supervisor gives up after `timeout`, and says so; a while later it counts as dead itself.
+#[test]
+fn a_connection_of_which_nobody_says_anything_is_given_up_after_the_timeout() {
+    let mut h = known();
+    h.other.clear();
+    h.tick(24);
+    assert!(!closed(&h));
+    h.tick(1);
+    assert!(closed(&h));
+    h.tick(1);
+    assert!(h.other.contains(&Action::Connect(Side::Out)));
+}
+
+#[test]
+fn only_what_was_connected_is_disconnected() {
+    let said = |h: &H| h.other.iter().filter(|action| **action == Action::Event(Event::Disconnect)).count();
+    let mut h = known();
+    h.p.handle_connect_failed(h.t, Side::Out, "refused");
+    h.pump();
+    let mut refused = introduced();
+    refused.p.handle_lost(refused.t, "gone");
+    refused.pump();
+    assert_eq!((said(&h), said(&refused)), (0, 0));
+    let mut h = H::in_step();
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    assert_eq!(said(&h), 1);
+    let mut ended = H::in_step();
+    ended.p.handle_stop(ended.t);
+    ended.pump();
+    ended.serve_all(|_| Some(None));
+    assert!(exits(&ended, 0));
+    let before = said(&ended);
+    ended.p.handle_lost(ended.t, "over");
+    ended.pump();
+    assert_eq!(said(&ended), before, "it has ended already");
+}
+
+/// What the secondary said cannot be written down: the connection ends, and what has waited for it goes on without.
+#[test]
+fn a_handshake_that_cannot_be_written_down_has_failed() {
+    let is_map = |op: &DiskOp| matches!(op, DiskOp::Write { .. }) && !is_metadata(op) && !is_data(op);
+    for fails in [is_map, is_metadata] {
+        let mut h = introduced();
+        h.w(1, 3);
+        let mut once = true;
+        h.policy = Box::new(move |op| {
+            Some(if fails(op) && std::mem::take(&mut once) { Err(Errno::EIO) } else { Ok(()) })
+        });
+        h.answer(1, 1, SyncSource::Primary, Some(vec![0x10; 512]));
+        assert!(closed(&h));
+        h.tick(1);
+        assert_eq!(h.result(1), Some(Ok(None)), "alone");
+        h.handshake_first(Extensions::ALL);
+        h.answer(1, 1, SyncSource::Primary, Some(vec![0x10; 512]));
+        h.serve_all(|_| Some(None));
+        assert!(h.p.is_in_step());
+    }
+}
+
+/// Version 1 knows no memsync: the secondary answers such a write once it has stored it.
+#[test]
+fn memsync_is_asked_of_a_secondary_that_knows_it() {
+    for version in [1, 2] {
+        let mut h = known();
+        h.set_mode(Replication::Memsync);
+        let answer = FirstAnswer { version, token: [9; 16], ext: Extensions::NONE };
+        first(&mut h, answer.encode().as_bytes());
+        h.p.handle_connected(h.t, Side::In);
+        h.pump();
+        h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+        h.serve_all(|_| Some(None));
+        h.w(1, 3);
+        let asked = h.sent.iter().any(|(_, message)| {
+            matches!(message, Message::Request(Request { command: Command::Write, memsync: true, .. }))
+        });
+        assert_eq!(asked, version == 2, "version {version}");
+    }
+}
+
+/// L19: a secondary of ours hears who this node is without anything being written down first, and so does an original that
+/// is known to be owed a full synchronisation: the disk may take its time.
+#[test]
+fn a_primary_that_has_nothing_to_write_down_says_at_once_who_it_is() {
+    for (ext, owed) in [(Extensions::ALL, false), (Extensions::NONE, true)] {
+        let extension = Extension { generation: 1, full_sync_owed: owed, ..Extension::default() };
+        let policy = Box::new(|op: &DiskOp| (!is_metadata(op)).then_some(Ok(())));
+        let mut h = H::new_with(24, 1, extension, &[], 5, 1, 1, policy);
+        h.handshake_first(ext);
+        assert!(matches!(h.sent.last(), Some((Side::In, Message::SecondHello(_)))), "{:?}", h.sent);
+    }
+}
+
+#[test]
 fn a_stop_before_anything_was_served_cancels_what_waits() {
     let mut h = known();
     h.w(1, 2);
@@ -421,9 +554,10 @@ fn a_stop_ends_though_the_disk_does_not_answer() {
     h.w(1, 2);
     h.p.handle_stop(h.t);
     h.pump();
+    h.tick(19);
     assert!(!exits(&h, 0));
-    h.tick(21);
-    assert!(exits(&h, 0));
+    h.tick(1);
+    assert!(exits(&h, 0), "attempts to connect were due meanwhile, and are no reason to wait longer");
 }
 
 #[test]

@@ -100,3 +100,37 @@ fn a_primary_takes_in_payloads_as_long_as_the_maps_may_be() {
     assert!(map_bytes >= 1 << 20);
     assert_eq!(limit, 2 * map_bytes);
 }
+
+#[test]
+fn a_primary_says_that_the_nodes_were_written_apart_until_they_are_connected() {
+    let mut h = H::new(24, 1, Extension::default(), &[], 5, 1, 1);
+    h.handshake_first(Extensions::ALL);
+    assert!(!h.p.status().facts.split_brain);
+    let refusal = SecondRefusal {
+        datasize: 0,
+        extentsize: ES,
+        localcnt: 2,
+        remotecnt: 1,
+        errmsg: texts::SPLIT_BRAIN.into(),
+        parted: None,
+    };
+    h.frame(Side::Out, Message::SecondRefusal(refusal, None));
+    assert!(h.p.status().facts.split_brain);
+    h.tick(2);
+    h.handshake_first(Extensions::ALL);
+    assert!(h.p.status().facts.split_brain, "the secondary has not answered");
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    assert!(!h.p.status().facts.split_brain);
+}
+
+#[test]
+fn a_primary_says_how_many_requests_the_secondary_has_not_answered() {
+    let mut h = H::in_step();
+    let waiting = |h: &H| h.p.status().statistics.recv_queue;
+    assert_eq!(waiting(&h), 0);
+    h.w(1, 3);
+    h.w(2, 4);
+    assert_eq!(waiting(&h), 2);
+    h.serve_one(Command::Write);
+    assert_eq!(waiting(&h), 1);
+}

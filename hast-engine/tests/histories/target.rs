@@ -50,3 +50,20 @@ fn a_flush_of_a_target_is_not_counted_though_the_secondary_has_failed_one() {
     assert_eq!((h.result(2), h.result(3)), (Some(Ok(None)), Some(Ok(None))));
     assert_eq!(h.metadata().localcnt, 3);
 }
+
+/// L18: the node that a target is brought up to date from has been written alone meanwhile, or is the newer one (G1)
+/// although its counts are those that it had: what its map names is right there, and copied from there.
+#[test]
+fn what_the_source_was_written_since_the_nodes_met_comes_from_it() {
+    let mut map = vec![0; 512];
+    map[1] = 0b10;
+    for (mut h, counts) in [(H::target(&[2]), (7, 3)), (H::in_step(), (1, 1))] {
+        h.meet_again();
+        h.answer(counts.0, counts.1, SyncSource::Secondary, Some(map.clone()));
+        h.req(1, Op::Read { offset: 9 * u64::from(ES), length: 512 });
+        h.serve_all(|_| Some(None));
+        assert_eq!(h.result(1), Some(Ok(Some(Buffer::from(vec![0x55; 512])))), "{counts:?}");
+        let at = (DATA + 9 * u64::from(ES)) as usize;
+        assert_eq!(h.disk[at..at + 512], [0x55; 512], "{counts:?}");
+    }
+}
