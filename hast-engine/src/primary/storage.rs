@@ -519,7 +519,8 @@ impl Primary {
     }
 
     /// C1: raises localcnt, once per disconnected period. Gives the save that must be durable before anybody
-    /// hears of what made it necessary.
+    /// hears of what made it necessary. It begins at the end of the event: what the secondary owed when it went away is not
+    /// all behind yet when the first of it is counted, and would be named stale.
     pub(super) fn count(&mut self) -> u64 {
         if let Some(save) = self.counted {
             return save;
@@ -528,7 +529,6 @@ impl Primary {
         self.set_counts(counts);
         let save = if durably { self.save_metadata() } else { 0 };
         self.counted = Some(save);
-        self.kick_metadata();
         save
     }
 }

@@ -251,3 +251,69 @@ fn what_is_named_too_many_is_not_saved_again_and_again() {
     let saves = h.metadata().extension.generation - before;
     assert!(saves <= 6, "{saves} saves in 30 seconds");
 }
+
+/// A primary whose metadata name more than is stale, for want of room, and the first extent between stale ones that they do
+/// not name. Our disk and the secondary have every second extent in common.
+fn crowded() -> (H, u64) {
+    let run = hast_format::extension::Run { first: 0, count: 100 };
+    let ext = Extension { generation: 1, stale: vec![run], ..Extension::default() };
+    let mut h = H::new(200, 1, ext, &(0..100).collect::<Vec<u32>>(), 5, 1, 1);
+    h.set_mode(Replication::Async);
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    for _ in 0..60 {
+        // The secondary cannot read every second extent.
+        h.serve_all(|message| match message {
+            Message::Request(r) if r.command == Command::Read && r.offset / u64::from(ES) % 2 == 1 => {
+                Some(Some(Errno::EIO))
+            }
+            _ => Some(None),
+        });
+        h.tick(2);
+    }
+    assert_eq!(h.p.status().facts.stale_bytes, 50 * u64::from(ES));
+    let free = (1..50).map(|at| 2 * at).find(|extent| !calls_stale(&h, *extent as u32)).unwrap();
+    (h, free)
+}
+
+/// L3: the metadata name too many, for want of room, and among that nothing that is complete and that the secondary lacks:
+/// after a crash it would be copied over. The connection takes with it what the secondary has not answered yet.
+#[test]
+fn what_the_secondary_owed_when_it_went_away_is_not_named_stale() {
+    let (mut h, free) = crowded();
+    h.w(1, 2); // is named, and waits for the secondary
+    h.w(2, free + 2);
+    h.w(3, free);
+    assert_eq!((h.result(1), h.result(2), h.result(3)), (None, Some(Ok(None)), Some(Ok(None))));
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    h.req(4, Op::Flush);
+    assert_eq!(h.result(4), Some(Ok(None)));
+    // A crash. A worker that begins with this disk reads what was flushed on it.
+    let (metadata, map) = (h.metadata(), h.disk[4096..4096 + 512].to_vec());
+    let layout = Layout::open(&metadata, h.disk.len() as u64 - 4096, 512).unwrap();
+    let mut next = H::started(metadata, layout, map, Box::new(|_| Some(Ok(()))), false);
+    next.disk = h.disk;
+    next.p.handle_connect_failed(next.t, Side::Out, "refused");
+    next.pump();
+    for (id, extent, value) in [(1, free, 3), (2, free + 2, 2)] {
+        next.req(id, Op::Read { offset: extent * u64::from(ES), length: 512 });
+        assert_eq!(next.result(id), Some(Ok(Some(Buffer::from(vec![value; 512])))), "extent {extent}");
+    }
+}
+
+/// The same of a write that nobody has heard of: our disk has it, and what is written down when the connection breaks does
+/// not make it wait for the secondary.
+#[test]
+fn what_waited_for_the_secondary_when_it_went_away_is_not_named_stale() {
+    let (mut h, free) = crowded();
+    h.w(1, 2); // is named, and waits for the secondary
+    h.w(2, free + 2);
+    h.set_mode(Replication::Fullsync);
+    h.w(3, free);
+    assert_eq!((h.result(2), h.result(3)), (Some(Ok(None)), None));
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    assert_eq!(h.result(3), Some(Ok(None)));
+    assert!(!calls_stale(&h, free as u32));
+}
