@@ -149,6 +149,11 @@ impl World {
         self.admin.exchanged == Some(node)
     }
 
+    /// Whether the other node has given everything up after a split-brain, and the nodes have not been in step since.
+    pub(crate) fn admin_has_settled_for(&self, node: usize) -> bool {
+        self.admin.settled.is_some() && self.is_exchanged(1 - node)
+    }
+
     /// A split-brain would be no surprise.
     pub(crate) fn may_be_split(&self) -> bool {
         let admin = &self.admin;

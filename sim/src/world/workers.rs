@@ -191,6 +191,7 @@ impl World {
     pub(crate) fn set_role(&mut self, node: usize, role: Role) {
         let (now, mode) = (self.now, self.mode);
         let resuid = self.random.number() | 1;
+        let settled = self.admin_has_settled_for(node);
         self.forget_restart(node);
         let Some(n) = self.nodes.get_mut(node) else { return };
         n.role = role;
@@ -212,7 +213,9 @@ impl World {
         if role == Role::Primary && n.running {
             // Its supervisor knows that the data is out of date, and so does an administrator who wants it all the same.
             let unsure = (n.unsure || n.has_lost_its_area()) && self.plan.scene == Scene::AllFaults;
-            n.force |= unsure;
+            // After a split-brain the other one has given everything up, whatever this one has written down since.
+            let only = settled && n.is_out_of_date();
+            n.force |= unsure || only;
             if unsure {
                 self.fork(node, true);
             }
