@@ -302,6 +302,8 @@ fn a_delete_in_a_stale_extent_is_flushed_on_the_secondary_and_does_not_wait_for_
     // And one that would have to wait.
     h.req(4, Op::Delete { offset: 3 * EXTENT, length: 512 });
     assert_eq!(h.result(4), EOPNOTSUPP);
+    delete(&mut h, 5, 3);
+    assert_eq!(h.result(5), EOPNOTSUPP, "nor does all of it");
     assert_eq!((localcnt(&h), h.p.status().facts.stale_bytes), (1, EXTENT));
 }
 

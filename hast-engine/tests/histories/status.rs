@@ -2,7 +2,7 @@
 
 use super::*;
 use hast_format::extension::Mark as OutOfDate;
-use hast_net::control::Facts;
+use hast_net::control::{Facts, Statistics};
 
 fn out_of_date() -> Extension {
     Extension { generation: 3, mark: Some(OutOfDate { since: 77, by: "s".into() }), ..Extension::default() }
@@ -52,6 +52,128 @@ fn a_primary_says_how_much_is_left_to_synchronise() {
     h.serve_all(|_| Some(None));
     let facts = h.p.status().facts;
     assert!(!facts.synchronising && facts.to_synchronise_bytes == 0, "{facts:?}");
+}
+
+/// What the disk fails of the device's requests, and of the map.
+fn fails(op: &DiskOp) -> bool {
+    matches!(op, DiskOp::Read { .. } | DiskOp::Delete { .. }) || is_data(op)
+}
+
+#[test]
+fn a_primary_counts_what_it_is_asked_and_what_its_disk_fails() {
+    let mut h = alone();
+    let read = || Op::Read { offset: 0, length: 512 };
+    let delete = || Op::Delete { offset: 3 * u64::from(ES), length: 512 };
+    let mut id = 0;
+    let mut ask = |h: &mut H, ops: Vec<Op>| {
+        for op in ops {
+            id += 1;
+            h.req(id, op);
+        }
+    };
+    let all = |h: &H| Statistics { idle_queue: 0, ..h.p.status().statistics };
+    ask(&mut h, vec![read(), read(), whole(3, 1), whole(3, 1), whole(3, 1), delete(), delete()]);
+    ask(&mut h, vec![Op::Flush; 4]);
+    let mut expected = Statistics {
+        reads: 2,
+        writes: 3,
+        deletes: 2,
+        flushes: 4,
+        activemap_updates: 1,
+        ..Statistics::default()
+    };
+    assert_eq!(all(&h), expected);
+    h.policy = Box::new(|op| Some(if fails(op) { Err(Errno::EIO) } else { Ok(()) }));
+    ask(&mut h, vec![read(), read(), whole(3, 1), whole(3, 1), whole(3, 1), delete()]);
+    (expected.reads, expected.writes, expected.deletes) = (4, 6, 3);
+    (expected.read_errors, expected.write_errors, expected.delete_errors) = (2, 3, 1);
+    assert_eq!(all(&h), expected);
+    h.policy = Box::new(|op| Some(if *op == DiskOp::Flush { Err(Errno::EIO) } else { Ok(()) }));
+    ask(&mut h, vec![Op::Flush; 2]);
+    (expected.flushes, expected.flush_errors) = (6, 2);
+    assert_eq!(all(&h), expected);
+}
+
+#[test]
+fn a_primary_counts_what_its_disk_fails_of_the_map() {
+    for (flush, errors) in [(false, (1, 0)), (true, (0, 1))] {
+        let mut h = alone();
+        h.policy =
+            Box::new(move |op| Some(if (*op == DiskOp::Flush) == flush { Err(Errno::EIO) } else { Ok(()) }));
+        h.w(1, 3);
+        assert_eq!(h.result(1), Some(Err(Errno::EIO)));
+        let all = h.p.status().statistics;
+        assert_eq!((all.write_errors, all.flush_errors), errors);
+        assert_eq!((all.writes, all.activemap_updates), (1, 1));
+    }
+}
+
+/// What is under way is shown where it waits.
+#[test]
+fn a_primary_counts_what_is_under_way() {
+    let mut h = H::in_step();
+    h.policy = Box::new(|op| (!is_data(op)).then_some(Ok(())));
+    h.w(1, 3);
+    h.w(2, 4);
+    h.w(3, 3); // behind the first
+    let all = h.p.status().statistics;
+    assert_eq!((all.idle_queue, all.local_queue, all.recv_queue), (255 - 3, 2, 2));
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.pump();
+    h.serve_all(|_| Some(None));
+    let all = h.p.status().statistics;
+    assert_eq!((all.idle_queue, all.local_queue, all.recv_queue), (255, 0, 0));
+}
+
+#[test]
+fn a_secondary_counts_what_it_is_asked_and_what_its_disk_fails() {
+    let mut s = S::new(Extension::default(), &[]);
+    s.run();
+    let mut seq = 0;
+    let mut ask = |s: &mut S, command, times, fails| {
+        for _ in 0..times {
+            seq += 1;
+            let (offset, length) = if command == Command::Flush { (0, 0) } else { (3 * u64::from(ES), 512) };
+            let data = (command == Command::Write).then(|| Buffer::from(vec![1; 512]));
+            s.frame(Message::Request(Request { command, seq, offset, length, memsync: false, data }));
+            if fails {
+                s.fail(0);
+            }
+            s.run();
+        }
+    };
+    for (command, times) in
+        [(Command::Read, 2), (Command::Write, 3), (Command::Delete, 4), (Command::Flush, 5)]
+    {
+        ask(&mut s, command, times, false);
+    }
+    let mut expected = Statistics { reads: 2, writes: 3, deletes: 4, flushes: 5, ..Statistics::default() };
+    let all = |s: &S| Statistics { idle_queue: 0, ..s.s.status().statistics };
+    assert_eq!(all(&s), expected);
+    for (command, times) in
+        [(Command::Read, 4), (Command::Write, 3), (Command::Delete, 2), (Command::Flush, 1)]
+    {
+        ask(&mut s, command, times, true);
+    }
+    (expected.reads, expected.writes, expected.deletes, expected.flushes) = (6, 6, 6, 6);
+    (expected.read_errors, expected.write_errors, expected.delete_errors) = (4, 3, 2);
+    expected.flush_errors = 1;
+    assert_eq!(all(&s), expected);
+}
+
+/// Its own map, which it keeps for an original, and the one that it clears when the primary has taken it over.
+#[test]
+fn a_secondary_counts_what_its_disk_fails_of_a_map() {
+    let map = |op: &DiskOp| matches!(op, DiskOp::Write { offset, .. } if *offset >= 4096 && *offset < DATA);
+    for (known, bits) in [(Extensions::NONE, &[][..]), (Extensions::ALL, &[2][..])] {
+        let mut s = S::under(known, Extension::default(), bits);
+        s.run();
+        s.frame(write_of(1, 3));
+        s.fail(s.at(map));
+        s.run();
+        let all = s.s.status().statistics;
+        assert_eq!((all.writes, all.write_errors, all.flush_errors), (1, 1, 0), "{known}");
+    }
 }
 
 /// The worker says to hastd that the role is taken once that is durable.

@@ -67,3 +67,18 @@ fn what_the_source_was_written_since_the_nodes_met_comes_from_it() {
         assert_eq!(h.disk[at..at + 512], [0x55; 512], "{counts:?}");
     }
 }
+
+/// A node that is out of date, told to stop, does not wait for the secondary: what waits for that has failed.
+#[test]
+fn what_waits_for_the_secondary_does_not_hold_up_a_planned_end() {
+    let mut h = H::target(&[2]);
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    h.w(1, 9);
+    h.req(2, Op::Read { offset: 2 * u64::from(ES), length: 512 });
+    assert_eq!((h.result(1), h.result(2)), (None, None));
+    h.p.handle_stop(h.t);
+    h.pump();
+    assert_eq!((h.result(1), h.result(2)), (Some(Err(Errno::EIO)), Some(Err(Errno::EIO))));
+    assert_eq!(h.exit(), Some(0));
+}

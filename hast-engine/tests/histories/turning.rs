@@ -292,3 +292,26 @@ fn a_flush_without_the_secondary_is_good_once_the_whole_disk_is_stale() {
     h.req(99, Op::Flush);
     assert_eq!(h.result(99), Some(Ok(None)));
 }
+
+/// L3: the secondary refuses a write to an extent that is stale here. Part of the extent is of no use on our disk alone, where
+/// the rest is old: it has failed. All of the extent makes our copy the right one.
+#[test]
+fn a_write_to_a_stale_extent_is_complete_here_alone_only_if_it_is_all_of_it() {
+    let refused = |message: &Message| match message {
+        message if is(Command::Write)(message) => Some(Some(Errno::EIO)),
+        message => is_mark(message).then_some(None),
+    };
+    for which in [0, 3, 7] {
+        let mut h = stale_and_known();
+        h.req(1, sector(3, which, 1));
+        h.serve_all(refused);
+        assert_eq!(h.result(1), Some(Err(Errno::EIO)), "sector {which} would be copied over");
+        assert_eq!(h.p.status().facts.stale_bytes, u64::from(ES));
+    }
+    let mut h = stale_and_known();
+    h.req(1, whole(3, 1));
+    h.serve_all(refused);
+    assert_eq!(h.result(1), Some(Ok(None)));
+    assert_eq!(h.p.status().facts.stale_bytes, 0);
+    assert!(!calls_stale(&h, 3));
+}

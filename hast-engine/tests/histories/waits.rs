@@ -244,6 +244,32 @@ fn only_writes_are_said_to_be_received() {
     }
 }
 
+/// The primary asks for that in mode memsync, of a secondary that knows it.
+#[test]
+fn only_in_memsync_is_the_secondary_asked_to_say_that_it_has_received_a_write() {
+    use Replication::{Async, Fullsync, Memsync};
+    for (mode, version) in [Fullsync, Memsync, Async].into_iter().flat_map(|mode| [(mode, 1), (mode, 2)]) {
+        let mut h = H::new(24, 1, Extension::default(), &[], 5, 1, 1);
+        h.set_mode(mode);
+        h.p.handle_connected(h.t, Side::Out);
+        h.pump();
+        let nv = FirstAnswer { version, token: [9; 16], ext: Extensions::NONE }.encode();
+        let nv = nv.as_bytes().to_vec().into();
+        h.p.handle_frame(h.t, Side::Out, Frame { version, nv, payload: None });
+        h.pump();
+        h.p.handle_connected(h.t, Side::In);
+        h.pump();
+        h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+        h.serve_all(|_| Some(None));
+        h.w(1, 3);
+        let asked = h.sent.iter().find_map(|(_, message)| match message {
+            Message::Request(Request { command: Command::Write, memsync, .. }) => Some(*memsync),
+            _ => None,
+        });
+        assert_eq!(asked, Some((mode, version) == (Memsync, 2)), "{mode:?}, version {version}");
+    }
+}
+
 /// What is written again while a flush is under way that flush does not cover.
 #[test]
 fn a_flush_that_began_before_something_was_written_again_is_not_good() {
