@@ -232,6 +232,25 @@ fn known_to_the_secondary_alone() -> H {
     h
 }
 
+/// ... until the nodes are in step again: then a write is complete once both have stored it, and without the secondary
+/// when that goes away.
+#[test]
+fn a_node_that_is_in_step_again_does_not_rest_on_the_secondary() {
+    let mut h = known_to_the_secondary_alone();
+    h.policy = Box::new(|_| Some(Ok(())));
+    for _ in 0..3 {
+        h.serve_all(|_| Some(None));
+        h.tick(12);
+    }
+    assert!(h.p.is_in_step(), "{:?}", h.p.status());
+    h.w(2, 9);
+    h.serve_all(|message| is(Command::Write)(message).then_some(None));
+    assert_eq!(h.result(2), Some(Ok(None)), "it need not be flushed there");
+    h.p.handle_lost(h.t, "gone");
+    h.w(3, 11);
+    assert_eq!(h.result(3), Some(Ok(None)));
+}
+
 /// The secondary refuses to write down what it alone has, twice; between, another write has begun to wait for that. It is
 /// answered all the same.
 #[test]

@@ -315,3 +315,22 @@ fn a_write_to_a_stale_extent_is_complete_here_alone_only_if_it_is_all_of_it() {
     assert_eq!(h.p.status().facts.stale_bytes, 0);
     assert!(!calls_stale(&h, 3));
 }
+
+/// L3: all of a stale extent is written, and the connection breaks after the secondary has stored that, which it may lose.
+/// Our disk has it too: it is complete once the metadata do not call our copy stale.
+#[test]
+fn a_write_that_makes_a_stale_extent_good_is_complete_once_the_disk_says_so() {
+    let mut h = stale_and_known();
+    h.policy = Box::new(|op| (!is_data(op)).then_some(Ok(())));
+    h.req(1, whole(3, 1));
+    h.serve_all(|message| is(Command::Write)(message).then_some(None));
+    h.p.handle_lost(h.t, "gone");
+    h.policy = Box::new(|op| (!is_metadata(op)).then_some(Ok(())));
+    h.pump();
+    assert!(h.disk[(DATA + 3 * u64::from(ES)) as usize] == 1 && calls_stale(&h, 3));
+    assert_eq!(h.result(1), None, "after a crash it would be copied over");
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.pump();
+    assert_eq!(h.result(1), Some(Ok(None)));
+    assert!(!calls_stale(&h, 3));
+}

@@ -11,6 +11,31 @@ fn write_there(message: &Message) -> bool {
     matches!(message, Message::Request(Request { command: Command::Write, .. }))
 }
 
+/// C2: what both nodes were given, and what is only read, does not hold up the end of a synchronisation.
+#[test]
+fn counts_are_made_equal_while_the_disk_is_slow_with_other_requests() {
+    let slow = |op: &DiskOp| {
+        let at = match op {
+            DiskOp::Read { offset, .. } | DiskOp::Write { offset, .. } => *offset,
+            _ => 0,
+        };
+        at >= DATA + 9 * u64::from(ES)
+    };
+    let mut h = H::new(24, 1, Extension::default(), &[2], 5, 1, 1);
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    h.policy = Box::new(move |op| (!slow(op)).then_some(Ok(())));
+    h.w(1, 9);
+    h.req(2, Op::Read { offset: 11 * u64::from(ES), length: 512 });
+    h.serve_all(|_| Some(None));
+    assert_eq!((h.result(1), h.result(2)), (None, None));
+    assert!(h.p.is_in_step(), "{:?}", h.p.status());
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.pump();
+    assert!(matches!((h.result(1), h.result(2)), (Some(Ok(_)), Some(Ok(_)))));
+    assert!(h.p.is_in_step());
+}
+
 /// A primary whose disk failed one write and has its extent from the secondary now, which is still to flush. The
 /// secondary lacks nothing, and so was not marked.
 fn copied() -> H {
