@@ -554,3 +554,26 @@ fn a_disk_that_could_not_be_given_up_serves_alone() {
     assert_eq!(h.result(3), Some(Ok(None)));
     assert!(!h.p.status().facts.detached);
 }
+
+/// M3, L6: the secondary stored a write before the connection broke, and our disk only after the nodes had met again. The
+/// secondary, which has not lost power, is given the extent once more, but nobody calls it out of date for that.
+#[test]
+fn a_secondary_that_has_stored_a_write_on_an_earlier_connection_is_not_marked() {
+    let mut h = H::in_step();
+    h.policy = Box::new(|op| (!is_data(op)).then_some(Ok(())));
+    h.w(1, 3);
+    h.serve_all(|message| is(Command::Write)(message).then_some(None));
+    h.meet_again();
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    assert!(h.p.status().complete);
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.pump();
+    assert_eq!(h.result(1), Some(Ok(None)));
+    let mut copied = false;
+    h.serve_all(|message| {
+        assert!(!is_sync_start(message), "{message:?}");
+        copied |= is(Command::Write)(message);
+        Some(None)
+    });
+    assert!(copied && h.p.is_in_step());
+}

@@ -274,3 +274,36 @@ fn an_extent_of_which_the_secondary_may_have_dropped_a_part_is_copied_again() {
     assert!(h.p.is_in_step());
     assert_eq!(copied, u64::from(MAX_REQUEST + LARGE));
 }
+
+/// Some blocks of an extent have been copied when the secondary refuses a write to one of them; the others follow. All of the
+/// extent is copied again.
+#[test]
+fn an_extent_of_which_the_secondary_refuses_a_write_while_it_is_copied_is_copied_again() {
+    let mut h = primary(3, LARGE, &[0]);
+    let last = DATA + u64::from(LARGE - MAX_REQUEST);
+    h.policy =
+        Box::new(move |op| (!matches!(op, DiskOp::Read { offset, .. } if *offset == last)).then_some(Ok(())));
+    let mut copied = 0;
+    while copied < u64::from(LARGE - MAX_REQUEST) {
+        for (seq, _, length) in blocks(&mut h) {
+            copied += length;
+            h.reply(seq, None, None);
+        }
+    }
+    h.w(1, 0);
+    h.serve_all(|message| is(Command::Write)(message).then_some(Some(Errno::EIO)));
+    assert_eq!(h.result(1), Some(Ok(None)), "it is here alone");
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.pump();
+    let mut copied = Vec::new();
+    for _ in 0..100 {
+        for (seq, offset, length) in blocks(&mut h) {
+            copied.push((offset, length));
+            h.reply(seq, None, None);
+        }
+        h.serve_all(|message| is(Command::Flush)(message).then_some(None));
+        h.tick(1);
+    }
+    assert!(h.p.is_in_step());
+    assert!(copied.iter().any(|(offset, _)| *offset == 0), "the secondary has the old bytes: {copied:?}");
+}

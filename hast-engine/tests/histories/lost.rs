@@ -36,6 +36,26 @@ fn a_write_is_not_complete_whose_only_holder_went_away() {
     }
 }
 
+/// ... and our copy counts again. While it did not, nobody looked after what a failed flush dropped of it: all of it is
+/// written again.
+#[test]
+fn an_extent_that_does_not_become_stale_after_all_is_written_again() {
+    let mut h = written_down();
+    h.p.handle_lost(h.t, "gone");
+    let seen = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+    let log = seen.clone();
+    h.policy = Box::new(move |op| {
+        log.borrow_mut().push(op.clone());
+        Some(Ok(()))
+    });
+    h.pump();
+    h.tick(2);
+    assert_eq!((h.result(1), h.p.status().facts.stale_bytes), (Some(Err(Errno::EIO)), 0));
+    let at = DATA + 7 * u64::from(ES);
+    let again = |op: &DiskOp| matches!(op, DiskOp::Write { offset, data } if *offset == at && data.len() == ES as usize);
+    assert!(seen.borrow().iter().any(again), "{:?}", seen.borrow());
+}
+
 /// Our disk has a write that the device heard of before the secondary had stored it. Then our disk cannot write down what
 /// it misses: the secondary does not become the right copy of everything while it owes that write (S1). It goes away, and
 /// the write is read here.

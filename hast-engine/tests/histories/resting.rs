@@ -251,6 +251,21 @@ fn a_node_that_is_in_step_again_does_not_rest_on_the_secondary() {
     assert_eq!(h.result(3), Some(Ok(None)));
 }
 
+/// The secondary refuses to write down what it alone has: that has failed, and what is written from then on rests on both
+/// nodes, as before.
+#[test]
+fn nothing_rests_on_a_secondary_that_has_refused_to_be_relied_on() {
+    let mut h = H::in_step();
+    being_written_down(&mut h);
+    metadata_fail(&mut h);
+    h.serve_all(|message| is(Command::Flush)(message).then_some(None));
+    h.serve_all(|message| tells_stale(message).then_some(Some(Errno::EIO)));
+    assert_eq!(h.result(1), Some(Err(Errno::EIO)));
+    h.w(2, 9);
+    h.serve_all(|message| is(Command::Write)(message).then_some(None));
+    assert_eq!(h.result(2), Some(Ok(None)), "it need not be flushed there");
+}
+
 /// The secondary refuses to write down what it alone has, twice; between, another write has begun to wait for that. It is
 /// answered all the same.
 #[test]

@@ -20,6 +20,20 @@ fn a_write_that_was_taken_back_is_not_read_here() {
     assert_eq!(h.result(3), Some(Ok(None)));
 }
 
+/// The same if the secondary refuses it, though our disk has all of the extent.
+#[test]
+fn a_write_that_the_secondary_has_refused_is_not_read_here() {
+    let mut h = H::target(&[2]);
+    let before = h.p.status().facts.stale_bytes;
+    h.req(1, whole(9, 1));
+    h.serve_all(|message| is(Command::Write)(message).then_some(Some(Errno::EIO)));
+    assert_eq!(h.result(1), Some(Err(Errno::EIO)));
+    assert_eq!(h.p.status().facts.stale_bytes, before + u64::from(ES));
+    h.req(2, Op::Read { offset: 9 * u64::from(ES), length: 512 });
+    h.serve_all(|message| is_read(message).then_some(None));
+    assert_eq!(h.result(2), Some(Ok(Some(Buffer::from(vec![0x55; 512])))));
+}
+
 /// C1 (d): a flush of a target without the secondary, which has flushed all that is complete, counts nothing: the nodes
 /// would seem to have been written apart.
 #[test]

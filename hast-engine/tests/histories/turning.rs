@@ -163,6 +163,37 @@ fn an_extent_that_turns_is_not_to_be_synchronised_before_it_is_stale() {
     h.serve_all(|message| (!is_read(message)).then_some(None));
     assert_eq!(h.result(1), Some(Ok(None)));
     assert_eq!(h.p.status().facts.stale_bytes, u64::from(ES));
+    // Nothing of either is left in the map in the end; the extent that was written last is kept in it.
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.w(3, 9);
+    for _ in 0..3 {
+        h.serve_all(|_| Some(None));
+        h.tick(12);
+    }
+    assert!(h.p.is_in_step());
+    assert_eq!(h.disk[4096..4104], (1_u64 << 9).to_le_bytes());
+}
+
+/// S1: a write to an extent that turns is complete once the secondary has flushed it, though an earlier one, complete since
+/// long, ends on both nodes meanwhile.
+#[test]
+fn an_extent_goes_on_turning_when_an_earlier_write_ends() {
+    let mut h = H::in_step();
+    h.set_mode(Replication::Async);
+    h.policy = one_write_fails();
+    h.req(2, sector(3, 1, 2));
+    h.req(1, sector(3, 0, 1));
+    assert_eq!((h.result(1), h.result(2)), (Some(Ok(None)), None));
+    let second = |message: &Message| matches!(message, Message::Request(Request { offset, .. }) if offset % 1024 == 512);
+    h.serve_all(|message| second(message).then_some(None));
+    h.serve_all(|message| is(Command::Write)(message).then_some(None));
+    h.req(3, sector(3, 2, 3));
+    h.serve_all(|message| is(Command::Write)(message).then_some(None));
+    assert_eq!(h.result(3), None, "it lies in the cache of the node that is to be right");
+    h.serve_one(Command::Flush);
+    assert_eq!((h.result(2), h.result(3)), (Some(Ok(None)), None), "that flush began before it was stored");
+    h.serve_all(|message| (!is_read(message)).then_some(None));
+    assert_eq!(h.result(3), Some(Ok(None)));
 }
 
 /// S1: our disk fails two flushes, the second while it has a write that the secondary then refuses. The extent is stale after
@@ -333,4 +364,19 @@ fn a_write_that_makes_a_stale_extent_good_is_complete_once_the_disk_says_so() {
     h.pump();
     assert_eq!(h.result(1), Some(Ok(None)));
     assert!(!calls_stale(&h, 3));
+}
+
+/// The secondary has flushed what it alone has, and refuses another write to it, which fails: a flush is good without it.
+#[test]
+fn what_the_secondary_has_refused_it_need_not_flush() {
+    let mut h = stale_and_known();
+    h.req(1, Op::Flush);
+    h.serve_all(|message| is(Command::Flush)(message).then_some(None));
+    assert_eq!(h.result(1), Some(Ok(None)));
+    h.req(2, sector(3, 1, 1));
+    h.serve_all(|message| is(Command::Write)(message).then_some(Some(Errno::EIO)));
+    assert_eq!(h.result(2), Some(Err(Errno::EIO)));
+    h.p.handle_lost(h.t, "gone");
+    h.req(3, Op::Flush);
+    assert_eq!(h.result(3), Some(Ok(None)));
 }
