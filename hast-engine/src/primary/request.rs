@@ -469,7 +469,8 @@ impl Primary {
             log::warn!("The secondary's answer to {} is not used: it lacks something by now.", request.op);
             request.remote = Half::NotAsked;
             return match request.local {
-                Half::Failed(error) => self.end_read(key, Err(error)),
+                // Each part of it may be right on one of the nodes.
+                Half::Failed(_) => self.advance_read(key, None),
                 _ => self.request_ready(key),
             };
         }

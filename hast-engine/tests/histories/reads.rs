@@ -124,3 +124,16 @@ fn a_repair_that_ends_on_a_later_connection_is_synchronised() {
     });
     assert!(copied && h.p.is_in_step(), "{:?}", h.p.status());
 }
+
+#[test]
+fn a_read_whose_answer_does_not_count_is_read_where_each_part_is_right() {
+    let mut h = H::in_step();
+    h.set_mode(Replication::Async);
+    unreadable(&mut h, 8);
+    h.req(1, Op::Read { offset: 7 * u64::from(ES) + 512, length: 2 * ES - 512 });
+    h.req(2, Op::Write { offset: 7 * u64::from(ES), data: Buffer::from(vec![1; 512]) });
+    assert_eq!(h.result(2), Some(Ok(None)));
+    h.serve_all(|message| is(Command::Write)(message).then_some(Some(Errno::EIO)));
+    h.serve_all(|message| is_read(message).then_some(None));
+    assert!(matches!(h.result(1), Some(Ok(_))));
+}
