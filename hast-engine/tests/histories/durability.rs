@@ -577,3 +577,128 @@ fn a_secondary_that_has_stored_a_write_on_an_earlier_connection_is_not_marked() 
     });
     assert!(copied && h.p.is_in_step());
 }
+
+/// Our disk is to be given up, and the secondary has flushed; it has yet to write down that it is right. A client's flush
+/// waits for that.
+fn about_to_be_given_up() -> H {
+    let mut h = dead_disk();
+    h.req(2, Op::Flush);
+    h.serve_all(|message| is(Command::Flush)(message).then_some(None));
+    assert!(h.sent.iter().any(|(_, message)| says_stale(message)), "{:?}", h.sent);
+    assert_eq!(h.result(2), None);
+    h
+}
+
+fn says_stale(message: &Message) -> bool {
+    matches!(message, Message::Mark(Mark { kind: MarkKind::Stale { .. }, .. }))
+}
+
+/// C4: the addresses have changed, and what is in flight ends first: a flush too that waits for the disk to be given up.
+#[test]
+fn a_planned_end_waits_for_the_flush_that_gives_the_disk_up() {
+    let mut h = about_to_be_given_up();
+    h.p.handle_reload(h.t, H::settings(), true);
+    h.pump();
+    h.serve_all(|message| is(Command::Flush)(message).then_some(None));
+    assert!(h.p.status().complete, "the connection is still needed");
+    assert_eq!(h.result(2), None);
+    h.serve_all(|message| says_stale(message).then_some(None));
+    assert_eq!(h.result(2), Some(Ok(None)));
+    h.serve_all(|_| Some(None));
+    assert!(!h.p.status().complete, "it is made anew");
+}
+
+/// S1: the secondary cannot flush, so that nobody knows what it holds: it does not become the only node that is right, even if
+/// nothing is known that it lacks.
+#[test]
+fn a_disk_is_not_given_up_for_a_secondary_that_cannot_flush() {
+    let mut h = dead_disk();
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.req(2, Op::Flush);
+    h.serve_all(|_| Some(None));
+    assert_eq!(h.result(2), Some(Ok(None)), "nothing is left to flush");
+    h.policy = Box::new(|_| Some(Err(Errno::EIO)));
+    h.w(3, 9);
+    h.serve_all(|message| is(Command::Flush)(message).then_some(Some(Errno::EIO)));
+    assert!(!h.sent.iter().any(|(_, message)| says_stale(message)), "{:?}", h.sent);
+    assert_eq!(h.result(3), Some(Err(Errno::EIO)));
+    assert!(!h.p.status().facts.detached);
+}
+
+/// L18: the secondary counts when it writes down that it is right, and this node knows why: it says so when they meet again.
+/// If it was out of date as a whole before, it goes on saying that.
+#[test]
+fn what_the_secondary_counts_for_a_disk_that_is_given_up_is_known_here() {
+    for (target, says) in [(false, (1, 2)), (true, (3, 5))] {
+        let mut h = if target { H::target(&[2]) } else { H::in_step() };
+        h.policy = Box::new(|_| Some(Err(Errno::EIO)));
+        h.w(2, 9);
+        h.serve_all(|message| (!is_read(message)).then_some(None));
+        assert_eq!(h.result(2), Some(Ok(None)));
+        assert!(h.p.status().facts.detached);
+        h.meet_again();
+        let said = h.sent.iter().find_map(|(_, message)| match message {
+            Message::SecondHello(hello) => Some((hello.localcnt, hello.remotecnt)),
+            _ => None,
+        });
+        assert_eq!(said, Some(says), "target {target}");
+    }
+}
+
+/// M4: the disk of the secondary is the only one, and has no cache: nothing is to be flushed, as without a secondary.
+#[test]
+fn a_flush_on_a_secondary_without_a_cache_is_not_supported() {
+    let mut h = dead_disk();
+    h.w(2, 9);
+    h.serve_all(|_| Some(None));
+    assert!(h.p.status().facts.detached);
+    for id in [3, 4] {
+        h.req(id, Op::Flush);
+        h.serve_all(|message| is(Command::Flush)(message).then_some(Some(Errno::EOPNOTSUPP)));
+        assert_eq!(h.result(id), Some(Err(Errno::EOPNOTSUPP)));
+    }
+}
+
+/// Step 6 of the way back: a disk that goes on failing is tried again after one second, and each time after twice as long, but
+/// after five minutes at most.
+#[test]
+fn a_disk_that_was_given_up_is_tried_again_and_again() {
+    let mut h = dead_disk();
+    h.w(2, 9);
+    h.serve_all(|_| Some(None));
+    assert!(h.p.status().facts.detached);
+    let tries = std::rc::Rc::new(std::cell::Cell::new(0));
+    let count = tries.clone();
+    h.policy = Box::new(move |_| {
+        count.set(count.get() + 1);
+        Some(Err(Errno::EIO))
+    });
+    let (mut last, mut pauses) = (h.t, Vec::new());
+    while pauses.len() < 11 {
+        h.t = h.p.poll_timeout().expect("it is tried again");
+        h.p.handle_timeout(h.t);
+        h.pump();
+        if tries.take() > 0 {
+            pauses.push((h.t - last).as_secs());
+            last = h.t;
+        }
+        h.frame(Side::In, Message::Alive);
+    }
+    assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
+}
+
+/// H3, C4: the secondary fails a client's flush while this node is being stopped: it is asked to mark itself, and the client
+/// hears of its flush then.
+#[test]
+fn a_flush_that_the_secondary_failed_during_a_planned_end_is_good_once_it_is_marked() {
+    let mut h = stored_on_both(Replication::Fullsync);
+    h.req(2, Op::Flush);
+    h.p.handle_stop(h.t);
+    h.pump();
+    h.serve_all(|message| is(Command::Flush)(message).then_some(Some(Errno::EIO)));
+    assert_eq!(h.result(2), None);
+    h.serve_all(|message| is_sync_start(message).then_some(None));
+    assert_eq!(h.result(2), Some(Ok(None)));
+    h.serve_all(|_| Some(None));
+    assert_eq!(h.exit(), Some(0));
+}

@@ -211,8 +211,6 @@ fn a_flush_on_the_secondary_begins_behind_the_writes_before_it() {
     assert_eq!((s.answer(1), s.answer(2)), (Some(Ok(())), Some(Ok(()))));
 }
 
-/// A flush has failed for something else, and what it dropped is written again already when the primary asks: what could be
-/// read may be old, so the primary hears of the failure, once.
 /// Our disk fails a client's flush, and what only this node has is written again before the secondary has answered its part:
 /// the flush is not good before the disk has flushed that.
 #[test]
@@ -255,6 +253,8 @@ fn flush_while_it_is_written_again(fails_again: bool) {
     assert_eq!(h.result(4), Some(Ok(None)));
 }
 
+/// A flush has failed for something else, and what it dropped is written again already when the primary asks: what could be
+/// read may be old, so the primary hears of the failure, once.
 #[test]
 fn the_primary_hears_of_a_failed_flush_though_all_is_written_again() {
     let mut s = S::new(Extension::default(), &[]);
@@ -434,4 +434,233 @@ fn a_flush_covers_what_was_copied_back_after_it_began() {
         h.serve_all(|_| Some(None));
         assert_eq!(h.result(4), Some(Ok(None)), "{:?}", h.ops);
     }
+}
+
+fn flushes_there(h: &H) -> usize {
+    h.sent.iter().filter(|(_, message)| is(Command::Flush)(message)).count()
+}
+
+fn flush_is_answered(h: &mut H, error: Option<Errno>) {
+    h.serve_all(|message| is(Command::Flush)(message).then_some(error));
+}
+
+/// Both nodes fail a client's flush: it hears of that, whatever has to be counted and marked because of it.
+#[test]
+fn a_flush_that_failed_on_both_nodes_waits_for_nothing() {
+    let mut h = unflushed();
+    h.policy = next_flush_fails_and_holds(is_metadata);
+    h.req(2, Op::Flush);
+    flush_is_answered(&mut h, Some(Errno::EIO));
+    assert!(h.ops.iter().any(|(_, op)| is_metadata(op)), "C1 (b): {:?}", h.ops);
+    assert_eq!(h.result(2), Some(Err(Errno::EIO)));
+}
+
+/// The same if the secondary alone fails it, and what has to be counted because of that cannot be written: the client does
+/// not wait for the secondary to mark itself.
+#[test]
+fn a_flush_that_cannot_be_counted_fails_at_once() {
+    let mut h = unflushed();
+    h.policy = Box::new(|op| Some(if is_metadata(op) { Err(Errno::EIO) } else { Ok(()) }));
+    h.req(2, Op::Flush);
+    flush_is_answered(&mut h, Some(Errno::EIO));
+    assert!(h.sent.iter().any(|(_, message)| says_start(message)), "L6: {:?}", h.sent);
+    assert_eq!(h.result(2), Some(Err(Errno::EIO)));
+}
+
+/// M4: a secondary whose disk has no cache refuses flushes: that is no failure, and it is not asked again. An original says
+/// EINVAL from the second time on. Any other refusal means that it may have lost what it was given.
+#[test]
+fn a_secondary_without_a_cache_has_lost_nothing() {
+    for (known, error, has_cache) in [
+        (Extensions::ALL, Errno::EOPNOTSUPP, false),
+        (Extensions::NONE, Errno::EOPNOTSUPP, false),
+        (Extensions::NONE, Errno::EINVAL, false),
+        (Extensions::ALL, Errno::EINVAL, true),
+        (Extensions::NONE, Errno::EIO, true),
+    ] {
+        let mut h = H::new(24, 1, Extension::default(), &[], 5, 1, 1);
+        h.handshake_first(known);
+        h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+        h.serve_all(|_| Some(None));
+        h.w(1, 3);
+        h.serve_all(|message| is(Command::Write)(message).then_some(None));
+        let before = h.metadata().localcnt;
+        h.req(2, Op::Flush);
+        flush_is_answered(&mut h, Some(error));
+        assert_eq!(h.metadata().localcnt, before + u64::from(has_cache), "{known} {error}");
+        let lacks = h.p.status().facts.to_synchronise_bytes > 0;
+        assert_eq!(lacks, has_cache, "{known} {error}");
+        if !has_cache {
+            assert_eq!(h.result(2), Some(Ok(None)), "{known} {error}");
+            h.req(3, Op::Flush);
+            assert_eq!((h.result(3), flushes_there(&h)), (Some(Ok(None)), 0), "{known} {error}");
+        }
+    }
+}
+
+/// M4: what is known of a disk without a cache is known of that disk: after a new connection it may be another one.
+#[test]
+fn a_secondary_that_has_connected_again_may_have_a_cache() {
+    let mut h = unflushed();
+    h.req(2, Op::Flush);
+    flush_is_answered(&mut h, Some(Errno::EOPNOTSUPP));
+    h.meet_again();
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    h.serve_all(|_| Some(None));
+    h.req(3, Op::Flush);
+    assert_eq!((h.result(3), flushes_there(&h)), (None, 1));
+    flush_is_answered(&mut h, None);
+    assert_eq!(h.result(3), Some(Ok(None)));
+}
+
+/// M4: our disk has said when the worker started that it has no cache.
+#[test]
+fn a_disk_without_a_cache_is_not_asked_to_flush_for_clients() {
+    let flushes = std::rc::Rc::new(std::cell::Cell::new(0));
+    let count = flushes.clone();
+    let policy: Policy = Box::new(move |op| {
+        count.set(count.get() + usize::from(*op == DiskOp::Flush));
+        Some(if *op == DiskOp::Flush { Err(Errno::EOPNOTSUPP) } else { Ok(()) })
+    });
+    let mut h = H::new_with(24, 1, Extension::default(), &[], 5, 1, 1, policy);
+    h.p.handle_connect_failed(h.t, Side::Out, "refused");
+    h.pump();
+    assert_eq!(flushes.get(), 1, "when the worker started");
+    h.req(1, Op::Flush);
+    assert_eq!((h.result(1), flushes.get()), (Some(Err(Errno::EOPNOTSUPP)), 1));
+}
+
+/// M2: the map's housekeeping flushes a second after the first answer that no flush covers, but not while another flush is
+/// under way, however long that takes, and not without the secondary.
+#[test]
+fn housekeeping_waits_for_the_flush_under_way() {
+    let mut h = unflushed();
+    h.req(2, Op::Flush);
+    h.w(3, 7);
+    h.serve_all(|message| is(Command::Write)(message).then_some(None));
+    assert_eq!((h.result(3), flushes_there(&h)), (Some(Ok(None)), 1));
+    while let Some(at) = h.p.poll_timeout().filter(|at| *at < Duration::from_secs(15)) {
+        assert!(at > h.t, "spins");
+        h.t = at;
+        h.p.handle_timeout(at);
+        h.pump();
+    }
+    assert_eq!(flushes_there(&h), 1);
+    flush_is_answered(&mut h, None);
+    h.tick(1);
+    assert_eq!(flushes_there(&h), 1, "the next one");
+    h.p.handle_lost(h.t, "gone");
+    let (policy, seen) = next_flush_fails();
+    h.policy = policy;
+    h.tick(2);
+    assert!(!seen.borrow().contains(&DiskOp::Flush), "{:?}", seen.borrow());
+}
+
+/// C2: a flush without the secondary is none that makes the nodes equal, and the next attempt at that waits for a second; no
+/// longer.
+#[test]
+fn nodes_that_meet_after_a_flush_alone_are_equal_a_second_later() {
+    let mut h = alone();
+    h.t = Duration::from_millis(500);
+    h.req(1, Op::Flush);
+    assert_eq!(h.result(1), Some(Ok(None)));
+    h.t = Duration::from_secs(1);
+    h.p.handle_timeout(h.t);
+    h.pump();
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    for (millis, flushes) in [(1000, 0), (1499, 0), (1500, 1)] {
+        h.t = Duration::from_millis(millis);
+        h.p.handle_timeout(h.t);
+        h.pump();
+        assert_eq!(flushes_there(&h), flushes, "after {millis} ms");
+    }
+    h.serve_all(|_| Some(None));
+    assert!(h.p.is_in_step());
+}
+
+/// L9: a client's flush waits for the second time. Our disk fails it once more, and what it may have dropped the secondary
+/// has, but for a write which that refuses, so that only our disk has it and has it in its cache: the client hears of that.
+#[test]
+fn a_flush_that_waits_for_the_second_time_does_not_cover_what_was_written_again() {
+    let mut h = unflushed();
+    h.set_mode(Replication::Async);
+    h.policy = next_flush_fails().0;
+    h.req(2, Op::Flush);
+    h.w(3, 5);
+    assert_eq!(h.result(3), Some(Ok(None)), "async");
+    h.tick(2);
+    h.policy = next_flush_fails().0;
+    h.serve_one(Command::Flush);
+    assert_eq!(h.result(2), None, "what was dropped turned after that flush had begun");
+    let again = std::rc::Rc::new(std::cell::Cell::new(false));
+    let seen = again.clone();
+    h.policy = Box::new(move |op| {
+        let extent = DATA + 5 * u64::from(ES);
+        seen.set(seen.get() || matches!(op, DiskOp::Write { offset, .. } if *offset == extent));
+        Some(Ok(()))
+    });
+    h.serve_all(|message| is(Command::Write)(message).then_some(Some(Errno::EIO)));
+    assert!(again.get(), "written again");
+    h.serve_one(Command::Flush);
+    assert_eq!(h.result(2), Some(Err(Errno::EIO)));
+}
+
+/// L3: a failed flush makes an extent stale, and before the metadata say so the secondary is gone. What was copied back from it
+/// is right here alone then, and leaves no room for one more run of stale extents: the flush is not good, or the extent would
+/// be read here after a crash.
+#[test]
+fn a_flush_is_not_good_if_the_metadata_have_no_room_for_what_it_has_made_stale() {
+    let run = hast_format::extension::Run { first: 0, count: 100 };
+    let ext = Extension { generation: 1, stale: vec![run], ..Extension::default() };
+    let mut h = H::new(200, 1, ext, &(0..100).collect::<Vec<u32>>(), 5, 1, 1);
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    h.req(1, Op::Flush);
+    flush_is_answered(&mut h, None);
+    assert_eq!(h.result(1), Some(Ok(None)), "the secondary has flushed what it alone has");
+    // A save is under way when another one is needed.
+    h.policy = Box::new(|op| (!is_metadata(op)).then_some(Ok(())));
+    h.serve_one(Command::Read);
+    h.w(2, 151);
+    h.serve_all(|message| is(Command::Write)(message).then_some(None));
+    h.policy = next_flush_fails_and_holds(is_metadata);
+    h.req(3, Op::Flush);
+    for _ in 0..2 {
+        h.serve_one(Command::Flush);
+    }
+    assert_eq!(h.p.status().facts.stale_bytes, 100 * u64::from(ES), "one is copied, one is new");
+    h.serve_all(|message| {
+        let even = matches!(message, Message::Request(request) if request.offset / u64::from(ES) % 2 == 0);
+        (even && is_read(message)).then_some(None)
+    });
+    assert_eq!(h.p.status().facts.stale_bytes, 51 * u64::from(ES));
+    h.p.handle_lost(h.t, "gone");
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.pump();
+    assert!(!calls_stale(&h, 151), "{:?}", h.metadata().extension.stale);
+    assert_eq!(h.result(3), Some(Err(Errno::EIO)));
+}
+
+/// M1: a map write fails, so that nobody knows which bits are on disk, and what its flush may have dropped is on this node
+/// alone. It is written again once its bit is there.
+#[test]
+fn what_was_dropped_is_written_again_behind_its_bit() {
+    let mut h = alone();
+    h.w(1, 3);
+    h.w(2, 3);
+    let (policy, seen) = next_flush_fails();
+    h.policy = policy;
+    h.w(3, 9);
+    assert_eq!(h.result(3), Some(Err(Errno::EIO)), "its bit could not be flushed");
+    let again =
+        |op: &DiskOp| matches!(op, DiskOp::Write { offset, .. } if *offset == DATA + 3 * u64::from(ES));
+    assert!(!seen.borrow().iter().any(again), "M1: {:?}", seen.borrow());
+    seen.borrow_mut().clear();
+    h.tick(2);
+    let seen = seen.borrow();
+    let at = |wanted: &dyn Fn(&DiskOp) -> bool| seen.iter().position(wanted).expect("it happens");
+    let bit = |op: &DiskOp| matches!(op, DiskOp::Write { offset: 4096, data } if data[0] & 1 << 3 != 0);
+    let flush = |op: &DiskOp| *op == DiskOp::Flush;
+    assert!(at(&bit) < at(&flush) && at(&flush) < at(&again), "M1: {seen:?}");
 }

@@ -4,6 +4,9 @@ use super::*;
 use hast_format::extension::Mark as OutOfDate;
 use hast_net::control::{Facts, Statistics};
 
+/// Where the map begins.
+const MAP: u64 = 4096;
+
 fn out_of_date() -> Extension {
     Extension { generation: 3, mark: Some(OutOfDate { since: 77, by: "s".into() }), ..Extension::default() }
 }
@@ -255,4 +258,42 @@ fn a_primary_says_how_many_requests_the_secondary_has_not_answered() {
     assert_eq!(waiting(&h), 2);
     h.serve_one(Command::Write);
     assert_eq!(waiting(&h), 1);
+}
+
+/// What was asked for, be it well or not, what our disk has failed, and map writes; those count as writes and flushes where
+/// they fail.
+#[test]
+fn a_primary_counts_what_it_was_asked_for_and_what_its_disk_failed() {
+    let mut h = alone();
+    let ask = |h: &mut H, id: u64, extent: u64| {
+        let offset = extent * u64::from(ES);
+        h.req(id, Op::Read { offset, length: 512 });
+        h.w(id + 1, extent);
+        h.req(id + 2, Op::Delete { offset, length: u64::from(ES) });
+        h.req(id + 3, Op::Flush);
+    };
+    for id in [0, 4, 8] {
+        ask(&mut h, id, 3);
+    }
+    assert!(h.done.len() == 12 && h.done.iter().all(|(_, result)| result.is_ok()), "{:?}", h.done);
+    let all = h.p.status().statistics;
+    assert_eq!((all.reads, all.writes, all.deletes, all.flushes, all.activemap_updates), (3, 3, 3, 3, 1));
+    assert_eq!((all.read_errors, all.write_errors, all.delete_errors, all.flush_errors), (0, 0, 0, 0));
+    for id in [12, 16] {
+        h.policy = Box::new(|op| Some(if is_metadata(op) { Ok(()) } else { Err(Errno::EIO) }));
+        ask(&mut h, id, 3);
+        h.tick(2);
+    }
+    let all = h.p.status().statistics;
+    assert_eq!((all.reads, all.writes, all.deletes, all.flushes), (5, 5, 5, 5));
+    assert_eq!((all.read_errors, all.write_errors, all.delete_errors, all.flush_errors), (2, 2, 2, 2));
+    // A bit that cannot be written, and one that cannot be flushed.
+    for fails in
+        [|op: &DiskOp| matches!(op, DiskOp::Write { offset: MAP, .. }), |op: &DiskOp| *op == DiskOp::Flush]
+    {
+        h.policy = Box::new(move |op| Some(if fails(op) { Err(Errno::EIO) } else { Ok(()) }));
+        h.w(20, 9);
+    }
+    let all = h.p.status().statistics;
+    assert_eq!((all.writes, all.activemap_updates, all.write_errors, all.flush_errors), (7, 3, 3, 3));
 }
