@@ -112,30 +112,41 @@ fn no_extent_is_called_stale_for_want_of_room_that_the_secondary_owes() {
     assert!(!calls_stale(&h, 1), "{stale:?}");
 }
 
-/// S1: there is no room for one more run of stale extents, so that the whole disk turns. Meanwhile a write to another
-/// extent fails on both nodes, and there is room again: that extent is not called stale, and what our disk has of it goes
-/// to the secondary.
-#[test]
-fn an_extent_that_turned_in_vain_is_copied_to_the_secondary_if_the_copies_differ() {
-    let runs: Vec<_> = (0..hast_format::extension::STALE_RUNS as u32)
-        .map(|at| hast_format::extension::Run { first: 2 * at, count: 1 })
+/// So many runs of stale extents that there is room for `room` more, of which none can be copied for now. What lies behind
+/// them our disk cannot write.
+fn scattered(room: usize) -> H {
+    let runs: Vec<_> = (0..hast_format::extension::STALE_RUNS - room)
+        .map(|at| hast_format::extension::Run { first: 2 * at as u32, count: 1 })
         .collect();
     let bits: Vec<u32> = runs.iter().map(|run| run.first).collect();
     let ext = Extension { generation: 1, stale: runs, ..Extension::default() };
     let mut h = H::new(200, 1, ext, &bits, 5, 1, 1);
     h.handshake_first(Extensions::ALL);
     h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    h.serve_all(|message| (!is_read(message)).then_some(None));
+    assert!(!h.sent.iter().any(|(_, message)| is(Command::Flush)(message)));
     h.policy = Box::new(|op| {
         let fails = matches!(op, DiskOp::Write { offset, .. } if *offset >= DATA + 100 * u64::from(ES));
         Some(if fails { Err(Errno::EIO) } else { Ok(()) })
     });
+    h
+}
+
+/// S1: there is no room for one more run of stale extents, so that the whole disk turns. Meanwhile a write to another
+/// extent fails on both nodes, and there is room again: that extent is not called stale, and what our disk has of it goes
+/// to the secondary.
+#[test]
+fn an_extent_that_turned_in_vain_is_copied_to_the_secondary_if_the_copies_differ() {
+    let mut h = scattered(0);
     h.w(1, 101);
     h.serve_all(|message| is(Command::Write)(message).then_some(None));
     h.serve_one(Command::Flush);
     assert_eq!(h.result(1), None, "the whole disk turns first");
+    let differing = h.p.status().facts.to_synchronise_bytes;
     h.w(2, 150);
     h.serve_all(|message| is(Command::Write)(message).then_some(Some(Errno::EIO)));
     assert_eq!(h.result(2), Some(Err(Errno::EIO)));
+    assert_eq!(h.p.status().facts.to_synchronise_bytes, differing, "nobody knows which copy is right");
     h.serve_one(Command::Read);
     h.serve_one(Command::Flush);
     assert_eq!(h.result(1), Some(Ok(None)));
@@ -146,6 +157,69 @@ fn an_extent_that_turned_in_vain_is_copied_to_the_secondary_if_the_copies_differ
     };
     h.serve_all(|message| (!copied(message)).then_some(None));
     assert!(h.sent.iter().any(|(_, message)| copied(message)), "{:?}", h.sent);
+}
+
+/// S1: an extent was given up, and is right here again, by a copy from the secondary. When the whole disk turns in vain, for want of
+/// room, it is as right as all the others.
+#[test]
+fn an_extent_that_is_right_here_again_is_not_given_up_once_more() {
+    let mut h = scattered(1);
+    let bad = DATA + 150 * u64::from(ES);
+    h.policy = Box::new(move |op| Some(if touches(op, bad) { Err(Errno::EIO) } else { Ok(()) }));
+    h.req(1, Op::Read { offset: 150 * u64::from(ES), length: 512 });
+    let read = |message: &Message| match message {
+        Message::Request(request) => is_read(message) && request.offset == 150 * u64::from(ES),
+        _ => false,
+    };
+    h.serve_all(|message| read(message).then_some(None));
+    h.policy = Box::new(|_| Some(Ok(())));
+    for _ in 0..4 {
+        h.serve_all(|message| Some((is_read(message) && !read(message)).then_some(Errno::EIO)));
+        h.tick(11);
+    }
+    assert!(!calls_stale(&h, 150), "it was copied from there");
+    h.policy = Box::new(move |op| Some(if is_data(op) { Err(Errno::EIO) } else { Ok(()) }));
+    for (id, extent) in [(2, 101), (3, 111)] {
+        h.w(id, extent);
+        h.serve_all(|message| is(Command::Write)(message).then_some(None));
+        h.serve_one(Command::Flush);
+    }
+    assert_eq!((h.result(2), h.result(3)), (Some(Ok(None)), None), "the whole disk turns");
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.serve_one(Command::Read);
+    h.serve_one(Command::Flush);
+    assert_eq!(h.result(3), Some(Ok(None)));
+    assert!(!calls_stale(&h, 150) && !h.p.status().facts.detached);
+}
+
+/// Whether `op` reads or writes our disk at `offset`.
+fn touches(op: &DiskOp, at: u64) -> bool {
+    matches!(op, DiskOp::Read { offset, .. } | DiskOp::Write { offset, .. } if *offset == at)
+}
+
+/// S1: what is stale already takes no more room, however scattered it is: a write there that our disk fails is complete after one
+/// flush, and nothing else turns.
+#[test]
+fn a_write_to_a_stale_extent_needs_no_room() {
+    let run = hast_format::extension::Run { first: 0, count: 100 };
+    let ext = Extension { generation: 1, stale: vec![run], ..Extension::default() };
+    let mut h = H::new(200, 1, ext, &(0..100).collect::<Vec<u32>>(), 5, 1, 1);
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    // Every second one is copied, and the first of the others cannot be.
+    h.serve_all(|message| match message {
+        Message::Request(Request { command: Command::Read, offset, .. }) => match offset / u64::from(ES) {
+            1 => Some(Some(Errno::EIO)),
+            extent => (extent % 2 == 0).then_some(None),
+        },
+        _ => Some(None),
+    });
+    assert_eq!(h.p.status().facts.stale_bytes, 50 * u64::from(ES), "more runs than there is room for");
+    h.policy = Box::new(|op| Some(if is_data(op) { Err(Errno::EIO) } else { Ok(()) }));
+    h.req(1, sector(1, 1, 1));
+    h.serve_all(|message| is(Command::Write)(message).then_some(None));
+    h.serve_one(Command::Flush);
+    assert_eq!(h.result(1), Some(Ok(None)));
 }
 
 /// S1: while an extent turns, nobody knows which copy is the right one: it is in neither sync set, whatever becomes of other
