@@ -206,4 +206,39 @@ mod tests {
         }
         assert_eq!(window.blocks(), LEAST);
     }
+
+    const SHORT: Duration = Duration::from_millis(1);
+    const LONG: Duration = Duration::from_millis(40);
+
+    #[test]
+    fn after_a_queue_it_grows_by_one_block_each_round() {
+        let mut window = Window::new();
+        for took in [SHORT, LONG] {
+            window.copied(Duration::ZERO, took, false);
+        }
+        for _ in 0..5 {
+            let blocks = window.blocks();
+            for _ in 0..blocks {
+                assert_eq!(window.blocks(), blocks);
+                window.copied(Duration::ZERO, SHORT, false);
+            }
+            assert_eq!(window.blocks(), blocks + 1);
+        }
+    }
+
+    #[test]
+    fn users_have_their_turn_and_a_window_that_they_have_made_small_stays_it() {
+        let mut window = Window::new();
+        assert_eq!(window.pause(LONG), LONG / 8);
+        window.copied(Duration::ZERO, SHORT, true);
+        for _ in 0..1000 {
+            window.copied(Duration::ZERO, LONG, true);
+        }
+        assert_eq!((window.blocks(), window.pause(LONG)), (1, LONG));
+        assert_eq!(window.pause(LONG * 10), USERS);
+        window.copied(MEMORY, LONG, true);
+        assert_eq!(window.shortest, [Duration::MAX, SHORT]);
+        window.copied(MEMORY + SHORT, SHORT, true);
+        assert_eq!((window.blocks(), window.shortest), (1, [Duration::MAX; 2]), "all is measured anew");
+    }
 }
