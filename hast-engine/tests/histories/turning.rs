@@ -159,8 +159,8 @@ fn an_extent_that_turned_in_vain_is_copied_to_the_secondary_if_the_copies_differ
     assert!(h.sent.iter().any(|(_, message)| copied(message)), "{:?}", h.sent);
 }
 
-/// S1: an extent was given up, and is right here again, by a copy from the secondary. When the whole disk turns in vain, for want of
-/// room, it is as right as all the others.
+/// S1: an extent was given up, and is right here again, by a copy from the secondary. When the whole disk turns in vain, for
+/// want of room, it is as right as all the others.
 #[test]
 fn an_extent_that_is_right_here_again_is_not_given_up_once_more() {
     let mut h = scattered(1);
@@ -197,8 +197,8 @@ fn touches(op: &DiskOp, at: u64) -> bool {
     matches!(op, DiskOp::Read { offset, .. } | DiskOp::Write { offset, .. } if *offset == at)
 }
 
-/// S1: what is stale already takes no more room, however scattered it is: a write there that our disk fails is complete after one
-/// flush, and nothing else turns.
+/// S1: what is stale already takes no more room, however scattered it is: a write there that our disk fails is complete after
+/// one flush, and nothing else turns.
 #[test]
 fn a_write_to_a_stale_extent_needs_no_room() {
     let run = hast_format::extension::Run { first: 0, count: 100 };
