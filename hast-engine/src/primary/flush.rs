@@ -174,7 +174,12 @@ impl Flush {
 
     /// Whether the last flush failed, and that only just.
     pub(super) fn is_paused(&self, now: Duration) -> bool {
-        self.not_before.is_some_and(|at| at > now)
+        self.paused_until(now).is_some()
+    }
+
+    /// When that is over.
+    pub(super) fn paused_until(&self, now: Duration) -> Option<Duration> {
+        self.not_before.filter(|at| *at > now)
     }
 
     pub(super) fn no_local_cache(&mut self) {
@@ -242,6 +247,8 @@ impl Primary {
             self.flush_disk(Purpose::Flush);
         }
         self.advance_flush();
+        // On disks without a cache it has ended by now, and may have asked for another one.
+        self.kick_flush();
     }
 
     /// Without our disk and without the secondary no flush can succeed: those of clients wait for `timeout`.

@@ -354,6 +354,7 @@ impl Primary {
             self.map_deadline(),
             self.metadata_deadline(),
             self.flush_deadline(),
+            self.flush.paused_until(self.now),
             self.sync_deadline(),
             self.detachment.deadline(),
             self.durable.deadline(self.now),

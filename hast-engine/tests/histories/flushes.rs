@@ -664,3 +664,17 @@ fn what_was_dropped_is_written_again_behind_its_bit() {
     let flush = |op: &DiskOp| *op == DiskOp::Flush;
     assert!(at(&bit) < at(&flush) && at(&flush) < at(&again), "M1: {seen:?}");
 }
+
+/// C2: a flush without the secondary is followed by a pause of a second; the nodes that meet within it are equal after it.
+#[test]
+fn a_pause_ends_by_itself() {
+    let mut h = alone();
+    h.t = Duration::from_millis(500);
+    h.req(1, Op::Flush);
+    h.t = Duration::from_secs(1);
+    h.p.handle_timeout(h.t);
+    h.pump();
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    assert_eq!(h.p.poll_timeout(), Some(Duration::from_millis(1500)));
+}

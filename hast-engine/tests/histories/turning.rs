@@ -454,3 +454,24 @@ fn what_the_secondary_has_refused_it_need_not_flush() {
     h.req(3, Op::Flush);
     assert_eq!(h.result(3), Some(Ok(None)));
 }
+
+/// S1: neither disk has a cache, so that a flush ends as soon as it begins; the whole disk turns, and the flush that has to come
+/// after that begins at once: the write is not held up until something else happens.
+#[test]
+fn a_flush_that_another_one_makes_necessary_begins_at_once() {
+    let runs: Vec<_> = (0..hast_format::extension::STALE_RUNS)
+        .map(|at| hast_format::extension::Run { first: 2 * at as u32, count: 1 })
+        .collect();
+    let bits: Vec<u32> = runs.iter().map(|run| run.first).collect();
+    let ext = Extension { generation: 1, stale: runs, ..Extension::default() };
+    let no_cache = |op: &DiskOp| if *op == DiskOp::Flush { Err(Errno::EOPNOTSUPP) } else { Ok(()) };
+    let mut h = H::new_with(200, 1, ext, &bits, 5, 1, 1, Box::new(move |op| Some(no_cache(op))));
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    let serve = |m: &Message| (!is_read(m)).then_some(is(Command::Flush)(m).then_some(Errno::EOPNOTSUPP));
+    h.serve_all(serve);
+    h.policy = Box::new(move |op| Some(if is_data(op) { Err(Errno::EIO) } else { no_cache(op) }));
+    h.w(1, 101);
+    h.serve_all(serve);
+    assert_eq!(h.result(1), Some(Ok(None)));
+}
