@@ -366,6 +366,9 @@ fn is_data(op: &DiskOp) -> bool {
 fn is_metadata(op: &DiskOp) -> bool {
     matches!(op, DiskOp::Write { offset, .. } if *offset < 4096)
 }
+fn is_map(op: &DiskOp) -> bool {
+    matches!(op, DiskOp::Write { offset, .. } if (4096..DATA).contains(offset))
+}
 fn is_read(message: &Message) -> bool {
     matches!(message, Message::Request(Request { command: Command::Read, .. }))
 }
@@ -1727,7 +1730,7 @@ fn reload_with_a_shorter_timeout_while_marking() {
 }
 #[test]
 fn secondary_recovers_from_a_slow_disk_and_is_dropped() {
-    let mut s = S::new(Extension::default(), &[]);
+    let mut s = S::patient(Extensions::ALL, Duration::from_secs(20), Extension::default(), &[]);
     s.run();
     for seq in 1..20_000 {
         if s.s.wants_input() {

@@ -58,6 +58,23 @@ fn a_flush_that_may_have_dropped_something_marks_at_once() {
     assert!(extension.unsure && extension.mark.is_some(), "{extension:?}");
 }
 
+/// A flush fails before anything was written: nothing can be gone, and the node may be called up to date.
+#[test]
+fn a_failed_flush_of_nothing_leaves_no_doubt() {
+    let mut s = S::new(Extension::default(), &[]);
+    s.run();
+    s.frame(Message::Mark(Mark { seq: 1, kind: MarkKind::SyncStart }));
+    s.step(0);
+    s.fail(s.at(|op| *op == DiskOp::Flush));
+    s.run();
+    assert_eq!(s.answer(1), Some(Err(Errno::EIO)));
+    s.frame(done(2, Some(1)));
+    s.run();
+    assert_eq!(s.answer(2), Some(Ok(())));
+    let extension = metadata(&s).extension;
+    assert!(!extension.unsure && extension.mark.is_none(), "{extension:?}");
+}
+
 /// The primary was told that a write is received, and may have told its client; the disk refuses it.
 #[test]
 fn a_write_that_was_received_and_refused_marks() {
@@ -334,6 +351,22 @@ fn a_mark_that_cannot_be_written_down_is_not_counted() {
     s.frame(stale(2));
     s.run();
     assert_eq!((answer(&s, 2), metadata(&s).localcnt), (Some(None), 2));
+}
+
+/// ... and what was counted stays so, whatever becomes of the marks after it: the other node counts on it.
+#[test]
+fn what_the_secondary_has_counted_stays_counted() {
+    let mut s = S::under(Extensions::ALL, Extension::default(), &[]);
+    s.run();
+    s.frame(Message::Mark(Mark { seq: 1, kind: MarkKind::Stale { offset: 0, length: u64::from(ES) } }));
+    s.run();
+    let start = |seq| Message::Mark(Mark { seq, kind: MarkKind::SyncStart });
+    s.frame(start(2));
+    fail_next_save(&mut s);
+    s.frame(start(3));
+    s.run();
+    assert_eq!((s.answer(1), s.answer(2), s.answer(3)), (Some(Ok(())), Some(Err(Errno::EIO)), Some(Ok(()))));
+    assert_eq!(metadata(&s).localcnt, 2);
 }
 
 /// All that a secondary may lack is unflushed, and its disk is set back meanwhile: it has to mark itself, though its map,

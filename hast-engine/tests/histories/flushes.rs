@@ -211,6 +211,40 @@ fn a_flush_on_the_secondary_begins_behind_the_writes_before_it() {
     assert_eq!((s.answer(1), s.answer(2)), (Some(Ok(())), Some(Ok(()))));
 }
 
+/// ... and behind those alone: what comes after it does not hold it up.
+#[test]
+fn a_flush_on_the_secondary_waits_for_no_write_after_it() {
+    let mut s = S::new(Extension::default(), &[]);
+    s.run();
+    s.frame(write_of(1, 3));
+    s.frame(flush_of(2));
+    s.frame(write_of(3, 5));
+    s.step(s.at(is_data));
+    s.step(s.at(|op| *op == DiskOp::Flush));
+    assert_eq!((s.answer(1), s.answer(2), s.answer(3)), (Some(Ok(())), Some(Ok(())), None));
+}
+
+/// What a failed flush may have dropped is read, to be written again, while another extent is being written. A write to the
+/// same bytes waits for that: otherwise what was read, which is older, would be written over it.
+#[test]
+fn what_the_secondary_writes_again_is_not_written_over_what_came_later() {
+    let mut s = S::new(Extension::default(), &[]);
+    s.run();
+    s.frame(write_of(1, 3));
+    s.run();
+    s.frame(Message::Mark(Mark { seq: 2, kind: MarkKind::SyncStart }));
+    s.step(0);
+    s.frame(write_of(3, 5));
+    s.fail(s.at(|op| *op == DiskOp::Flush));
+    assert!(s.ops.iter().any(|(_, op)| matches!(op, DiskOp::Read { .. })), "{:?}", s.ops);
+    s.step(s.at(is_data));
+    s.frame(write_of(4, 3));
+    assert!(!s.ops.iter().any(|(_, op)| is_data(op)), "{:?}", s.ops);
+    s.run();
+    assert_eq!(s.answer(4), Some(Ok(())));
+    assert_eq!(s.disk[(DATA + 3 * u64::from(ES)) as usize], 4);
+}
+
 /// Our disk fails a client's flush, and what only this node has is written again before the secondary has answered its part:
 /// the flush is not good before the disk has flushed that.
 #[test]

@@ -705,7 +705,11 @@ fn secondary_of(
     bits: u8,
     role: Role,
 ) -> Driven {
-    let start = with(extents, ext, resuid, counts, bits, role, Extension::default());
+    driven(with(extents, ext, resuid, counts, bits, role, Extension::default()))
+}
+
+/// One that starts from this.
+fn driven(start: SecondaryStart) -> Driven {
     Driven {
         s: Secondary::new(start, Duration::ZERO),
         t: Duration::ZERO,
@@ -797,6 +801,19 @@ impl Driven {
             self.disk(&mut result);
         }
         self.t = end;
+    }
+
+    /// Ends every disk operation well, but those that are `held`.
+    fn good_but(&mut self, held: fn(&DiskOp) -> bool) {
+        while let Some(at) = self.ops.iter().position(|(_, op)| !held(op)) {
+            let (id, op) = self.ops.remove(at);
+            let data = match op {
+                DiskOp::Read { length, .. } => Some(Buffer::from(vec![7; length as usize])),
+                _ => None,
+            };
+            self.s.handle_disk(self.t, id, Ok(data));
+            self.poll();
+        }
     }
 
     pub(super) fn good(&mut self) {
@@ -1047,6 +1064,143 @@ fn under_an_original_the_map_is_durable_before_the_answer() {
         });
         assert_eq!(s.error_of(seq), Some(None));
     }
+}
+
+/// M5: the map may be written in pieces, and is durable once all of them are. One that fails, fails the writes that wait.
+#[test]
+fn under_an_original_every_piece_of_the_map_is_durable_before_the_answer() {
+    let last = 4096 + 3 * 512;
+    let is_last = |op: &DiskOp| matches!(op, DiskOp::Write { offset, .. } if *offset == last);
+    for fails in [None, Some(4096 + 512), Some(last)] {
+        let mut s = secondary_of(4 * 4096, Extensions::NONE, 5, (1, 1), 0, Role::Secondary);
+        s.good();
+        for (seq, extent) in [(2, 0), (3, 4096), (4, 3 * 4096)] {
+            s.frame(request(Command::Write, seq, extent * u64::from(ES), 512));
+        }
+        let end = |s: &mut Driven, at: usize| {
+            let (id, op) = s.ops.remove(at);
+            let failed = matches!(op, DiskOp::Write { offset, .. } if Some(offset) == fails);
+            s.s.handle_disk(s.t, id, if failed { Err(Errno::EIO) } else { Ok(None) });
+            s.poll();
+        };
+        while let Some(at) = s.ops.iter().position(|(_, op)| !is_last(op)) {
+            end(&mut s, at);
+        }
+        assert_eq!((s.ops.len(), s.error_of(2)), (1, Some(None)), "{:?}", s.ops);
+        assert!(s.error_of(3).is_none() && s.error_of(4).is_none(), "{fails:?}");
+        end(&mut s, 0);
+        s.good();
+        let expected = Some(fails.map(|_| Errno::EIO));
+        assert_eq!((s.error_of(3), s.error_of(4)), (expected, expected), "{fails:?}");
+    }
+}
+
+/// M1, M5: without `metaflush` the map is written and not flushed. A flush that fails may have dropped it, too: the next
+/// write is answered once the map is written again.
+#[test]
+fn under_an_original_a_map_that_is_not_flushed_is_written_again_after_a_failed_flush() {
+    let start = with(24, Extensions::NONE, 5, (1, 1), 0, Role::Secondary, Extension::default());
+    let mut s = driven(SecondaryStart { settings: Settings { metaflush: false, ..H::settings() }, ..start });
+    s.good();
+    s.frame(request(Command::Write, 2, 0, 512));
+    let mut flushes = 0;
+    s.disk(|op| {
+        flushes += u32::from(*op == DiskOp::Flush);
+        Ok(())
+    });
+    assert_eq!((s.error_of(2), flushes), (Some(None), 0));
+    s.frame(request(Command::Flush, 3, 0, 0));
+    let (id, _) = s.ops.remove(0);
+    s.s.handle_disk(s.t, id, Err(Errno::EIO));
+    s.poll();
+    assert_eq!(s.error_of(3), Some(Some(Errno::EIO)));
+    s.frame(request(Command::Write, 4, 0, 512));
+    s.good_but(is_map);
+    assert_eq!(s.error_of(4), None);
+    assert!(s.ops.iter().any(|(_, op)| is_map(op)), "{:?}", s.ops);
+    s.good();
+    assert_eq!(s.error_of(4), Some(None));
+}
+
+/// M5: an original has the map that was sent with the answer when it asks for something: what was in it is forgotten.
+#[test]
+fn under_an_original_the_map_is_forgotten_once_the_primary_has_it() {
+    let mut s = S::under(Extensions::NONE, Extension::default(), &[7]);
+    s.run();
+    s.frame(Message::Keepalive);
+    s.run();
+    assert_eq!(s.disk[4096], 0b1000_0000);
+    s.frame(request(Command::Read, 2, 0, 512));
+    s.run();
+    assert_eq!((s.answer(2), s.disk[4096]), (Some(Ok(())), 0));
+}
+
+/// So many requests of that kind are taken in before the primary is not listened to any more.
+fn taken(s: &mut Driven, command: Command, length: u64) -> u64 {
+    let mut seq = 0;
+    while s.s.wants_input() && seq < 10_000 {
+        seq += 1;
+        s.frame(request(command, seq, seq % 24 * u64::from(ES), length));
+    }
+    seq
+}
+
+#[test]
+fn what_is_under_way_is_bounded_in_number_and_in_bytes() {
+    let mut s = secondary_of(512, Extensions::ALL, 5, (1, 1), 0, Role::Secondary);
+    s.good();
+    assert_eq!(taken(&mut s, Command::Read, 512), 8192);
+    s.good();
+    assert_eq!(taken(&mut s, Command::Read, 1 << 20), 64);
+    s.good();
+    for seq in 1..100 {
+        s.frame(request(Command::Delete, seq, 0, 1 << 20));
+    }
+    assert!(s.s.wants_input(), "what is deleted takes no room");
+    s.good();
+    assert_eq!(taken(&mut s, Command::Read, 1 << 20), 64, "and leaves none");
+}
+
+/// As an original bounds it; a delete has no data.
+#[test]
+fn a_read_or_write_is_a_mebibyte_long_at_most() {
+    let mut s = secondary_of(512, Extensions::ALL, 5, (1, 1), 0, Role::Secondary);
+    s.good();
+    for command in [Command::Read, Command::Write, Command::Delete] {
+        for (length, short) in [(1 << 20, true), ((1 << 20) + 512, false)] {
+            s.sent.clear();
+            s.frame(request(command, 2, 0, length));
+            s.good();
+            let fits = short || command == Command::Delete;
+            assert_eq!(s.error_of(2), Some((!fits).then_some(Errno::EINVAL)), "{command:?} of {length}");
+        }
+    }
+}
+
+#[test]
+fn overlapping_requests_are_carried_out_in_the_order_they_came() {
+    let mut s = secondary(5, (1, 1), 0, Role::Secondary);
+    s.good();
+    s.frame(request(Command::Write, 2, 0, 1024));
+    s.frame(request(Command::Write, 3, 512, 1024));
+    s.frame(request(Command::Read, 4, 512, 512));
+    s.frame(request(Command::Read, 5, 512, 1024));
+    s.frame(request(Command::Delete, 6, 512, 512));
+    let mut order = Vec::new();
+    while !s.ops.is_empty() {
+        let ops: Vec<(OpId, DiskOp)> = s.ops.drain(..).collect();
+        order.push(ops.len());
+        for (id, op) in ops {
+            let data = match op {
+                DiskOp::Read { length, .. } => Some(Buffer::from(vec![7; length as usize])),
+                _ => None,
+            };
+            s.s.handle_disk(s.t, id, Ok(data));
+        }
+        s.poll();
+    }
+    assert_eq!(order, [1, 1, 2, 1], "only reads of the same bytes are carried out at once");
+    assert!((2..=6).all(|seq| s.error_of(seq) == Some(None)), "{:?}", s.sent);
 }
 
 #[test]

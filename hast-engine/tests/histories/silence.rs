@@ -250,6 +250,19 @@ fn what_cannot_be_heard_is_no_silence() {
     assert!(!s.sent.contains(&Message::Alive), "nothing was heard either");
 }
 
+/// A disk that goes on working says nothing of the primary.
+#[test]
+fn a_disk_that_answers_is_no_sign_of_the_primary() {
+    let mut s = secondary(Extensions::ALL);
+    s.write(1, 3);
+    listen(&mut s, after(4.9));
+    s.run();
+    assert_eq!(s.answer(1), Some(Ok(())));
+    assert!(s.s.status().complete);
+    listen(&mut s, after(5.0));
+    assert!(!s.s.status().complete, "the primary has been silent for five seconds");
+}
+
 /// The secondary is lost while a write that relies on its copy waits for the next flush, and nothing else is under way:
 /// what is stale now is written down at once, and a planned end comes when that is done, not after all of `timeout`.
 #[test]

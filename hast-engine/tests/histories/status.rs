@@ -297,3 +297,78 @@ fn a_primary_counts_what_it_was_asked_for_and_what_its_disk_failed() {
     let all = h.p.status().statistics;
     assert_eq!((all.writes, all.activemap_updates, all.write_errors, all.flush_errors), (7, 3, 3, 3));
 }
+
+/// What a secondary was asked for, and what has failed: reads, writes, deletes and flushes.
+fn counted(s: &S) -> ([u64; 4], [u64; 4]) {
+    let all = s.s.status().statistics;
+    (
+        [all.reads, all.writes, all.deletes, all.flushes],
+        [all.read_errors, all.write_errors, all.delete_errors, all.flush_errors],
+    )
+}
+
+/// The primary asks for this, and all that the disk is asked for ends like that.
+fn ends(s: &mut S, command: Command, result: Result<(), Errno>) {
+    let data = (command == Command::Write).then(|| Buffer::from(vec![1; 512]));
+    let length = if command == Command::Flush { 0 } else { 512 };
+    s.frame(Message::Request(Request { command, seq: 9, offset: 0, length, memsync: false, data }));
+    match result {
+        Ok(()) => s.run(),
+        Err(error) => {
+            let (id, _) = s.ops.remove(0);
+            s.s.handle_disk(s.t, id, Err(error));
+            s.run();
+        }
+    }
+}
+
+#[test]
+fn a_secondary_counts_what_it_was_asked_for_and_what_of_that_failed() {
+    let mut s = S::new(Extension::default(), &[]);
+    s.run();
+    assert_eq!(counted(&s), ([0; 4], [0; 4]));
+    let commands = [Command::Read, Command::Write, Command::Delete, Command::Flush];
+    for (times, command) in (1..).zip(commands) {
+        for _ in 0..times {
+            ends(&mut s, command, Ok(()));
+        }
+        for _ in 0..times {
+            ends(&mut s, command, Err(Errno::EOPNOTSUPP));
+        }
+    }
+    assert_eq!(counted(&s), ([2, 4, 6, 8], [1, 2, 3, 0]), "a disk without a cache need not flush");
+    ends(&mut s, Command::Flush, Err(Errno::EIO));
+    assert_eq!(counted(&s), ([2, 4, 6, 9], [1, 2, 3, 1]));
+}
+
+/// What fails for the map counts with what fails for the primary.
+#[test]
+fn a_secondary_counts_what_failed_for_its_map() {
+    let mut s = S::new(Extension::default(), &[7]);
+    s.run();
+    s.frame(flush_of(1));
+    s.fail(s.at(is_map));
+    s.run();
+    assert_eq!(counted(&s), ([0, 0, 0, 1], [0, 1, 0, 0]), "it could not be cleared");
+
+    let mut s = S::under(Extensions::NONE, Extension::default(), &[]);
+    s.run();
+    s.write(1, 3);
+    s.fail(s.at(is_map));
+    s.run();
+    assert_eq!(s.answer(1), Some(Ok(())), "it was written again");
+    assert_eq!(counted(&s), ([0, 1, 0, 0], [0, 1, 0, 0]));
+    s.write(2, 5);
+    s.step(s.at(is_map));
+    s.fail(s.at(|op| *op == DiskOp::Flush));
+    let (_, failed) = counted(&s);
+    assert_eq!(failed, [0, 1, 0, 1], "the flush of the map");
+    s.run();
+    assert_eq!(s.answer(2), Some(Err(Errno::EIO)), "a failed flush may have dropped it");
+    s.t += Duration::from_secs(2);
+    s.s.handle_timeout(s.t);
+    s.poll();
+    s.fail(s.at(|op| *op == DiskOp::Flush));
+    let (_, failed) = counted(&s);
+    assert_eq!(failed, [0, 2, 0, 2], "its housekeeping");
+}
