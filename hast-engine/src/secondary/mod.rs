@@ -539,8 +539,7 @@ impl Secondary {
         self.kick_doubt();
         self.kick_met();
         let Phase::Ending { code, flushing: false, deadline } = self.phase else { return };
-        let own_idle = self.own.as_ref().is_none_or(own_map::OwnMap::is_idle);
-        if !self.requests.is_empty() || !self.ops.is_empty() || !own_idle || self.has_dropped() {
+        if !self.requests.is_empty() || !self.ops.is_empty() || self.has_dropped() {
             return;
         }
         if std::mem::take(&mut self.unflushed) {

@@ -45,11 +45,6 @@ impl OwnMap {
             flushing: false,
         }
     }
-
-    /// Nothing is being written or flushed, and no answer waits.
-    pub(super) fn is_idle(&self) -> bool {
-        !self.map.is_writing() && !self.flushing && self.unanswered.is_empty()
-    }
 }
 
 impl Secondary {
@@ -199,6 +194,7 @@ impl Secondary {
         }
         if !own.flush_map {
             own.map.distrust();
+            self.kick_own_map();
         }
     }
 

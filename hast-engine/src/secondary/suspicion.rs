@@ -87,6 +87,5 @@ impl Secondary {
         if let Err(error) = result {
             log::error!("Unable to write down that this node may lack something: {error}.");
         }
-        self.next_mark();
     }
 }

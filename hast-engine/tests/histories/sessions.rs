@@ -1122,6 +1122,36 @@ fn under_an_original_a_map_that_is_not_flushed_is_written_again_after_a_failed_f
     assert_eq!(s.error_of(4), Some(None));
 }
 
+/// ... and when nothing is written any more: the last flush of a worker fails, and what the disk has refused is known from the
+/// map alone.
+#[test]
+fn under_an_original_a_map_that_the_last_flush_may_have_dropped_is_written_again() {
+    let start = with(24, Extensions::NONE, 5, (1, 1), 0, Role::Secondary, Extension::default());
+    let mut s = driven(SecondaryStart { settings: Settings { metaflush: false, ..H::settings() }, ..start });
+    s.good();
+    s.frame(request(Command::Write, 2, 0, 512));
+    s.good();
+    s.frame(request(Command::Write, 3, 5 * u64::from(ES), 512));
+    s.disk(|op| if is_data(op) { Err(Errno::EIO) } else { Ok(()) });
+    assert_eq!(s.error_of(3), Some(Some(Errno::EIO)));
+    s.s.handle_lost(s.t, "gone");
+    let (mut failed, mut flushed) = (false, None);
+    s.disk(|op| match op {
+        DiskOp::Flush if !std::mem::replace(&mut failed, true) => Err(Errno::EIO),
+        DiskOp::Flush => {
+            flushed = flushed.map(|_| true);
+            Ok(())
+        }
+        op if failed && is_map(op) => {
+            flushed = Some(false);
+            Ok(())
+        }
+        _ => Ok(()),
+    });
+    assert!(s.exits(75));
+    assert_eq!(flushed, Some(true), "written again, and flushed");
+}
+
 /// M5: an original has the map that was sent with the answer when it asks for something: what was in it is forgotten.
 #[test]
 fn under_an_original_the_map_is_forgotten_once_the_primary_has_it() {
