@@ -1,5 +1,5 @@
-//! Mutation testing with cargo-mutants: hast-format, and the modules of the engine that are rules. Every mutant is
-//! caught by a test, or is one of those that `proofs/mutants-explained.txt` explains.
+//! Mutation testing with cargo-mutants: hast-format, and all of the engine. Every mutant is caught by a test, or is one
+//! of those that `proofs/mutants-explained.txt` explains.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -26,8 +26,8 @@ struct Run {
     timeout: &'static str,
 }
 
-/// All of hast-format and of the engine's rules. (`rule.rs` is nothing but the switch for the simulator's mutants.)
-const RUNS: [Run; 6] = [
+/// All of hast-format and of the engine. (`rule.rs` is nothing but the switch for the simulator's mutants.)
+const RUNS: [Run; 9] = [
     Run {
         package: "hast-format",
         files: "hast-format/src/{layout,nv}.rs",
@@ -69,6 +69,27 @@ const RUNS: [Run; 6] = [
         tests: "-p hast-proofs --lib --test exhaustive -- range_queue handshake counts ranges",
         optimised: 2,
         timeout: "300",
+    },
+    Run {
+        package: "hast-engine",
+        files: "hast-engine/src/{connection,parting,types}.rs",
+        tests: "--lib --tests",
+        optimised: 2,
+        timeout: "30",
+    },
+    Run {
+        package: "hast-engine",
+        files: "hast-engine/src/secondary/*.rs",
+        tests: "--lib --tests",
+        optimised: 2,
+        timeout: "30",
+    },
+    Run {
+        package: "hast-engine",
+        files: "hast-engine/src/primary/**/*.rs",
+        tests: "--lib --tests",
+        optimised: 2,
+        timeout: "30",
     },
 ];
 
