@@ -39,6 +39,8 @@ pub(crate) struct Administrator {
     loser: Option<usize>,
     /// When a split-brain was settled, if the nodes have not been in step since.
     settled: Option<Duration>,
+    /// The node whose copy goes on, until it is primary.
+    survivor: Option<usize>,
     /// This node's disk was exchanged, and it has not been in step since: it is not promoted.
     exchanged: Option<usize>,
     /// The one that serves was in step when it was last looked at.
@@ -149,9 +151,9 @@ impl World {
         self.admin.exchanged == Some(node)
     }
 
-    /// Whether the other node has given everything up after a split-brain, and the nodes have not been in step since.
-    pub(crate) fn admin_has_settled_for(&self, node: usize) -> bool {
-        self.admin.settled.is_some() && self.is_exchanged(1 - node)
+    /// Whether `node` becomes primary because its copy is the one that goes on after a split-brain; asked once.
+    pub(crate) fn is_survivor(&mut self, node: usize) -> bool {
+        self.admin.survivor.take() == Some(node)
     }
 
     /// A split-brain would be no surprise.

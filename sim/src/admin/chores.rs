@@ -352,9 +352,9 @@ impl World {
         self.admin.exchanged = Some(loser);
         self.serving = 1 - loser;
         self.set_role(loser, Role::Secondary);
-        let Some(survivor) = self.nodes.get_mut(1 - loser) else { return };
-        survivor.force = survivor.is_out_of_date();
-        if survivor.force || !survivor.is_primary() {
+        let Some(survivor) = self.nodes.get(1 - loser) else { return };
+        if survivor.is_out_of_date() || !survivor.is_primary() {
+            self.admin.survivor = Some(1 - loser);
             self.set_role(1 - loser, Role::Primary);
         }
     }

@@ -191,7 +191,6 @@ impl World {
     pub(crate) fn set_role(&mut self, node: usize, role: Role) {
         let (now, mode) = (self.now, self.mode);
         let resuid = self.random.number() | 1;
-        let settled = self.admin_has_settled_for(node);
         self.forget_restart(node);
         let Some(n) = self.nodes.get_mut(node) else { return };
         n.role = role;
@@ -211,10 +210,12 @@ impl World {
             return self.schedule(Duration::from_secs(1), Happening::Back { node, role });
         }
         if role == Role::Primary && n.running {
+            let survives = self.is_survivor(node);
+            let Some(n) = self.nodes.get_mut(node) else { return };
             // Its supervisor knows that the data is out of date, and so does an administrator who wants it all the same.
             let unsure = (n.unsure || n.has_lost_its_area()) && self.plan.scene == Scene::AllFaults;
             // After a split-brain the other one has given everything up, whatever this one has written down since.
-            let only = settled && n.is_out_of_date();
+            let only = survives && n.is_out_of_date();
             n.force |= unsure || only;
             if unsure {
                 self.fork(node, true);
