@@ -205,10 +205,11 @@ impl World {
         checked.or_else(|_| own.check(at, bytes, invoked))
     }
 
-    /// A client has read `bytes`, as it may.
+    /// A client has read `bytes`, as it may. Of two primaries neither makes durable what only the other one has shown.
     pub(crate) fn was_read(&mut self, node: usize, at: usize, bytes: &[u8]) {
         let now = self.now;
-        self.memories(node).for_each(|memory| memory.seen(at, bytes, now));
+        let beside = self.admin.fork.is_some() && self.nodes.iter().all(Node::is_primary);
+        self.memories(node).skip(usize::from(beside)).for_each(|memory| memory.seen(at, bytes, now));
     }
 
     /// What `node` had acknowledged and not flushed may be gone.
