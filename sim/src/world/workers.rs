@@ -213,7 +213,9 @@ impl World {
             let survives = self.is_survivor(node);
             let Some(n) = self.nodes.get_mut(node) else { return };
             // Its supervisor knows that the data is out of date, and so does an administrator who wants it all the same.
-            let unsure = (n.unsure || n.has_lost_its_area()) && self.plan.scene == Scene::AllFaults;
+            // It is not asked while the disk is given up.
+            let doubts = n.unsure || (n.detached.is_none() && n.has_lost_its_area());
+            let unsure = doubts && self.plan.scene == Scene::AllFaults;
             // After a split-brain the other one has given everything up, whatever this one has written down since.
             let only = survives && n.is_out_of_date();
             n.force |= unsure || only;
