@@ -552,8 +552,7 @@ impl Primary {
         let received =
             map.as_ref().map_or_else(|| Bitmap::new(extents), |map| Bitmap::from_bytes(extents, map));
         let fresh = self.link.peer == Counts::default() && received.is_empty() && !virgin;
-        if self.link.owed && fresh && self.metadata.extension.full_sync_owed {
-            log::warn!("An earlier first contact broke off: everything will be synchronized.");
+        if self.owes_everything(fresh, met) {
             self.map.merge(&Bitmap::full(extents));
             self.sync.unconfirmed = true;
         }
@@ -573,6 +572,22 @@ impl Primary {
         self.kick_map();
         self.merged();
         Ok(())
+    }
+
+    /// Whether the maps say too little of what the secondary, which seems to be `fresh` and has stored `met`, may lack.
+    fn owes_everything(&self, fresh: bool, met: Option<Met>) -> bool {
+        if self.link.owed && fresh && self.metadata.extension.full_sync_owed {
+            log::warn!("An earlier first contact broke off: everything will be synchronized.");
+            return true;
+        }
+        // A3, G1: this node has lost the generation that they had in common, and cannot tell whether a disk was set back.
+        let lost = self.meta.met().last == 0 && met.is_some_and(|met| met.before != 0) && keeps(Rule::G1);
+        if lost {
+            log::warn!(
+                "It is not known here when the nodes were connected last: everything will be synchronized."
+            );
+        }
+        lost
     }
 
     /// G1: the secondary has stored the generation of this connection, and says which it had before.

@@ -524,3 +524,21 @@ fn a_primary_says_how_many_failures_it_has_heard_of() {
     h.answer(1, 2, SyncSource::Primary, Some(vec![0; 512]));
     assert_eq!(heard(&mut h), Some(0));
 }
+
+/// G1, A3: a primary that has lost what it had stored of its connections, and is used all the same, cannot tell whether the
+/// secondary's disk was set back: the maps may say nothing of what that lacks.
+#[test]
+fn a_primary_that_has_lost_its_generation_synchronises_everything() {
+    for (known, theirs, all) in [(0, 0, false), (0, 5 * G, true), (5 * G, 5 * G, false)] {
+        let ext = Extension { generation: 1, connection: known, ..Extension::default() };
+        let mut h = H::new(24, 1, ext, &[], 5, 1, 1);
+        h.handshake_first(Extensions::ALL);
+        h.answer_meeting(Met { last: 6 * G, before: theirs });
+        let bytes = if all { 24 * u64::from(ES) } else { 0 };
+        assert_eq!(h.p.status().facts.to_synchronise_bytes, bytes, "{known:x}, {theirs:x}");
+        assert_eq!(h.sent.iter().any(|(_, message)| says_start(message)), all, "it may lack something");
+        h.serve_all(|_| Some(None));
+        assert!(h.p.is_in_step());
+        assert_eq!(h.metadata().extension.connection, 6 * G);
+    }
+}
