@@ -13,6 +13,8 @@ use hast_net::{
 };
 use std::time::Duration;
 
+#[path = "histories/copying.rs"]
+mod copying;
 #[path = "histories/decisions.rs"]
 mod decisions;
 #[path = "histories/deletes.rs"]

@@ -286,6 +286,33 @@ fn a_generation_that_cannot_be_stored_is_none() {
     assert_eq!((left.connection, left.connection_before), (5 * G, 0));
 }
 
+/// G1: a primary that has stored a generation says so, whatever else is being written down, or could not be.
+#[test]
+fn a_primary_says_which_connection_it_had_last() {
+    for saves in [None, Some(None), Some(Some(Err(Errno::EIO)))] {
+        let ext = Extension { generation: 1, connection: 5 * G, ..Extension::default() };
+        let mut h = H::new(24, 1, ext, &[], 5, 1, 1);
+        h.p.handle_connect_failed(h.t, Side::Out, "refused");
+        h.pump();
+        if let Some(result) = saves {
+            h.policy = Box::new(move |op| if is_metadata(op) { result } else { Some(Ok(())) });
+            h.w(1, 3);
+            assert_eq!(
+                h.result(1),
+                result.map(|result| result.map(|()| None)),
+                "C1 (a): it is counted first"
+            );
+        }
+        h.tick(2);
+        h.handshake_first(Extensions::ALL);
+        let said = h.sent.iter().find_map(|(_, message)| match message {
+            Message::SecondHello(hello) => Some(hello.meeting.as_ref().map(|meeting| meeting.met)),
+            _ => None,
+        });
+        assert_eq!(said, Some(Some(Met { last: 5 * G, before: 0 })), "{saves:?}");
+    }
+}
+
 /// The connection breaks off before the primary has stored its generation: what was found must not be forgotten with that.
 #[test]
 fn a_rollback_that_was_found_is_found_again() {

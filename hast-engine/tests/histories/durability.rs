@@ -43,6 +43,29 @@ fn a_flush_without_the_secondary_is_counted() {
     }
 }
 
+/// C1 (b), C2: localcnt is to rise for what the secondary has refused, and cannot be saved. Once the secondary has got that as
+/// well there is nothing to be counted any more: the secondary would seem to be out of date.
+#[test]
+fn what_was_to_be_counted_is_not_once_the_nodes_are_equal() {
+    let mut h = H::in_step();
+    h.set_mode(Replication::Async);
+    h.w(1, 7);
+    assert_eq!(h.result(1), Some(Ok(None)));
+    h.policy = Box::new(|op| Some(if is_metadata(op) { Err(Errno::EIO) } else { Ok(()) }));
+    h.serve_all(|message| is(Command::Write)(message).then_some(Some(Errno::EIO)));
+    h.policy = Box::new(|_| Some(Ok(())));
+    let mut told = None;
+    h.serve_all(|message| {
+        if let Message::Mark(Mark { kind: MarkKind::SyncDone { localcnt, .. }, .. }) = message {
+            told = Some(*localcnt);
+        }
+        Some(None)
+    });
+    assert!(h.p.is_in_step());
+    h.tick(5);
+    assert_eq!(told, Some(localcnt(&h)));
+}
+
 /// The same after both nodes have flushed: nothing is missing there, and nothing is counted.
 #[test]
 fn a_flush_alone_of_what_both_nodes_have_flushed_is_not_counted() {
@@ -282,6 +305,25 @@ fn everything_goes_on_without_our_disk() {
     assert_eq!(h.result(4), Some(Ok(Some(Buffer::from(vec![0x55; 512])))));
     assert_eq!(h.result(5), Some(Ok(None)));
     assert!(h.other.iter().any(|action| matches!(action, Action::Detached(_))));
+}
+
+/// A5, M1: a disk that fails two writes of the map and takes the third one stays in use.
+#[test]
+fn a_map_write_is_tried_three_times_before_the_disk_is_given_up() {
+    for failures in [2, 3] {
+        let mut h = H::in_step();
+        let mut left = failures;
+        h.policy = Box::new(move |op| {
+            let map = matches!(op, DiskOp::Write { offset, .. } if (4096..DATA).contains(offset));
+            let fails = map && left > 0;
+            left -= i32::from(fails);
+            Some(if fails { Err(Errno::EIO) } else { Ok(()) })
+        });
+        h.w(1, 9);
+        h.serve_all(|_| Some(None));
+        assert_eq!(h.result(1), Some(Ok(None)));
+        assert_eq!(h.p.status().facts.detached, failures == 3);
+    }
 }
 
 /// A client's flush is all that our disk is asked for.

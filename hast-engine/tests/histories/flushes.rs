@@ -199,6 +199,34 @@ fn a_copy_that_a_failed_flush_may_have_dropped_is_made_again() {
     assert_eq!(h.p.status().facts.stale_bytes, 0);
 }
 
+/// Our disk fails a flush, and before what it dropped is written again the secondary, which lacked that, has got it. What our
+/// disk still has of it may be old: it is taken from the secondary.
+#[test]
+fn what_was_dropped_here_is_taken_from_the_secondary_once_it_is_copied_there() {
+    let mut h = H::in_step();
+    for (id, extent) in [(1, 9), (2, 3)] {
+        h.w(id, extent);
+        h.serve_all(|message| match message {
+            Message::Request(Request { command: Command::Write, length: 512, .. }) => Some(Some(Errno::EIO)),
+            message => says_start(message).then_some(None),
+        });
+        assert_eq!(h.result(id), Some(Ok(None)), "here alone");
+    }
+    h.policy = next_flush_fails_and_holds(|op| matches!(op, DiskOp::Read { .. }));
+    h.req(3, Op::Flush);
+    h.serve_all(|message| is(Command::Write)(message).then_some(None));
+    assert_eq!(h.p.status().facts.to_synchronise_bytes, 0, "both are copied");
+    for _ in 0..3 {
+        h.serve_all(|_| Some(None));
+        h.policy = Box::new(|_| Some(Ok(())));
+        h.pump();
+        h.tick(11);
+    }
+    assert!(h.p.is_in_step());
+    let at = (DATA + 3 * u64::from(ES)) as usize;
+    assert!(h.disk[at..at + 512].iter().all(|byte| *byte == 0x55));
+}
+
 /// The secondary's flush covers what came before it: it begins when that is stored.
 #[test]
 fn a_flush_on_the_secondary_begins_behind_the_writes_before_it() {

@@ -19,6 +19,22 @@ fn a_target_whose_counts_could_not_be_made_equal_is_one_on_disk_too() {
     assert!(metadata.extension.target || calls_stale(&h, 9), "{metadata:?}");
 }
 
+/// L15, C2: the disk fails that save once. It is tried again after a while, though nobody asks for anything.
+#[test]
+fn counts_that_could_not_be_made_equal_are_later() {
+    let mut h = H::new(24, 1, Extension::default(), &[2], 5, 1, 1);
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    h.serve_all(|message| (!is(Command::Flush)(message)).then_some(None));
+    h.policy = Box::new(|op| Some(if is_metadata(op) { Err(Errno::EIO) } else { Ok(()) }));
+    h.serve_all(|_| Some(None));
+    assert!(!h.p.is_in_step());
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.tick(11);
+    h.serve_all(|_| Some(None));
+    assert!(h.p.is_in_step(), "{:?}", h.p.status());
+}
+
 /// The same if it is the secondary that fails a flush while the equal counts are being written.
 #[test]
 fn a_target_whose_session_goes_on_after_the_counts_were_saved_names_what_is_stale() {

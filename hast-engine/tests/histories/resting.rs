@@ -345,6 +345,23 @@ fn what_only_the_secondary_remembers_the_driver_remembers_too() {
     assert!(h.p.is_in_step() && h.other.contains(&Action::Attached), "{:?}", h.p.status());
 }
 
+/// Until then every write is flushed there, and no more from then on: it rests on both nodes.
+#[test]
+fn writes_rest_on_both_nodes_again_once_all_is_copied_back() {
+    let mut h = known_to_the_secondary_alone();
+    h.policy = Box::new(|_| Some(Ok(())));
+    for (id, equal) in [(2, false), (3, true)] {
+        assert_eq!(h.p.is_in_step(), equal);
+        h.w(id, 9);
+        h.serve_all(|message| is(Command::Write)(message).then_some(None));
+        assert_eq!(h.result(id), equal.then_some(Ok(None)));
+        for _ in 0..3 {
+            h.serve_all(|_| Some(None));
+            h.tick(10);
+        }
+    }
+}
+
 /// ... and if the worker ends as planned instead, its exit status says that the data here is out of date. New addresses
 /// alone do not end it.
 #[test]

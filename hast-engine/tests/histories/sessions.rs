@@ -250,6 +250,23 @@ fn a_disk_that_fails_too_often_is_read_from_no_more() {
     assert_eq!(h.result(99), Some(Ok(Some(Buffer::from(vec![0x55; 512])))));
 }
 
+/// L3: however many they are, neighbouring extents need the room of one run.
+#[test]
+fn a_disk_that_fails_in_one_place_is_read_from_elsewhere() {
+    let mut h = H::new(100, 1, Extension::default(), &[], 5, 1, 1);
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    h.serve_all(|_| Some(None));
+    h.policy = Box::new(|op| Some(if is_data(op) { Err(Errno::EIO) } else { Ok(()) }));
+    for n in 0..40 {
+        h.w(n, 20 + n);
+        h.serve_all(|message| (!is_read(message)).then_some(None));
+        assert_eq!(h.result(n), Some(Ok(None)), "the secondary has it");
+    }
+    assert!(!h.p.status().facts.detached);
+    assert_eq!(h.metadata().extension.stale, [hast_format::extension::Run { first: 20, count: 40 }]);
+}
+
 /// L3: the secondary's copy cannot stand for all of ours while it lacks something itself. What there is no room for
 /// fails then.
 #[test]

@@ -117,11 +117,8 @@ fn a_target_is_out_of_date_until_all_is_copied() {
     assert!(metadata.extension.target && metadata.remotecnt == 1, "{metadata:?}");
 }
 
-/// Every second stale extent is copied back, and before both nodes have flushed that the link breaks: the metadata have no
-/// room for so many runs, and cannot name what this node may be the only one to have. So they go on naming what they named,
-/// or the nodes would not meet again.
-#[test]
-fn nodes_meet_again_though_what_is_stale_is_too_scattered_to_be_written_down() {
+/// Of a hundred stale extents every second one has been copied back, and neither node has flushed since.
+fn scattered() -> H {
     let run = Run { first: 0, count: 100 };
     let ext = Extension { generation: 1, stale: vec![run], ..Extension::default() };
     let mut h = H::new(200, 1, ext, &(0..100).collect::<Vec<u32>>(), 5, 1, 1);
@@ -131,6 +128,15 @@ fn nodes_meet_again_though_what_is_stale_is_too_scattered_to_be_written_down() {
         let copied = matches!(message, Message::Request(request) if request.offset / u64::from(ES) % 2 == 0);
         (copied && !is(Command::Flush)(message)).then_some(None)
     });
+    h
+}
+
+/// Every second stale extent is copied back, and before both nodes have flushed that the link breaks: the metadata have no
+/// room for so many runs, and cannot name what this node may be the only one to have. So they go on naming what they named,
+/// or the nodes would not meet again.
+#[test]
+fn nodes_meet_again_though_what_is_stale_is_too_scattered_to_be_written_down() {
+    let mut h = scattered();
     assert_eq!(h.p.status().facts.stale_bytes, 50 * u64::from(ES));
     let named = h.metadata().extension.stale;
     h.meet_again();
@@ -172,4 +178,107 @@ fn nothing_is_copied_over_a_write_that_has_made_a_stale_extent_good() {
     let at = DATA as usize + 3 * ES as usize;
     assert!(h.disk[at..at + ES as usize].iter().all(|byte| *byte == 9), "it is {}", h.disk[at]);
     assert!(h.p.is_in_step(), "{:?}", h.p.status());
+}
+
+/// L6, C2: while the secondary writes down that it lacks nothing, our disk fails another write, which it has as well. It lacks
+/// nothing still, and is not told again: a disk that goes on failing would never let it become up to date.
+#[test]
+fn a_secondary_that_lacks_nothing_is_told_once_though_more_becomes_stale_here() {
+    let mut h = H::in_step();
+    failing(&mut h);
+    h.w(1, 3);
+    h.serve_all(|_| Some(None));
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    h.w(2, 7);
+    h.tick(2);
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    for _ in 0..3 {
+        h.serve_all(|message| (!says_done(message)).then_some(None));
+        if !h.sent.iter().any(|(_, message)| says_done(message)) {
+            h.tick(6);
+        }
+    }
+    assert!(h.sent.iter().any(|(_, message)| says_done(message)), "{:?}", h.p.status());
+    h.policy = Box::new(|op| Some(if is_data(op) { Err(Errno::EIO) } else { Ok(()) }));
+    h.w(3, 5);
+    h.serve_all(|message| (!says_done(message)).then_some(None));
+    assert_eq!((h.result(3), calls_stale(&h, 5)), (Some(Ok(None)), true));
+    let mut told = std::collections::BTreeSet::new();
+    for _ in 0..5 {
+        h.serve_all(|message| {
+            if let Message::Mark(Mark { seq, kind: MarkKind::SyncDone { .. } }) = message {
+                told.insert(*seq);
+            }
+            Some(None)
+        });
+        h.tick(6);
+    }
+    assert_eq!(told.len(), 1);
+}
+
+/// Nobody is connected, and what is stale is too scattered to be written down. A write makes one of those extents good, which
+/// the disk would go on calling stale: the secondary's old copy would be taken for the right one after a crash.
+#[test]
+fn a_write_is_not_complete_while_the_disk_has_no_room_to_say_that_its_extent_is_good() {
+    let mut h = scattered();
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    h.req(1, whole(51, 1));
+    assert!(calls_stale(&h, 51));
+    assert_eq!(h.result(1), Some(Err(Errno::EIO)));
+}
+
+/// The map of a node that is out of date says what is stale there: its metadata name no extents, of which they have no room for
+/// so many runs, and would have to name others as well.
+#[test]
+fn the_metadata_of_a_node_that_is_out_of_date_name_no_extents() {
+    let mark = Some(Outdated { since: 1, by: "s".into() });
+    let bits: Vec<u32> = (0..40).map(|n| 2 * n).collect();
+    let ext = Extension { generation: 1, mark, parted: 9, ..Extension::default() };
+    let mut h = H::new(100, 1, ext, &bits, 5, 1, 1);
+    assert_eq!(h.p.status().facts.stale_bytes, 40 * u64::from(ES));
+    // The number of the last connection is forgotten under an original, durably.
+    h.handshake_first(Extensions::NONE);
+    let extension = h.metadata().extension;
+    assert_eq!((extension.parted, extension.stale), (0, Vec::new()));
+}
+
+/// The same, and the disk could not write down that another extent is stale, which the secondary knows. Neither a planned end
+/// nor a client's flush is good.
+#[test]
+fn what_the_disk_has_no_room_to_call_stale_is_not_forgotten() {
+    for stops in [false, true] {
+        let run = Run { first: 0, count: 100 };
+        let ext = Extension { generation: 1, stale: vec![run], ..Extension::default() };
+        let mut h = H::new(200, 1, ext, &(0..100).collect::<Vec<u32>>(), 5, 1, 1);
+        h.handshake_first(Extensions::ALL);
+        h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+        h.policy = Box::new(|op| {
+            let bad = matches!(op, DiskOp::Write { offset, .. } if *offset == DATA + 150 * u64::from(ES));
+            Some(if bad || is_metadata(op) { Err(Errno::EIO) } else { Ok(()) })
+        });
+        h.w(1, 150);
+        h.serve_all(|message| (!is_read(message)).then_some(None));
+        assert_eq!(h.result(1), Some(Ok(None)), "the secondary has been told");
+        h.serve_all(|message| {
+            let copied =
+                matches!(message, Message::Request(request) if request.offset / u64::from(ES) % 2 == 0);
+            (copied && is_read(message)).then_some(None)
+        });
+        assert_eq!(h.p.status().facts.stale_bytes, 51 * u64::from(ES));
+        h.p.handle_lost(h.t, "gone");
+        h.policy = Box::new(|_| Some(Ok(())));
+        h.pump();
+        if stops {
+            h.p.handle_stop(h.t);
+            h.pump();
+            assert_eq!(h.exit(), Some(EXIT_STALE));
+        } else {
+            h.req(2, Op::Flush);
+            assert_eq!(h.result(2), Some(Err(Errno::EIO)));
+        }
+        assert!(!calls_stale(&h, 150));
+    }
 }

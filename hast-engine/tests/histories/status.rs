@@ -128,54 +128,22 @@ fn a_primary_counts_what_is_under_way() {
     assert_eq!((all.idle_queue, all.local_queue, all.recv_queue), (255, 0, 0));
 }
 
+/// What a synchronisation cannot read or write here is counted with what the device cannot.
 #[test]
-fn a_secondary_counts_what_it_is_asked_and_what_its_disk_fails() {
-    let mut s = S::new(Extension::default(), &[]);
-    s.run();
-    let mut seq = 0;
-    let mut ask = |s: &mut S, command, times, fails| {
-        for _ in 0..times {
-            seq += 1;
-            let (offset, length) = if command == Command::Flush { (0, 0) } else { (3 * u64::from(ES), 512) };
-            let data = (command == Command::Write).then(|| Buffer::from(vec![1; 512]));
-            s.frame(Message::Request(Request { command, seq, offset, length, memsync: false, data }));
-            if fails {
-                s.fail(0);
-            }
-            s.run();
-        }
-    };
-    for (command, times) in
-        [(Command::Read, 2), (Command::Write, 3), (Command::Delete, 4), (Command::Flush, 5)]
-    {
-        ask(&mut s, command, times, false);
-    }
-    let mut expected = Statistics { reads: 2, writes: 3, deletes: 4, flushes: 5, ..Statistics::default() };
-    let all = |s: &S| Statistics { idle_queue: 0, ..s.s.status().statistics };
-    assert_eq!(all(&s), expected);
-    for (command, times) in
-        [(Command::Read, 4), (Command::Write, 3), (Command::Delete, 2), (Command::Flush, 1)]
-    {
-        ask(&mut s, command, times, true);
-    }
-    (expected.reads, expected.writes, expected.deletes, expected.flushes) = (6, 6, 6, 6);
-    (expected.read_errors, expected.write_errors, expected.delete_errors) = (4, 3, 2);
-    expected.flush_errors = 1;
-    assert_eq!(all(&s), expected);
-}
-
-/// Its own map, which it keeps for an original, and the one that it clears when the primary has taken it over.
-#[test]
-fn a_secondary_counts_what_its_disk_fails_of_a_map() {
-    let map = |op: &DiskOp| matches!(op, DiskOp::Write { offset, .. } if *offset >= 4096 && *offset < DATA);
-    for (known, bits) in [(Extensions::NONE, &[][..]), (Extensions::ALL, &[2][..])] {
-        let mut s = S::under(known, Extension::default(), bits);
-        s.run();
-        s.frame(write_of(1, 3));
-        s.fail(s.at(map));
-        s.run();
-        let all = s.s.status().statistics;
-        assert_eq!((all.writes, all.write_errors, all.flush_errors), (1, 1, 0), "{known}");
+fn what_a_synchronisation_cannot_read_or_write_here_is_counted() {
+    let run = hast_format::extension::Run { first: 2, count: 1 };
+    let stale = Extension { generation: 1, stale: vec![run], ..Extension::default() };
+    for (extension, errors) in [(Extension::default(), (1, 0)), (stale, (0, 1))] {
+        let mut h = H::new(24, 1, extension, &[2], 5, 1, 1);
+        h.handshake_first(Extensions::ALL);
+        h.policy = Box::new(|op| {
+            let fails = is_data(op) || matches!(op, DiskOp::Read { .. });
+            Some(if fails { Err(Errno::EIO) } else { Ok(()) })
+        });
+        h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+        h.serve_all(|_| Some(None));
+        let statistics = h.p.status().statistics;
+        assert_eq!((statistics.read_errors, statistics.write_errors), errors);
     }
 }
 
@@ -258,44 +226,6 @@ fn a_primary_says_how_many_requests_the_secondary_has_not_answered() {
     assert_eq!(waiting(&h), 2);
     h.serve_one(Command::Write);
     assert_eq!(waiting(&h), 1);
-}
-
-/// What was asked for, be it well or not, what our disk has failed, and map writes; those count as writes and flushes where
-/// they fail.
-#[test]
-fn a_primary_counts_what_it_was_asked_for_and_what_its_disk_failed() {
-    let mut h = alone();
-    let ask = |h: &mut H, id: u64, extent: u64| {
-        let offset = extent * u64::from(ES);
-        h.req(id, Op::Read { offset, length: 512 });
-        h.w(id + 1, extent);
-        h.req(id + 2, Op::Delete { offset, length: u64::from(ES) });
-        h.req(id + 3, Op::Flush);
-    };
-    for id in [0, 4, 8] {
-        ask(&mut h, id, 3);
-    }
-    assert!(h.done.len() == 12 && h.done.iter().all(|(_, result)| result.is_ok()), "{:?}", h.done);
-    let all = h.p.status().statistics;
-    assert_eq!((all.reads, all.writes, all.deletes, all.flushes, all.activemap_updates), (3, 3, 3, 3, 1));
-    assert_eq!((all.read_errors, all.write_errors, all.delete_errors, all.flush_errors), (0, 0, 0, 0));
-    for id in [12, 16] {
-        h.policy = Box::new(|op| Some(if is_metadata(op) { Ok(()) } else { Err(Errno::EIO) }));
-        ask(&mut h, id, 3);
-        h.tick(2);
-    }
-    let all = h.p.status().statistics;
-    assert_eq!((all.reads, all.writes, all.deletes, all.flushes), (5, 5, 5, 5));
-    assert_eq!((all.read_errors, all.write_errors, all.delete_errors, all.flush_errors), (2, 2, 2, 2));
-    // A bit that cannot be written, and one that cannot be flushed.
-    for fails in
-        [|op: &DiskOp| matches!(op, DiskOp::Write { offset: MAP, .. }), |op: &DiskOp| *op == DiskOp::Flush]
-    {
-        h.policy = Box::new(move |op| Some(if fails(op) { Err(Errno::EIO) } else { Ok(()) }));
-        h.w(20, 9);
-    }
-    let all = h.p.status().statistics;
-    assert_eq!((all.writes, all.activemap_updates, all.write_errors, all.flush_errors), (7, 3, 3, 3));
 }
 
 /// What a secondary was asked for, and what has failed: reads, writes, deletes and flushes.

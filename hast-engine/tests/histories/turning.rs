@@ -349,6 +349,14 @@ fn a_write_that_is_taken_back_leaves_open_which_copy_of_a_turning_extent_is_righ
     assert_eq!(h.disk[at..at + 512], [0x55; 512], "copied from the secondary");
 }
 
+/// What the device was told last: whether it may read our disk without asking.
+fn reads_directly(h: &H) -> Option<bool> {
+    h.other.iter().rev().find_map(|action| match action {
+        Action::DirectReads(allowed) => Some(*allowed),
+        _ => None,
+    })
+}
+
 /// L17: between the last step of a synchronisation and the secondary's answer a flush of our disk fails, which may have
 /// dropped what both nodes have stored since: nobody reads it from our disk without asking.
 #[test]
@@ -363,18 +371,12 @@ fn the_device_does_not_read_what_turns_without_asking() {
     h.policy = next_flush_fails().0;
     h.req(2, Op::Flush);
     h.serve_all(|message| says_done(message).then_some(None));
-    let reads = |h: &H| {
-        h.other.iter().rev().find_map(|action| match action {
-            Action::DirectReads(allowed) => Some(*allowed),
-            _ => None,
-        })
-    };
-    assert_eq!(reads(&h), Some(false), "extent 5 may be gone here");
+    assert_eq!(reads_directly(&h), Some(false), "extent 5 may be gone here");
     for _ in 0..3 {
         h.serve_all(|_| Some(None));
         h.tick(12);
     }
-    assert_eq!((h.result(2), reads(&h)), (Some(Ok(None)), Some(true)));
+    assert_eq!((h.result(2), reads_directly(&h)), (Some(Ok(None)), Some(true)));
 }
 
 /// S1: more runs than there is room for, so that the whole disk is called stale. The secondary has flushed all that is
@@ -474,4 +476,25 @@ fn a_flush_that_another_one_makes_necessary_begins_at_once() {
     h.w(1, 101);
     h.serve_all(serve);
     assert_eq!(h.result(1), Some(Ok(None)));
+}
+
+/// L17: our disk may have dropped what it had taken, or the worker ends: the device asks from then on.
+#[test]
+fn the_device_reads_without_asking_while_both_nodes_have_everything() {
+    let mut h = H::in_step();
+    assert_eq!(reads_directly(&h), Some(true));
+    h.w(1, 3);
+    h.serve_all(|message| is(Command::Write)(message).then_some(None));
+    assert_eq!(reads_directly(&h), Some(true));
+    h.policy = next_flush_fails().0;
+    h.req(2, Op::Flush);
+    assert!(h.p.is_in_step() && h.p.status().facts.stale_bytes == 0, "extent 3 turns");
+    assert_eq!(reads_directly(&h), Some(false));
+
+    let mut h = H::in_step();
+    h.w(1, 3);
+    h.p.handle_stop(h.t);
+    h.pump();
+    assert!(h.exit().is_none(), "it waits for the write");
+    assert_eq!(reads_directly(&h), Some(false));
 }

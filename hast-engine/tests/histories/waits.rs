@@ -91,6 +91,23 @@ fn counts_are_not_made_equal_while_the_secondary_is_marked() {
     assert!(h.p.is_in_step());
 }
 
+/// L6: the secondary is just being told that it lacks nothing when it refuses a write. That it has written down the former says
+/// nothing of the latter.
+#[test]
+fn a_write_waits_for_the_mark_that_follows_it() {
+    let mut h = all_but_flushed(Extensions::ALL);
+    h.serve_all(|message| flush(message).then_some(None));
+    assert!(h.sent.iter().any(|(_, message)| says_done(message)));
+    h.w(1, 5);
+    h.serve_all(|message| write_there(message).then_some(Some(Errno::EIO)));
+    h.serve_all(|message| says_done(message).then_some(None));
+    assert_eq!(h.result(1), None, "the secondary takes itself for up to date");
+    h.serve_all(|message| says_start(message).then_some(None));
+    assert_eq!(h.result(1), Some(Ok(None)));
+    h.serve_all(|_| Some(None));
+    assert!(h.p.is_in_step());
+}
+
 #[test]
 fn counts_are_not_made_equal_while_the_secondary_remembers_for_us() {
     let mut h = copied();
@@ -227,6 +244,27 @@ fn runs_are_joined_when_stale_extents_are_scattered() {
     }
     assert!(h.p.is_in_step());
     assert_eq!(self::stale(&h), []);
+}
+
+/// Of the gaps between the stale runs the shortest are closed, and no more of them than there have to be.
+#[test]
+fn as_few_extents_as_possible_are_named_beside_those_that_are_stale() {
+    let mut h = detached();
+    let scattered: Vec<u32> = (0..32).map(|n| 3 * n).chain([95, 97]).collect();
+    for extent in (0..100).filter(|extent| !scattered.contains(extent)) {
+        let id = 100 + u64::from(extent);
+        whole(&mut h, id, extent.into());
+        h.serve_all(not_copied);
+        assert_eq!(h.result(id), Some(Ok(None)));
+    }
+    // What lies between is copied to the secondary as well, and can be called stale then.
+    for _ in 0..6 {
+        h.tick(11);
+        h.serve_all(not_copied);
+    }
+    assert_eq!(h.p.status().facts.to_synchronise_bytes, 34 * u64::from(ES));
+    let named: Vec<u32> = (0..32).map(|n| 3 * n).chain([94, 95, 96, 97]).collect();
+    assert_eq!(stale(&h), named, "34 runs, and room for 32");
 }
 
 /// The extents between the stale ones are right here alone: runs cannot be joined over them, and what cannot be said
