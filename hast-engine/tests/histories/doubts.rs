@@ -286,6 +286,15 @@ fn a_generation_that_cannot_be_stored_is_none() {
     assert_eq!((left.connection, left.connection_before), (5 * G, 0));
 }
 
+/// The generations that the primary says in the handshake.
+fn says_it_had(h: &H) -> Option<Met> {
+    let hello = h.sent.iter().find_map(|(_, message)| match message {
+        Message::SecondHello(hello) => Some(hello),
+        _ => None,
+    });
+    hello.expect("the second step").meeting.as_ref().map(|meeting| meeting.met)
+}
+
 /// G1: a primary that has stored a generation says so, whatever else is being written down, or could not be.
 #[test]
 fn a_primary_says_which_connection_it_had_last() {
@@ -305,11 +314,28 @@ fn a_primary_says_which_connection_it_had_last() {
         }
         h.tick(2);
         h.handshake_first(Extensions::ALL);
-        let said = h.sent.iter().find_map(|(_, message)| match message {
-            Message::SecondHello(hello) => Some(hello.meeting.as_ref().map(|meeting| meeting.met)),
-            _ => None,
-        });
-        assert_eq!(said, Some(Some(Met { last: 5 * G, before: 0 })), "{saves:?}");
+        assert_eq!(says_it_had(&h), Some(Met { last: 5 * G, before: 0 }), "{saves:?}");
+    }
+}
+
+/// ... and none while it has one in memory alone: a disk that was given up stores nothing.
+#[test]
+fn a_primary_without_its_disk_does_not_say_which_connection_it_had_last() {
+    let ext = Extension { generation: 1, connection: 5 * G, ..Extension::default() };
+    let mut h = H::new(24, 1, ext, &[], 5, 1, 1);
+    h.handshake_first(Extensions::ALL);
+    h.answer_meeting(Met { last: 6 * G, before: 5 * G });
+    h.serve_all(|_| Some(None));
+    h.policy = Box::new(|_| Some(Err(Errno::EIO)));
+    h.w(1, 9);
+    h.serve_all(|_| Some(None));
+    assert!(h.p.status().facts.detached);
+    for stored in [Some(Met { last: 6 * G, before: 0 }), None] {
+        h.meet_again();
+        assert_eq!(says_it_had(&h), stored);
+        h.answer_meeting(Met { last: 7 * G, before: 6 * G });
+        h.serve_all(|_| Some(None));
+        assert!(h.p.status().complete);
     }
 }
 
