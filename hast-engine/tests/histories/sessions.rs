@@ -398,6 +398,27 @@ fn a_primary_without_a_remote_node_serves_alone() {
     assert_eq!(connects, 1, "nobody is called any more");
 }
 
+/// The map could not be written, and nobody waits for it: a second later it is tried again, whatever else happens.
+#[test]
+fn a_map_that_could_not_be_written_is_written_a_second_later() {
+    let mut h = known();
+    h.p.handle_reload(h.t, Settings { remote: false, ..H::settings() }, true);
+    h.pump();
+    h.p.handle_connect_failed(h.t, Side::Out, "gone");
+    h.pump();
+    h.policy = Box::new(|op| {
+        let map = matches!(op, DiskOp::Write { offset, .. } if (4096..DATA).contains(offset));
+        Some(if map { Err(Errno::EIO) } else { Ok(()) })
+    });
+    h.tick(2);
+    h.w(1, 3);
+    assert_eq!(h.result(1), Some(Err(Errno::EIO)));
+    assert_eq!(h.p.poll_timeout(), Some(h.t + Duration::from_secs(1)));
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.tick(1);
+    assert_eq!(h.disk[4096], 1 << 3, "it was the last one in use");
+}
+
 #[test]
 fn a_primary_whose_remote_node_was_taken_away_waits_for_nobody() {
     let mut h = H::in_step();

@@ -147,6 +147,31 @@ fn what_a_synchronisation_cannot_read_or_write_here_is_counted() {
     }
 }
 
+/// Writes of the map are counted, and those that fail with the device's.
+#[test]
+fn what_becomes_of_the_map_is_counted() {
+    let map = |op: &DiskOp| matches!(op, DiskOp::Write { offset, .. } if (4096..DATA).contains(offset));
+    for (fails_written, errors) in [(true, (1, 0)), (false, (0, 1))] {
+        let mut h = alone();
+        let before = h.p.status().statistics;
+        let mut once = true;
+        h.policy = Box::new(move |op| {
+            let fails = if fails_written { map(op) } else { *op == DiskOp::Flush };
+            Some(if fails && std::mem::take(&mut once) { Err(Errno::EIO) } else { Ok(()) })
+        });
+        h.w(1, 3);
+        let statistics = h.p.status().statistics;
+        assert_eq!(statistics.activemap_updates, before.activemap_updates + 1);
+        assert_eq!((statistics.write_errors, statistics.flush_errors), errors);
+        h.tick(1);
+        assert_eq!(
+            h.p.status().statistics.activemap_updates,
+            before.activemap_updates + 2,
+            "it is tried again"
+        );
+    }
+}
+
 /// The worker says to hastd that the role is taken once that is durable.
 #[test]
 fn a_primary_has_begun_once_it_is_durable_that_it_is_one() {

@@ -410,3 +410,61 @@ fn a_stop_does_not_wait_for_counts_that_cannot_be_equal() {
         assert!(exits(&h), "{failure:?}");
     }
 }
+
+/// L3: what is stale here is being written down when the worker is to end, or could not be so far: the worker ends when that is
+/// done.
+#[test]
+fn a_stop_waits_until_what_is_stale_is_written_down() {
+    for failed_before in [false, true] {
+        let mut h = H::in_step();
+        h.w(1, 3);
+        h.serve_all(|message| write_there(message).then_some(None));
+        let mut once = true;
+        h.policy = Box::new(move |op| match op {
+            DiskOp::Flush if std::mem::take(&mut once) => Some(Err(Errno::EIO)),
+            op if is_metadata(op) => failed_before.then_some(Err(Errno::EIO)),
+            _ => Some(Ok(())),
+        });
+        h.tick(1);
+        for _ in 0..3 {
+            h.serve_all(|message| flush(message).then_some(None));
+            h.tick(1);
+        }
+        assert_eq!(h.p.status().facts.stale_bytes, u64::from(ES));
+        h.p.handle_lost(h.t, "gone");
+        h.pump();
+        let mut fails = failed_before;
+        h.policy = Box::new(move |op| match op {
+            op if is_metadata(op) => std::mem::take(&mut fails).then_some(Err(Errno::EIO)),
+            _ => Some(Ok(())),
+        });
+        h.p.handle_stop(h.t);
+        h.pump();
+        assert_eq!((h.exit(), calls_stale(&h, 3)), (None, false));
+        h.policy = Box::new(|_| Some(Ok(())));
+        h.pump();
+        assert_eq!((h.exit(), calls_stale(&h, 3)), (Some(0), true));
+    }
+}
+
+/// The same of a disk that was given up, and is about to say that all of it is stale.
+#[test]
+fn a_stop_waits_until_a_disk_that_works_again_says_that_it_is_stale() {
+    let mut h = H::in_step();
+    h.policy = Box::new(|_| Some(Err(Errno::EIO)));
+    h.w(1, 9);
+    h.serve_all(|_| Some(None));
+    assert!(h.p.status().facts.detached);
+    h.policy = Box::new(|op| (!is_metadata(op)).then_some(Ok(())));
+    h.tick(2);
+    assert!(h.ops.iter().any(|(_, op)| is_metadata(op)));
+    h.p.handle_stop(h.t);
+    h.pump();
+    h.serve_all(|_| Some(None));
+    assert_eq!(h.exit(), None);
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.pump();
+    h.serve_all(|_| Some(None));
+    assert_eq!((h.exit(), h.metadata().extension.stale.len()), (Some(0), 1));
+    assert!(calls_stale(&h, 0) && calls_stale(&h, 23));
+}
