@@ -302,6 +302,9 @@ impl Primary {
         let Some((stale, named)) = self.stale_to_name(&still_stale) else {
             log::error!("What the local disk misses is too scattered to be written down.");
             self.meta.failed = self.meta.wanted;
+            if self.meta.owes_count {
+                self.meta.retry_at = Some(self.now + RETRY);
+            }
             return self.metadata_failed(self.meta.failed);
         };
         self.meta.names_dropped = still_stale != self.sync.stale;

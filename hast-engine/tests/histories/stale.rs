@@ -282,3 +282,35 @@ fn what_the_disk_has_no_room_to_call_stale_is_not_forgotten() {
         assert!(!calls_stale(&h, 150));
     }
 }
+
+/// The nodes are connected, and what is stale here is too scattered to be written down beside what is right here alone. So
+/// localcnt cannot rise: a write that the secondary refuses fails, and so does a flush while a rise is owed for a write that
+/// was complete before (C1). Neither waits for ever, and once nobody is connected the rise that is owed is saved.
+#[test]
+fn what_cannot_be_counted_for_want_of_room_fails() {
+    for replication in [Replication::Fullsync, Replication::Async] {
+        let mut h = scattered();
+        h.meet_again();
+        h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+        h.set_mode(replication);
+        let refuses = |message: &Message| {
+            let refused = is(Command::Write)(message) || is_read(message);
+            Some(refused.then_some(Errno::EIO))
+        };
+        h.serve_all(|message| is_mark(message).then_some(None));
+        h.w(1, 150);
+        h.serve_all(refuses);
+        if replication == Replication::Fullsync {
+            assert_eq!(h.result(1), Some(Err(Errno::EIO)));
+            continue;
+        }
+        assert_eq!(h.result(1), Some(Ok(None)));
+        h.req(2, Op::Flush);
+        h.serve_all(refuses);
+        assert_eq!((h.result(2), h.metadata().localcnt), (Some(Err(Errno::EIO)), 1));
+        h.p.handle_lost(h.t, "gone");
+        h.pump();
+        h.tick(5);
+        assert!(h.metadata().localcnt > 1);
+    }
+}
