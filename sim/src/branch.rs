@@ -25,7 +25,7 @@ pub(crate) struct Fork {
     branch: Memory,
     /// What the other one holds.
     older: Memory,
-    /// Sectors that its disk called stale then.
+    /// Sectors that its disk called stale then, or that the other one had yet to copy to it.
     stale: BTreeSet<usize>,
     /// The nodes have been connected since, and not in step: each may have something of the other's.
     mixed: bool,
@@ -36,7 +36,8 @@ impl World {
     pub(crate) fn fork(&mut self, node: usize, forced: bool) {
         self.trace(|| format!("two histories from here on: node {node} may lack what the other one has"));
         let Some(branch) = self.as_held_by(node) else { return };
-        let stale = self.stale_sectors(node);
+        let mut stale = self.stale_sectors(node);
+        stale.extend(self.sectors_owed_to(node));
         let (older, mixed) = match self.admin.fork.take() {
             // Once more: what the other one holds has not changed.
             Some(fork) if fork.new == node => (fork.older, fork.mixed),
@@ -55,6 +56,15 @@ impl World {
         let size = metadata.extentsize as usize / SECTOR;
         let extents = metadata.extension.stale.iter().flat_map(|run| run.extents());
         extents.flat_map(|extent| extent as usize * size..(extent as usize + 1) * size).collect()
+    }
+
+    /// What the other one has yet to copy to `node`, which is out of date.
+    fn sectors_owed_to(&self, node: usize) -> Vec<usize> {
+        let marked = self.metadata_of(node).ok().filter(|metadata| metadata.extension.mark.is_some());
+        let map = self.nodes.get(1 - node).and_then(Node::on_disk_map);
+        let Some((metadata, map)) = marked.zip(map) else { return Vec::new() };
+        let size = metadata.extentsize as usize / SECTOR;
+        map.iter().flat_map(|extent| extent as usize * size..(extent as usize + 1) * size).collect()
     }
 
     /// What may be read once the data of `node` goes on, as it holds it now.
