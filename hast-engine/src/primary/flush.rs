@@ -142,9 +142,9 @@ impl Flush {
         }
     }
 
-    /// Whether no client's flush waits for a save of the metadata.
-    pub(super) fn counts_nothing(&self) -> bool {
-        self.counting.is_empty()
+    /// Whether no client's flush waits for a save of the metadata other than `save`.
+    pub(super) fn awaits_only(&self, save: Option<u64>) -> bool {
+        self.counting.iter().all(|waiting| save == Some(waiting.save))
     }
 
     /// Wants a flush that begins from now on; gives a ticket that the flush will name.

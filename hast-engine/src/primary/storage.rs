@@ -356,13 +356,14 @@ impl Primary {
     }
 
     /// Whether the metadata may go on naming what they named before: what is stale has too many runs, and no room until
-    /// the nodes have met, for which other values have to be saved. Nobody is told then that anything new is named.
+    /// the nodes have met, for which other values have to be saved. Nobody is told then that anything new is named: who
+    /// waits, waits for localcnt.
     fn may_name_the_same(&self) -> bool {
         !self.link.is_up()
             && self.begun
             && self.recording.is_none()
-            && self.flush.counts_nothing()
-            && self.waiting.saving.is_empty()
+            && self.flush.awaits_only(self.counted)
+            && self.waiting.saving.iter().all(|(save, _)| self.counted == Some(*save))
     }
 
     /// The stale extents as the metadata names them, in as many runs as it has room for. Neighbouring runs are

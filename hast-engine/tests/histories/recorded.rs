@@ -333,3 +333,25 @@ fn what_waited_for_the_secondary_when_it_went_away_is_not_named_stale() {
     assert_eq!(h.result(3), Some(Ok(None)));
     assert!(!calls_stale(&h, free as u32));
 }
+
+/// C1: what lies between the stale runs is not flushed when the connection breaks, so that no gap can be closed and nothing
+/// new can be named. Nothing new has to be: localcnt rises all the same, and this node goes on alone.
+#[test]
+fn a_primary_without_room_to_name_what_is_stale_goes_on_alone() {
+    let (mut h, _) = crowded();
+    h.set_mode(Replication::Fullsync);
+    for extent in 0..40 {
+        h.w(100 + extent, 2 * extent + 18);
+    }
+    h.serve_all(|message| (!is(Command::Flush)(message) && !is_read(message)).then_some(None));
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    let counted = h.metadata().localcnt;
+    h.w(3, 150);
+    h.req(4, Op::Flush);
+    h.w(5, 152);
+    for id in [3, 4, 5] {
+        assert_eq!(h.result(id), Some(Ok(None)), "request {id}");
+    }
+    assert_eq!(h.metadata().localcnt, counted + 1);
+}
