@@ -79,8 +79,7 @@ impl Past {
     /// As the metadata have it.
     #[must_use]
     pub fn of(extension: &Extension) -> Past {
-        let lost = extension.connection == 0 && extension.mark.as_ref().is_some_and(|mark| mark.since == 0);
-        Past { met: met(extension), localcnt: extension.connection_localcnt, lost }
+        Past { met: met(extension), localcnt: extension.connection_localcnt, lost: has_lost(extension) }
     }
 
     /// The generations.
@@ -106,6 +105,11 @@ impl Past {
         (extension.connection, extension.connection_before) = (self.met.last, self.met.before);
         extension.connection_localcnt = self.localcnt;
     }
+}
+
+/// Whether a node has lost what it had stored beyond the original's fields (A3), and has met nobody since.
+pub(crate) fn has_lost(extension: &Extension) -> bool {
+    extension.connection == 0 && extension.mark.as_ref().is_some_and(|mark| mark.since == 0)
 }
 
 /// The generations in a node's metadata.

@@ -29,7 +29,8 @@ pub struct Extension {
     pub mark: Option<Mark>,
     /// As a primary: the other node has the newer data (L18).
     pub target: bool,
-    /// A first contact has begun, and the map that it merged is not durable yet (L19).
+    /// A first contact has begun, and the map that it merged is not durable yet (L19); or this copy is used by force after
+    /// its generation was lost (G1). Then the maps alone do not say what the other node lacks.
     pub full_sync_owed: bool,
     /// Extents that are wrong here and right on the other node (L3): at most [`STALE_RUNS`]. More cannot be
     /// stored, and must not be dropped either: a block that was written with more is refused when it is read.

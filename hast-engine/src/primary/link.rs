@@ -551,6 +551,12 @@ impl Primary {
         self.link.apart = None;
         let received =
             map.as_ref().map_or_else(|| Bitmap::new(extents), |map| Bitmap::from_bytes(extents, map));
+        if syncsrc == SyncSource::Primary && self.sync.target {
+            // The copy that ours was being brought up to date from is gone: a mixture is no good copy.
+            return Err("The secondary does not have the newer data any more, and this node's copy is \
+                        inconsistent; `hastctl role -f primary` uses it all the same"
+                .into());
+        }
         let fresh = self.link.peer == Counts::default() && received.is_empty() && !virgin;
         if self.owes_everything(fresh, met) {
             self.map.merge(&Bitmap::full(extents));
@@ -558,12 +564,6 @@ impl Primary {
         }
         if received.iter().any(|extent| !self.map.to_synchronise().contains(extent)) {
             self.sync.unconfirmed = true;
-        }
-        if syncsrc == SyncSource::Primary && self.sync.target {
-            // The copy that ours was being brought up to date from is gone: a mixture is no good copy.
-            return Err("The secondary does not have the newer data any more, and this node's copy is \
-                        inconsistent; `hastctl role -f primary` uses it all the same"
-                .into());
         }
         self.met_again(met.unwrap_or_default(), syncsrc);
         self.map.merge(&received);
@@ -576,12 +576,15 @@ impl Primary {
 
     /// Whether the maps say too little of what the secondary, which seems to be `fresh` and has stored `met`, may lack.
     fn owes_everything(&self, fresh: bool, met: Option<Met>) -> bool {
-        if self.link.owed && fresh && self.metadata.extension.full_sync_owed {
+        if !self.link.owed || !self.metadata.extension.full_sync_owed {
+            return false;
+        }
+        if fresh {
             log::warn!("An earlier first contact broke off: everything will be synchronized.");
             return true;
         }
         // A3, G1: this node has lost the generation that they had in common, and cannot tell whether a disk was set back.
-        let lost = self.meta.met().last == 0 && met.is_some_and(|met| met.before != 0) && keeps(Rule::G1);
+        let lost = self.meta.met().last == 0 && met.is_some_and(|met| met.before != 0);
         if lost {
             log::warn!(
                 "It is not known here when the nodes were connected last: everything will be synchronized."

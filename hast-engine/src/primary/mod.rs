@@ -40,6 +40,7 @@ use hast_net::control::{Divergence, Facts, Statistics, WorkerStatus};
 use hast_net::errno::Errno;
 use hast_net::extensions::Extensions;
 
+use crate::connection::has_lost;
 use crate::counts::Counts;
 use crate::durable::Durable;
 use crate::ranges::{Key, RangeQueue};
@@ -192,6 +193,8 @@ impl Primary {
         let extension = &mut metadata.extension;
         if forced && (extension.mark.is_some() || extension.target || !extension.stale.is_empty()) {
             log::warn!("This copy is used as it is, though it was out of date.");
+            // Nobody can tell whether the other node's disk was set back (G1).
+            extension.full_sync_owed |= has_lost(extension) && keeps(Rule::G1);
             (extension.mark, extension.target, extension.unsure) = (None, false, false);
             extension.stale.clear();
         }

@@ -578,20 +578,50 @@ fn a_primary_says_how_many_failures_it_has_heard_of() {
     assert_eq!(heard(&mut h), Some(0));
 }
 
-/// G1, A3: a primary that has lost what it had stored of its connections, and is used all the same, cannot tell whether the
-/// secondary's disk was set back: the maps may say nothing of what that lacks.
+/// G1, A3: a primary that has lost what it had stored of its connections, and is used by force, cannot tell whether the
+/// secondary's disk was set back: the maps may say nothing of what that lacks. One that only has not stored its first
+/// generation yet has lost nothing.
 #[test]
 fn a_primary_that_has_lost_its_generation_synchronises_everything() {
-    for (known, theirs, all) in [(0, 0, false), (0, 5 * G, true), (5 * G, 5 * G, false)] {
-        let ext = Extension { generation: 1, connection: known, ..Extension::default() };
-        let mut h = H::new(24, 1, ext, &[], 5, 1, 1);
+    let mark = |since| Some(hast_format::extension::Mark { since, by: String::new() });
+    for (since, known, theirs, all) in [
+        (None, 0, 5 * G, false),
+        (Some(7), 0, 5 * G, false),
+        (Some(0), 0, 0, false),
+        (Some(0), 0, 5 * G, true),
+        (Some(0), 5 * G, 5 * G, false),
+    ] {
+        let ext = Extension {
+            generation: 1,
+            connection: known,
+            mark: since.and_then(mark),
+            ..Extension::default()
+        };
+        let mut h = sessions::started(ext, true);
         h.handshake_first(Extensions::ALL);
         h.answer_meeting(Met { last: 6 * G, before: theirs });
         let bytes = if all { 24 * u64::from(ES) } else { 0 };
-        assert_eq!(h.p.status().facts.to_synchronise_bytes, bytes, "{known:x}, {theirs:x}");
-        assert_eq!(h.sent.iter().any(|(_, message)| says_start(message)), all, "it may lack something");
+        let case = format!("marked {since:?}, {known:x} here, {theirs:x} there");
+        assert_eq!(h.p.status().facts.to_synchronise_bytes, bytes, "{case}");
+        assert_eq!(
+            h.sent.iter().any(|(_, message)| says_start(message)),
+            all,
+            "it may lack something: {case}"
+        );
         h.serve_all(|_| Some(None));
         assert!(h.p.is_in_step());
-        assert_eq!(h.metadata().extension.connection, 6 * G);
+        let extension = h.metadata().extension;
+        assert!(extension.connection == 6 * G && !extension.full_sync_owed, "{extension:?}");
     }
+}
+
+/// ... and still does after the worker was replaced, before the nodes have met.
+#[test]
+fn a_primary_that_has_lost_its_generation_remembers_that() {
+    let mark = Some(hast_format::extension::Mark { since: 0, by: String::new() });
+    let h = sessions::started(Extension { generation: 1, mark, ..Extension::default() }, true);
+    let mut again = sessions::started(h.metadata().extension, false);
+    again.handshake_first(Extensions::ALL);
+    again.answer_meeting(Met { last: 6 * G, before: 5 * G });
+    assert_eq!(again.p.status().facts.to_synchronise_bytes, 24 * u64::from(ES));
 }
