@@ -625,3 +625,56 @@ fn a_primary_that_has_lost_its_generation_remembers_that() {
     again.answer_meeting(Met { last: 6 * G, before: 5 * G });
     assert_eq!(again.p.status().facts.to_synchronise_bytes, 24 * u64::from(ES));
 }
+
+/// L3: what this node missed when it was the primary is made up for once the nodes are in step with nothing in the map; the
+/// disk forgets it then, and not before.
+#[test]
+fn a_secondary_in_step_has_missed_nothing() {
+    let stale = vec![hast_format::extension::Run { first: 2, count: 1 }];
+    for (localcnt, bits, forgets) in [(1, &[][..], true), (1, &[2][..], false), (2, &[][..], false)] {
+        let ext = Extension { connection: 5 * G, stale: stale.clone(), ..Extension::default() };
+        let host = Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros };
+        let meeting = Some(Meeting { met: Met { last: 5 * G, before: 0 }, draw: 9, localcnt: 1 });
+        let hello = SecondHello { localcnt, meeting, ..S::hello() };
+        let mut s = S::started(Extensions::ALL, NEVER, ext, bits, host, hello);
+        s.run();
+        let extension = metadata(&s).extension;
+        assert_eq!(extension.connection, 6 * G + 9, "it was saved");
+        assert_eq!(extension.stale.is_empty(), forgets, "count {localcnt}, map {bits:?}");
+    }
+}
+
+/// G1: nodes that are equal have the generation of their connection in common, whichever disk was the older one.
+#[test]
+fn an_older_disk_that_has_stored_the_generation_keeps_it() {
+    let base = Extension { generation: 1, connection_localcnt: 1, ..Extension::default() };
+    let mut s = under_one_of(6 * G, Extension { connection: 5 * G, ..base.clone() });
+    s.run();
+    s.frame(done(1, Some(0)));
+    s.run();
+    assert_eq!(metadata(&s).extension.connection, 7 * G + 9);
+    // It is not older, and could not store the generation: what it has is in common.
+    let mut s = under_one_of(5 * G, Extension { connection: 6 * G, connection_before: 5 * G, ..base });
+    fail_next_save(&mut s);
+    s.frame(done(1, Some(0)));
+    s.run();
+    assert_eq!(metadata(&s).extension.connection, 6 * G);
+}
+
+/// B1: a doubt is written down once, however often the disk fails after that.
+#[test]
+fn a_doubt_that_is_written_down_is_not_written_again() {
+    let mut s = S::new(Extension::default(), &[]);
+    s.run();
+    let mut generations = Vec::new();
+    for seq in [1, 3] {
+        s.frame(write_of(seq, seq));
+        s.run();
+        s.frame(flush_of(seq + 1));
+        s.fail(s.at(|op| *op == DiskOp::Flush));
+        s.run();
+        assert!(metadata(&s).extension.unsure);
+        generations.push(metadata(&s).extension.generation);
+    }
+    assert_eq!(generations[0], generations[1], "nothing new was saved");
+}

@@ -1356,3 +1356,21 @@ fn what_passes_has_words() {
     }
     assert_eq!(Event::parse("role"), None);
 }
+
+/// L19, L20: a node that has no resource id yet is given everything. Should this first contact break off, the full map that it
+/// has set for that must not look like writes of its own: a node that was primary says first that it is not any more.
+#[test]
+fn a_node_that_was_primary_gives_that_up_before_its_map_is_full() {
+    for (role, first) in [(Role::Primary, true), (Role::Secondary, false)] {
+        let mut s = secondary(0, (0, 0), 0, role);
+        let mut writes = Vec::new();
+        s.disk(|op| {
+            if let DiskOp::Write { offset, .. } = op {
+                writes.push(*offset < 4096);
+            }
+            Ok(())
+        });
+        assert!(writes.contains(&false), "the map is full");
+        assert_eq!(writes.first(), Some(&first), "{role:?}");
+    }
+}
