@@ -4,8 +4,6 @@ use super::*;
 use hast_format::extension::Mark as OutOfDate;
 use hast_net::control::{Facts, Statistics};
 
-/// Where the map begins.
-
 fn out_of_date() -> Extension {
     Extension { generation: 3, mark: Some(OutOfDate { since: 77, by: "s".into() }), ..Extension::default() }
 }
