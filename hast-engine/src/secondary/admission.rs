@@ -204,8 +204,10 @@ impl Secondary {
             self.histories(),
         );
         let newer = matches!(decision, Decision::Accept { source: SyncSource::Secondary, .. });
-        if newer && !self.metadata.extension.stale.is_empty() && keeps(Rule::L3) {
-            // The primary alone has what is stale here, and lacks what this node was written without it.
+        let misses = !self.metadata.extension.stale.is_empty() || self.metadata.extension.unsure;
+        if newer && misses && keeps(Rule::L3) {
+            // The primary alone has what is stale here, or may have been lost, and lacks what this node was written without
+            // it.
             return Decision::SplitBrain;
         }
         decision

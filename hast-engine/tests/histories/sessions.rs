@@ -1374,3 +1374,20 @@ fn a_node_that_was_primary_gives_that_up_before_its_map_is_full() {
         assert_eq!(writes.first(), Some(&first), "{role:?}");
     }
 }
+
+/// L3, B1: this node was written alone, and its last worker could not write down what its disk had lost: it has something that
+/// the primary lacks, and lacks something that the primary has. Neither copy may be written over the other.
+#[test]
+fn a_newer_node_that_may_have_lost_something_is_no_source() {
+    for unsure in [false, true] {
+        let start = with(24, Extensions::ALL, 5, (2, 1), 0, Role::Primary, Extension::default());
+        let mut s = driven(SecondaryStart { unsure, ..start });
+        s.good();
+        let source = s.sent.iter().find_map(|message| match message {
+            Message::SecondAnswer(answer, _) => Some(answer.syncsrc),
+            _ => None,
+        });
+        assert_eq!(source, (!unsure).then_some(SyncSource::Secondary));
+        assert_eq!(s.other.contains(&Action::Event(Event::SplitBrain)), unsure);
+    }
+}
