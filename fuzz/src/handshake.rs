@@ -195,11 +195,10 @@ fn expected(provider: &Provider, metadata: &Metadata, hello: &SecondHello) -> De
     let past = Past::of(&metadata.extension);
     let histories = meeting.map_or(Histories::Unknown, |meeting| past.compared(meeting.met));
     let primary = Counted { now: said, then: meeting.map_or(0, |meeting| meeting.localcnt) };
+    let misses = !metadata.extension.stale.is_empty() || metadata.extension.unsure;
     match judged(decision, primary, past.counted(counts), metadata.extension.mark.is_some(), histories) {
         // Each node has something that the other lacks.
-        Decision::Accept { source: SyncSource::Secondary, .. } if !metadata.extension.stale.is_empty() => {
-            Decision::SplitBrain
-        }
+        Decision::Accept { source: SyncSource::Secondary, .. } if misses => Decision::SplitBrain,
         decision => decision,
     }
 }
