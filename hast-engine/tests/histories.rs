@@ -85,23 +85,9 @@ impl H {
     ) -> H {
         let size = 4096 + 512 + extents * u64::from(ES);
         let layout = Layout::create(size, 512, ES).unwrap();
-        let metadata = Metadata {
-            resource: "t".into(),
-            datasize: layout.datasize(),
-            extentsize: ES,
-            keepdirty,
-            localoff: layout.localoff(),
-            resuid,
-            localcnt: l,
-            remotecnt: r,
-            prevrole: Role::Primary,
-            extension: ext,
-        };
-        let mut map = vec![0; layout.map_bytes() as usize];
-        for b in bits {
-            map[*b as usize / 8] |= 1 << (b % 8);
-        }
-        H::started(metadata, layout, map, policy, false)
+        let base = metadata_on(&layout, ext);
+        let metadata = Metadata { keepdirty, resuid, localcnt: l, remotecnt: r, ..base };
+        H::started(metadata, layout, map_of(&layout, bits), policy, false)
     }
     /// A primary that replaces one which had given its disk up and left this.
     fn detached(metadata: Metadata) -> H {
@@ -337,7 +323,11 @@ impl H {
         self.done.iter().find(|(i, _)| i.0 == id).map(|(_, r)| r.clone())
     }
     fn in_step() -> H {
-        let mut h = H::new(24, 1, Extension::default(), &[], 5, 1, 1);
+        H::in_step_with(24)
+    }
+    /// One of so many extents.
+    fn in_step_with(extents: u64) -> H {
+        let mut h = H::new(extents, 1, Extension::default(), &[], 5, 1, 1);
         h.handshake_first(Extensions::ALL);
         h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
         h.serve_all(|_| Some(None));
@@ -362,6 +352,53 @@ impl H {
     }
 }
 const DATA: u64 = 4096 + 512;
+/// What a node has on a disk of this layout: it was primary, knows the other node, and is in step with it.
+fn metadata_on(layout: &Layout, extension: Extension) -> Metadata {
+    Metadata {
+        resource: "t".into(),
+        datasize: layout.datasize(),
+        extentsize: layout.extentsize(),
+        keepdirty: 1,
+        localoff: layout.localoff(),
+        resuid: 5,
+        localcnt: 1,
+        remotecnt: 1,
+        prevrole: Role::Primary,
+        extension,
+    }
+}
+/// A map with these bits.
+fn map_of(layout: &Layout, bits: &[u32]) -> Vec<u8> {
+    let mut map = vec![0; layout.map_bytes() as usize];
+    for bit in bits {
+        map[*bit as usize / 8] |= 1 << (bit % 8);
+    }
+    map
+}
+/// The blocks that the secondary was given since the last time: number, offset and length.
+fn blocks(h: &mut H) -> Vec<(u64, u64, u64)> {
+    let mut blocks = Vec::new();
+    h.sent.retain(|(_, message)| match message {
+        Message::Request(Request { command: Command::Write, seq, offset, length, .. }) => {
+            blocks.push((*seq, *offset, *length));
+            false
+        }
+        _ => true,
+    });
+    blocks
+}
+/// The answer of a secondary that was written alone, as this node was.
+fn split_brain() -> Message {
+    let refusal = SecondRefusal {
+        datasize: 0,
+        extentsize: ES,
+        localcnt: 2,
+        remotecnt: 1,
+        errmsg: texts::SPLIT_BRAIN.into(),
+        parted: None,
+    };
+    Message::SecondRefusal(refusal, None)
+}
 fn is_data(op: &DiskOp) -> bool {
     matches!(op, DiskOp::Write { offset, .. } if *offset >= DATA)
 }
@@ -1027,10 +1064,7 @@ fn crash_in_the_save_after_a_failed_one() {
 
 #[test]
 fn flush_storm_with_many_extents() {
-    let mut h = H::new(600, 1, Extension::default(), &[], 5, 1, 1);
-    h.handshake_first(Extensions::ALL);
-    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
-    h.serve_all(|_| Some(None));
+    let mut h = H::in_step_with(600);
     assert!(h.p.is_in_step());
     let n = std::rc::Rc::new(std::cell::Cell::new(0));
     let m = n.clone();
@@ -1138,10 +1172,7 @@ fn a_read_of_parts_that_are_good_on_different_nodes() {
 #[test]
 fn what_a_secondary_has_not_answered_is_bounded() {
     for length in [512, 131_072] {
-        let mut h = H::new(1000, 1, Extension::default(), &[], 5, 1, 1);
-        h.handshake_first(Extensions::ALL);
-        h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
-        h.serve_all(|_| Some(None));
+        let mut h = H::in_step_with(1000);
         h.set_mode(Replication::Async);
         let mut asked = 0;
         while h.p.wants_requests() && asked < 20_000 {
@@ -1289,22 +1320,8 @@ impl S {
     ) -> S {
         let size = 4096 + 512 + 24 * u64::from(ES);
         let layout = Layout::create(size, 512, ES).unwrap();
-        let metadata = Metadata {
-            resource: "t".into(),
-            datasize: layout.datasize(),
-            extentsize: ES,
-            keepdirty: 1,
-            localoff: layout.localoff(),
-            resuid: 5,
-            localcnt: 1,
-            remotecnt: 1,
-            prevrole: Role::Primary,
-            extension: ext,
-        };
-        let mut map = vec![0; layout.map_bytes() as usize];
-        for b in bits {
-            map[*b as usize / 8] |= 1 << (b % 8);
-        }
+        let metadata = metadata_on(&layout, ext);
+        let map = map_of(&layout, bits);
         let mut disk = metadata.encode().to_vec();
         disk.resize(size as usize, 0);
         disk[4096..4096 + map.len()].copy_from_slice(&map);
@@ -1331,6 +1348,16 @@ impl S {
             Duration::ZERO,
         );
         S { s, t: Duration::ZERO, disk, ops: vec![], sent: vec![], log: vec![], snaps: vec![] }
+    }
+    /// It has stored write 1, to extent 3, and flushes for mark 2.
+    fn flushing_for_a_mark() -> S {
+        let mut s = S::new(Extension::default(), &[]);
+        s.run();
+        s.frame(write_of(1, 3));
+        s.run();
+        s.frame(Message::Mark(Mark { seq: 2, kind: MarkKind::SyncStart }));
+        s.step(0);
+        s
     }
     /// Of a primary in step.
     fn hello() -> SecondHello {
@@ -1423,14 +1450,8 @@ impl S {
 
 #[test]
 fn a_secondary_says_what_a_failed_flush_may_have_dropped_and_writes_it_again() {
-    let mut s = S::new(Extension::default(), &[]);
-    s.run();
-    s.frame(write_of(1, 3));
-    s.run();
-    // The flush is the mark's, and another write is with the disk meanwhile.
-    s.frame(Message::Mark(Mark { seq: 2, kind: MarkKind::SyncStart }));
-    s.step(0);
-    s.frame(write_of(3, 5));
+    let mut s = S::flushing_for_a_mark();
+    s.frame(write_of(3, 5)); // with the disk meanwhile
     s.fail(s.at(|op| matches!(op, DiskOp::Flush)));
     assert_eq!(s.answer(2), Some(Err(Errno::EIO)));
     s.step(s.at(is_data));

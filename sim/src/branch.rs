@@ -11,6 +11,7 @@ use crate::disk::SECTOR;
 use crate::node::Node;
 use crate::world::World;
 
+use core::ops::Range;
 use core::time::Duration;
 use std::collections::BTreeSet;
 
@@ -55,7 +56,7 @@ impl World {
         let Ok(metadata) = self.metadata_of(node) else { return BTreeSet::new() };
         let size = metadata.extentsize as usize / SECTOR;
         let extents = metadata.extension.stale.iter().flat_map(|run| run.extents());
-        extents.flat_map(|extent| extent as usize * size..(extent as usize + 1) * size).collect()
+        extents.flat_map(|extent| sectors_of(extent, size)).collect()
     }
 
     /// What the other one has yet to copy to `node`, which is out of date.
@@ -64,7 +65,7 @@ impl World {
         let map = self.nodes.get(1 - node).and_then(Node::on_disk_map);
         let Some((metadata, map)) = marked.zip(map) else { return Vec::new() };
         let size = metadata.extentsize as usize / SECTOR;
-        map.iter().flat_map(|extent| extent as usize * size..(extent as usize + 1) * size).collect()
+        map.iter().flat_map(|extent| sectors_of(extent, size)).collect()
     }
 
     /// What may be read once the data of `node` goes on, as it holds it now.
@@ -154,6 +155,10 @@ impl World {
         }
     }
 
+    pub(crate) fn are_both_primary(&self) -> bool {
+        self.nodes.iter().all(Node::is_primary)
+    }
+
     /// What is remembered of what `node` acknowledges.
     fn memories(&mut self, node: usize) -> impl Iterator<Item = &mut Memory> {
         let own = self
@@ -190,7 +195,7 @@ impl World {
     }
 
     pub(crate) fn was_flushed(&mut self, node: usize, invoked: Duration) {
-        let both = self.nodes.iter().all(Node::is_primary);
+        let both = self.are_both_primary();
         match &mut self.admin.fork {
             // Its flush says nothing about what it lacks and was given up, nor about what the other one has written
             // beside it.
@@ -218,7 +223,7 @@ impl World {
     /// A client has read `bytes`, as it may. Of two primaries neither makes durable what only the other one has shown.
     pub(crate) fn was_read(&mut self, node: usize, at: usize, bytes: &[u8]) {
         let now = self.now;
-        let beside = self.admin.fork.is_some() && self.nodes.iter().all(Node::is_primary);
+        let beside = self.admin.fork.is_some() && self.are_both_primary();
         self.memories(node).skip(usize::from(beside)).for_each(|memory| memory.seen(at, bytes, now));
     }
 
@@ -258,4 +263,9 @@ impl World {
             fork.older.may_be_torn(at, bytes);
         }
     }
+}
+
+/// The sectors of an extent of `size` sectors.
+fn sectors_of(extent: u32, size: usize) -> Range<usize> {
+    extent as usize * size..(extent as usize + 1) * size
 }

@@ -239,6 +239,6 @@ mod tests {
         window.copied(MEMORY, LONG, true);
         assert_eq!(window.shortest, [Duration::MAX, SHORT]);
         window.copied(MEMORY + SHORT, SHORT, true);
-        assert_eq!((window.blocks(), window.shortest), (1, [Duration::MAX; 2]), "all is measured anew");
+        assert_eq!((window.blocks(), window.shortest), (1, [Duration::MAX; 2]), "both are measured again");
     }
 }

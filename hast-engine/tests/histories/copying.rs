@@ -10,21 +10,9 @@ const HUGE: u32 = 4 << 20;
 fn primary(extents: u64, extentsize: u32, extension: Extension, bits: u8) -> H {
     let size = 4096 + 512 + extents * u64::from(extentsize);
     let layout = Layout::create(size, 512, extentsize).unwrap();
-    let metadata = Metadata {
-        resource: "t".into(),
-        datasize: layout.datasize(),
-        extentsize,
-        keepdirty: 1,
-        localoff: layout.localoff(),
-        resuid: 5,
-        localcnt: 1,
-        remotecnt: 1,
-        prevrole: Role::Primary,
-        extension,
-    };
-    let mut map = vec![0; layout.map_bytes() as usize];
+    let mut map = map_of(&layout, &[]);
     map[0] = bits;
-    H::started(metadata, layout, map, Box::new(|_| Some(Ok(()))), false)
+    H::started(metadata_on(&layout, extension), layout, map, Box::new(|_| Some(Ok(()))), false)
 }
 
 /// A secondary connects that is in step but for what is in our map, and marks itself if it has to.
@@ -34,19 +22,6 @@ fn connect(h: &mut H, extents: u64, extentsize: u32) {
     let answer = SecondAnswer { datasize, extentsize, mapsize: 512, ..h.agrees() };
     h.frame(Side::Out, Message::SecondAnswer(answer, Some(Buffer::from(vec![0; 512]))));
     h.serve_all(|message| is_mark(message).then_some(None));
-}
-
-/// The blocks that were asked for since the last time: number, offset and length.
-fn blocks(h: &mut H) -> Vec<(u64, u64, u64)> {
-    let mut blocks = Vec::new();
-    h.sent.retain(|(_, message)| match message {
-        Message::Request(Request { command: Command::Write, seq, offset, length, .. }) => {
-            blocks.push((*seq, *offset, *length));
-            false
-        }
-        _ => true,
-    });
-    blocks
 }
 
 /// The secondary stores these blocks and all that follow; gives the ranges.
@@ -182,7 +157,7 @@ fn after_a_block_has_failed_the_rest_of_its_extent_is_not_copied() {
 }
 
 /// The device asks for something while an extent is copied. Blocks are short then, and each keeps its place for a moment
-/// when it has ended. Whoever has asked for nothing for a tenth of a second is gone.
+/// when it has ended. A user that has asked for nothing for a tenth of a second is gone.
 #[test]
 fn users_have_a_turn_between_the_blocks() {
     let mut h = primary(2, HUGE, Extension::default(), 1);

@@ -647,7 +647,7 @@ fn a_planned_end_waits_for_the_flush_that_gives_the_disk_up() {
     h.serve_all(|message| says_stale(message).then_some(None));
     assert_eq!(h.result(2), Some(Ok(None)));
     h.serve_all(|_| Some(None));
-    assert!(!h.p.status().complete, "it is made anew");
+    assert!(!h.p.status().complete, "it is made again");
 }
 
 /// S1: the secondary cannot flush, so that nobody knows what it holds: it does not become the only node that is right, even if

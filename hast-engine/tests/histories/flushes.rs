@@ -256,12 +256,7 @@ fn a_flush_on_the_secondary_waits_for_no_write_after_it() {
 /// same bytes waits for that: otherwise what was read, which is older, would be written over it.
 #[test]
 fn what_the_secondary_writes_again_is_not_written_over_what_came_later() {
-    let mut s = S::new(Extension::default(), &[]);
-    s.run();
-    s.frame(write_of(1, 3));
-    s.run();
-    s.frame(Message::Mark(Mark { seq: 2, kind: MarkKind::SyncStart }));
-    s.step(0);
+    let mut s = S::flushing_for_a_mark();
     s.frame(write_of(3, 5));
     s.fail(s.at(|op| *op == DiskOp::Flush));
     assert!(s.ops.iter().any(|(_, op)| matches!(op, DiskOp::Read { .. })), "{:?}", s.ops);
@@ -319,12 +314,7 @@ fn flush_while_it_is_written_again(fails_again: bool) {
 /// read may be old, so the primary hears of the failure, once.
 #[test]
 fn the_primary_hears_of_a_failed_flush_though_all_is_written_again() {
-    let mut s = S::new(Extension::default(), &[]);
-    s.run();
-    s.frame(write_of(1, 3));
-    s.run();
-    s.frame(Message::Mark(Mark { seq: 2, kind: MarkKind::SyncStart }));
-    s.step(0);
+    let mut s = S::flushing_for_a_mark();
     s.fail(s.at(|op| *op == DiskOp::Flush));
     s.run();
     s.frame(flush_of(3));
@@ -618,10 +608,8 @@ fn housekeeping_waits_for_the_flush_under_way() {
     assert!(!seen.borrow().contains(&DiskOp::Flush), "{:?}", seen.borrow());
 }
 
-/// C2: a flush without the secondary is none that makes the nodes equal, and the next attempt at that waits for a second; no
-/// longer.
-#[test]
-fn nodes_that_meet_after_a_flush_alone_are_equal_a_second_later() {
+/// A primary that has flushed alone after half a second, and meets its secondary half a second later.
+fn met_after_a_flush_alone() -> H {
     let mut h = alone();
     h.t = Duration::from_millis(500);
     h.req(1, Op::Flush);
@@ -631,6 +619,13 @@ fn nodes_that_meet_after_a_flush_alone_are_equal_a_second_later() {
     h.pump();
     h.handshake_first(Extensions::ALL);
     h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    h
+}
+
+/// C2: a flush without the secondary does not make the nodes equal. The next attempt waits for a second, and no longer.
+#[test]
+fn nodes_that_meet_after_a_flush_alone_are_equal_a_second_later() {
+    let mut h = met_after_a_flush_alone();
     for (millis, flushes) in [(1000, 0), (1499, 0), (1500, 1)] {
         h.t = Duration::from_millis(millis);
         h.p.handle_timeout(h.t);
@@ -730,13 +725,6 @@ fn what_was_dropped_is_written_again_behind_its_bit() {
 /// C2: a flush without the secondary is followed by a pause of a second; the nodes that meet within it are equal after it.
 #[test]
 fn a_pause_ends_by_itself() {
-    let mut h = alone();
-    h.t = Duration::from_millis(500);
-    h.req(1, Op::Flush);
-    h.t = Duration::from_secs(1);
-    h.p.handle_timeout(h.t);
-    h.pump();
-    h.handshake_first(Extensions::ALL);
-    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    let h = met_after_a_flush_alone();
     assert_eq!(h.p.poll_timeout(), Some(Duration::from_millis(1500)));
 }

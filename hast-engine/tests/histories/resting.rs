@@ -499,12 +499,7 @@ fn a_secondary_keeps_its_map_until_the_primary_has_it() {
 /// called up to date before it has.
 #[test]
 fn a_secondary_in_doubt_is_not_up_to_date_before_the_primary_has_heard() {
-    let mut s = S::new(Extension::default(), &[]);
-    s.run();
-    s.frame(write_of(1, 3));
-    s.run();
-    s.frame(Message::Mark(Mark { seq: 2, kind: MarkKind::SyncStart }));
-    s.step(0);
+    let mut s = S::flushing_for_a_mark();
     s.fail(s.at(|op| *op == DiskOp::Flush));
     s.run();
     let failures =

@@ -141,20 +141,7 @@ fn nodes_of_other_sizes_are_not_synchronised() {
 #[test]
 fn a_split_brain_is_told_to_the_administrator() {
     let mut h = introduced();
-    h.frame(
-        Side::Out,
-        Message::SecondRefusal(
-            SecondRefusal {
-                datasize: 0,
-                extentsize: ES,
-                localcnt: 2,
-                remotecnt: 1,
-                errmsg: texts::SPLIT_BRAIN.into(),
-                parted: None,
-            },
-            None,
-        ),
-    );
+    h.frame(Side::Out, split_brain());
     assert!(closed(&h));
     assert!(h.other.contains(&Action::Event(Event::SplitBrain)));
     assert!(!h.p.is_in_step());
@@ -223,10 +210,7 @@ fn a_read_that_is_short_here_is_read_there() {
 /// L3: there is room for so many runs of stale extents; one more, and the whole disk counts as stale.
 #[test]
 fn a_disk_that_fails_too_often_is_read_from_no_more() {
-    let mut h = H::new(100, 1, Extension::default(), &[], 5, 1, 1);
-    h.handshake_first(Extensions::ALL);
-    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
-    h.serve_all(|_| Some(None));
+    let mut h = H::in_step_with(100);
     h.policy = Box::new(|op| Some(if is_data(op) { Err(Errno::EIO) } else { Ok(()) }));
     let only_writes = |message: &Message| match message {
         Message::Request(Request { command: Command::Read, .. }) => None,
@@ -253,10 +237,7 @@ fn a_disk_that_fails_too_often_is_read_from_no_more() {
 /// L3: however many they are, neighbouring extents need the room of one run.
 #[test]
 fn a_disk_that_fails_in_one_place_is_read_from_elsewhere() {
-    let mut h = H::new(100, 1, Extension::default(), &[], 5, 1, 1);
-    h.handshake_first(Extensions::ALL);
-    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
-    h.serve_all(|_| Some(None));
+    let mut h = H::in_step_with(100);
     h.policy = Box::new(|op| Some(if is_data(op) { Err(Errno::EIO) } else { Ok(()) }));
     for n in 0..40 {
         h.w(n, 20 + n);
@@ -271,10 +252,7 @@ fn a_disk_that_fails_in_one_place_is_read_from_elsewhere() {
 /// fails then.
 #[test]
 fn more_stale_runs_than_fit_fail_while_the_secondary_lacks_something() {
-    let mut h = H::new(100, 1, Extension::default(), &[], 5, 1, 1);
-    h.handshake_first(Extensions::ALL);
-    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
-    h.serve_all(|_| Some(None));
+    let mut h = H::in_step_with(100);
     let lacks = |message: &Message| matches!(message, Message::Request(Request { command: Command::Write, offset, .. }) if *offset >= 99 * 4096);
     let answers = |message: &Message| match message {
         Message::Request(Request { command: Command::Read, .. }) => None,
@@ -384,13 +362,19 @@ fn requests_outside_the_data_area_are_refused() {
     assert_eq!(h.sent.len(), before, "the secondary hears nothing of it");
 }
 
-#[test]
-fn a_primary_without_a_remote_node_serves_alone() {
+/// The remote node is taken out of hast.conf while it is being called.
+fn without_remote() -> H {
     let mut h = known();
     h.p.handle_reload(h.t, Settings { remote: false, ..H::settings() }, true);
     h.pump();
     h.p.handle_connect_failed(h.t, Side::Out, "gone");
     h.pump();
+    h
+}
+
+#[test]
+fn a_primary_without_a_remote_node_serves_alone() {
+    let mut h = without_remote();
     h.w(1, 2);
     assert_eq!(h.result(1), Some(Ok(None)));
     h.tick(60);
@@ -401,15 +385,8 @@ fn a_primary_without_a_remote_node_serves_alone() {
 /// The map could not be written, and nobody waits for it: a second later it is tried again, whatever else happens.
 #[test]
 fn a_map_that_could_not_be_written_is_written_a_second_later() {
-    let mut h = known();
-    h.p.handle_reload(h.t, Settings { remote: false, ..H::settings() }, true);
-    h.pump();
-    h.p.handle_connect_failed(h.t, Side::Out, "gone");
-    h.pump();
-    h.policy = Box::new(|op| {
-        let map = matches!(op, DiskOp::Write { offset, .. } if (4096..DATA).contains(offset));
-        Some(if map { Err(Errno::EIO) } else { Ok(()) })
-    });
+    let mut h = without_remote();
+    h.policy = Box::new(|op| Some(if is_map(op) { Err(Errno::EIO) } else { Ok(()) }));
     h.tick(2);
     h.w(1, 3);
     assert_eq!(h.result(1), Some(Err(Errno::EIO)));
@@ -769,19 +746,10 @@ fn with(
 ) -> SecondaryStart {
     let map_bytes = (extents.div_ceil(64) * 8).next_multiple_of(512);
     let layout = Layout::create(4096 + map_bytes + extents * u64::from(ES), 512, ES).unwrap();
-    let metadata = Metadata {
-        resource: "t".into(),
-        datasize: layout.datasize(),
-        extentsize: ES,
-        keepdirty: 1,
-        localoff: layout.localoff(),
-        resuid,
-        localcnt: counts.0,
-        remotecnt: counts.1,
-        prevrole: role,
-        extension,
-    };
-    let mut map = vec![0; layout.map_bytes() as usize];
+    let (localcnt, remotecnt) = counts;
+    let metadata =
+        Metadata { resuid, localcnt, remotecnt, prevrole: role, ..metadata_on(&layout, extension) };
+    let mut map = map_of(&layout, &[]);
     map[0] = bits;
     SecondaryStart {
         settings: H::settings(),

@@ -194,18 +194,7 @@ fn a_primary_has_begun_once_it_is_durable_that_it_is_one() {
 fn a_primary_takes_in_payloads_as_long_as_the_maps_may_be() {
     let limit = |extents: u64| {
         let layout = Layout::create(4096 + extents / 8 + extents * 512, 512, 512).unwrap();
-        let metadata = Metadata {
-            resource: "t".into(),
-            datasize: layout.datasize(),
-            extentsize: 512,
-            keepdirty: 1,
-            localoff: layout.localoff(),
-            resuid: 5,
-            localcnt: 1,
-            remotecnt: 1,
-            prevrole: Role::Primary,
-            extension: Extension::default(),
-        };
+        let metadata = metadata_on(&layout, Extension::default());
         let map = vec![0; layout.map_bytes() as usize];
         let map_bytes = map.len() as u32;
         (Primary::new(H::start(metadata, layout, map), Duration::ZERO).payload_limit(), map_bytes)
@@ -221,15 +210,7 @@ fn a_primary_says_that_the_nodes_were_written_apart_until_they_are_connected() {
     let mut h = H::new(24, 1, Extension::default(), &[], 5, 1, 1);
     h.handshake_first(Extensions::ALL);
     assert!(!h.p.status().facts.split_brain);
-    let refusal = SecondRefusal {
-        datasize: 0,
-        extentsize: ES,
-        localcnt: 2,
-        remotecnt: 1,
-        errmsg: texts::SPLIT_BRAIN.into(),
-        parted: None,
-    };
-    h.frame(Side::Out, Message::SecondRefusal(refusal, None));
+    h.frame(Side::Out, split_brain());
     assert!(h.p.status().facts.split_brain);
     h.tick(2);
     h.handshake_first(Extensions::ALL);

@@ -383,10 +383,7 @@ fn the_device_does_not_read_what_turns_without_asking() {
 /// complete, so that a client's flush is good without it.
 #[test]
 fn a_flush_without_the_secondary_is_good_once_the_whole_disk_is_stale() {
-    let mut h = H::new(200, 1, Extension::default(), &[], 5, 1, 1);
-    h.handshake_first(Extensions::ALL);
-    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
-    h.serve_all(|_| Some(None));
+    let mut h = H::in_step_with(200);
     h.policy = Box::new(|op| Some(if is_data(op) { Err(Errno::EIO) } else { Ok(()) }));
     for at in 0..=hast_format::extension::STALE_RUNS as u64 {
         h.w(at, 2 * at);

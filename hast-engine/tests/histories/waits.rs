@@ -194,10 +194,7 @@ fn what_is_written_again_gives_way_to_newer_data() {
 
 /// A primary of 100 extents whose disk has failed too often: all of it is stale. It works again.
 fn detached() -> H {
-    let mut h = H::new(100, 1, Extension::default(), &[], 5, 1, 1);
-    h.handshake_first(Extensions::ALL);
-    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
-    h.serve_all(|_| Some(None));
+    let mut h = H::in_step_with(100);
     h.policy = Box::new(|op| Some(if is_data(op) { Err(Errno::EIO) } else { Ok(()) }));
     for n in 0..40 {
         h.w(n, 2 * n);

@@ -28,19 +28,6 @@ pub(super) enum Purpose {
     Log,
 }
 
-impl Purpose {
-    #[cfg(test)]
-    const ALL: [Purpose; 7] = [
-        Purpose::Disk,
-        Purpose::Gate,
-        Purpose::Channel,
-        Purpose::Peer,
-        Purpose::NbdListener,
-        Purpose::Input,
-        Purpose::Log,
-    ];
-}
-
 /// Something that a descriptor may be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(not(target_os = "freebsd"), allow(dead_code))]
@@ -212,6 +199,16 @@ mod tests {
     use super::*;
     use Right::{Accept, Event, Fcntl, Fsync, Getsockname, Ioctl, Read, Seek, Setsockopt, Write};
 
+    const ALL: [Purpose; 7] = [
+        Purpose::Disk,
+        Purpose::Gate,
+        Purpose::Channel,
+        Purpose::Peer,
+        Purpose::NbdListener,
+        Purpose::Input,
+        Purpose::Log,
+    ];
+
     /// What is to be added to this list has to be added here as well, by somebody who wonders why.
     #[test]
     fn the_list_is_this_and_nothing_more() {
@@ -230,7 +227,7 @@ mod tests {
     /// Whoever may do an ioctl may do only those that are listed.
     #[test]
     fn no_ioctl_is_allowed_without_its_number() {
-        for purpose in Purpose::ALL {
+        for purpose in ALL {
             assert_eq!(purpose.rights().contains(&Ioctl), !purpose.ioctls().is_empty(), "{purpose:?}");
         }
     }

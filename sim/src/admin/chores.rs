@@ -254,8 +254,7 @@ impl World {
     pub(crate) fn asks_whom(&mut self) -> usize {
         let Some(fork) = &self.admin.fork else { return self.serving };
         let old = 1 - fork.new;
-        let both = self.nodes.iter().all(Node::is_primary);
-        if both && self.random.one_in(4) { old } else { self.serving }
+        if self.are_both_primary() && self.random.one_in(4) { old } else { self.serving }
     }
 
     /// `hastctl discard`, or `create`, on a secondary.
