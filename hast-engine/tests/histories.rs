@@ -1320,11 +1320,24 @@ impl S {
     ) -> S {
         let size = 4096 + 512 + 24 * u64::from(ES);
         let layout = Layout::create(size, 512, ES).unwrap();
-        let metadata = metadata_on(&layout, ext);
         let map = map_of(&layout, bits);
-        let mut disk = metadata.encode().to_vec();
-        disk.resize(size as usize, 0);
+        let mut disk = vec![0; size as usize];
+        let ext = Extension { generation: 1, ..ext };
+        for (offset, part) in metadata_on(&layout, ext).writes(512) {
+            disk[offset as usize..][..part.len()].copy_from_slice(&part);
+        }
         disk[4096..4096 + map.len()].copy_from_slice(&map);
+        S::from_disk(disk, known, peer_timeout, host, hello)
+    }
+    /// A worker that finds this on its disk.
+    fn from_disk(
+        disk: Vec<u8>,
+        known: Extensions,
+        peer_timeout: Duration,
+        host: Host,
+        hello: SecondHello,
+    ) -> S {
+        let layout = Layout::create(disk.len() as u64, 512, ES).unwrap();
         let settings = Settings {
             replication: Replication::Fullsync,
             timeout: Duration::from_secs(20),
@@ -1336,9 +1349,9 @@ impl S {
         let s = Secondary::new(
             SecondaryStart {
                 settings,
-                metadata,
+                metadata: Metadata::read(&disk).unwrap().metadata,
                 layout,
-                map,
+                map: disk[4096..4096 + 512].to_vec(),
                 version: 2,
                 ext: known,
                 host,

@@ -66,16 +66,14 @@ impl Secondary {
                 self.end(EXIT_REFUSED);
             }
             Decision::Accept { adopt: false, map, source } => {
-                // In step, with nothing left in the map: what this node missed long ago has been made up for.
-                let (hello, counts) = (&self.hello, self.counts());
-                let in_step = (counts.local, counts.remote) == (hello.remotecnt, hello.localcnt);
-                if in_step && self.map.is_empty() && self.metadata.extension.mark.is_none() {
-                    self.metadata.extension.stale.clear();
-                }
+                self.forget_what_was_copied();
                 self.tell_histories();
                 self.reply = Reply { virgin: false, map, source };
                 if self.histories() == Histories::PrimaryAhead && keeps(Rule::G1) {
                     self.own_up();
+                } else if self.owes_stale_to_map() {
+                    self.add_stale_to_map();
+                    self.write_map();
                 } else {
                     self.part_from_others();
                 }
@@ -83,6 +81,34 @@ impl Secondary {
             Decision::Accept { adopt: true, map, source } => {
                 self.reply = Reply { virgin: true, map, source };
                 self.begin_to_adopt(map);
+            }
+        }
+    }
+
+    /// An original does not say when it has copied what was stale here. It has had that in the map of an earlier connection
+    /// ([`Secondary::owes_stale_to_map`]), and the nodes are in step, with nothing left in the map.
+    fn forget_what_was_copied(&mut self) {
+        let (hello, counts) = (&self.hello, self.counts());
+        let in_step = (counts.local, counts.remote) == (hello.remotecnt, hello.localcnt);
+        let original = !self.ext.contains(Extensions::SYNC_MARKS);
+        let had_it = !self.was_primary && self.map.is_empty();
+        if original && in_step && had_it && self.metadata.extension.mark.is_none() {
+            self.metadata.extension.stale.clear();
+        }
+    }
+
+    /// Whether the map on disk has to say what is stale here before anything on it says that this node was a secondary since: an
+    /// original may not have it yet.
+    fn owes_stale_to_map(&self) -> bool {
+        self.was_primary && self.own.is_some() && !self.metadata.extension.stale.is_empty()
+    }
+
+    /// What this node missed when it was the primary it must get from the other one (L3).
+    fn add_stale_to_map(&mut self) {
+        for extent in self.metadata.extension.stale.iter().flat_map(|run| run.extents()) {
+            self.map.insert(extent);
+            if let Some(own) = &mut self.own {
+                own.owe(extent);
             }
         }
     }
@@ -96,6 +122,10 @@ impl Secondary {
                 self.save(Save::Role);
             }
             MapToSend::Full => self.set_full_map(),
+            MapToSend::Own | MapToSend::Nothing if self.owes_stale_to_map() => {
+                self.add_stale_to_map();
+                self.write_map();
+            }
             MapToSend::Own | MapToSend::Nothing => self.adopt(),
         }
     }
@@ -243,18 +273,23 @@ impl Secondary {
     fn set_full_map(&mut self) {
         let extents = self.map.len();
         self.map = Bitmap::full(extents);
-        let data = Buffer::from(self.map.bytes(0..self.map_length()));
-        self.disk(Purpose::FullMap, DiskOp::Write { offset: self.layout.map_offset(), data });
+        self.write_map();
     }
 
-    pub(super) fn full_map_written(&mut self, result: DiskResult) {
+    /// Makes the map durable before this node answers.
+    fn write_map(&mut self) {
+        let data = Buffer::from(self.map.bytes(0..self.map_length()));
+        self.disk(Purpose::Map, DiskOp::Write { offset: self.layout.map_offset(), data });
+    }
+
+    pub(super) fn map_written(&mut self, result: DiskResult) {
         match result {
-            Ok(_) => self.flush_disk(Purpose::FullMapFlush),
+            Ok(_) => self.flush_disk(Purpose::MapFlush),
             Err(error) => self.provider_failed("write the activemap", error),
         }
     }
 
-    pub(super) fn full_map_flushed(&mut self, result: DiskResult) {
+    pub(super) fn map_flushed(&mut self, result: DiskResult) {
         match result {
             Ok(_) | Err(Errno::EOPNOTSUPP) if self.reply.virgin => self.adopt(),
             Ok(_) | Err(Errno::EOPNOTSUPP) => self.part_from_others(),
@@ -304,10 +339,7 @@ impl Secondary {
         }
         let Reply { virgin, map, source: syncsrc } = self.reply;
         let length = usize::try_from(self.layout.sent_map_bytes()).unwrap_or(0);
-        // What this node missed when it was the primary it must get from there (L3).
-        for extent in self.metadata.extension.stale.iter().flat_map(|run| run.extents()) {
-            self.map.insert(extent);
-        }
+        self.add_stale_to_map();
         let map = match map {
             MapToSend::Nothing => None,
             MapToSend::Own => Some(self.map.bytes(0..length)),
@@ -341,9 +373,7 @@ impl Secondary {
         if !self.ext.contains(Extensions::PARTING) {
             return self.refuse(texts::SPLIT_BRAIN);
         }
-        for extent in self.metadata.extension.stale.iter().flat_map(|run| run.extents()) {
-            self.map.insert(extent);
-        }
+        self.add_stale_to_map();
         let map = Buffer::from(self.map.bytes(0..self.map_length()));
         let parted = Some(self.metadata.extension.parted);
         let refusal = SecondRefusal { parted, ..self.refusal(texts::SPLIT_BRAIN) };

@@ -215,8 +215,8 @@ enum Save {
 enum Purpose {
     StartFlush,
     Metadata,
-    FullMap,
-    FullMapFlush,
+    Map,
+    MapFlush,
     ClearMap,
     MarkMap,
     MarkMapFlush,
@@ -350,8 +350,8 @@ impl Secondary {
         match purpose {
             Purpose::StartFlush => self.flushed_at_start(result),
             Purpose::Metadata => self.metadata_advanced(result),
-            Purpose::FullMap => self.full_map_written(result),
-            Purpose::FullMapFlush => self.full_map_flushed(result),
+            Purpose::Map => self.map_written(result),
+            Purpose::MapFlush => self.map_flushed(result),
             Purpose::MarkMap => self.mark_map_written(result),
             Purpose::MarkMapFlush => self.mark_map_flushed(result),
             Purpose::ClearMap => {

@@ -626,24 +626,6 @@ fn a_primary_that_has_lost_its_generation_remembers_that() {
     assert_eq!(again.p.status().facts.to_synchronise_bytes, 24 * u64::from(ES));
 }
 
-/// L3: what this node missed when it was the primary is made up for once the nodes are in step with nothing in the map; the
-/// disk forgets it then, and not before.
-#[test]
-fn a_secondary_in_step_has_missed_nothing() {
-    let stale = vec![hast_format::extension::Run { first: 2, count: 1 }];
-    for (localcnt, bits, forgets) in [(1, &[][..], true), (1, &[2][..], false), (2, &[][..], false)] {
-        let ext = Extension { connection: 5 * G, stale: stale.clone(), ..Extension::default() };
-        let host = Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros };
-        let meeting = Some(Meeting { met: Met { last: 5 * G, before: 0 }, draw: 9, localcnt: 1 });
-        let hello = SecondHello { localcnt, meeting, ..S::hello() };
-        let mut s = S::started(Extensions::ALL, NEVER, ext, bits, host, hello);
-        s.run();
-        let extension = metadata(&s).extension;
-        assert_eq!(extension.connection, 6 * G + 9, "it was saved");
-        assert_eq!(extension.stale.is_empty(), forgets, "count {localcnt}, map {bits:?}");
-    }
-}
-
 /// G1: nodes that are equal have the generation of their connection in common, whichever disk was the older one.
 #[test]
 fn an_older_disk_that_has_stored_the_generation_keeps_it() {

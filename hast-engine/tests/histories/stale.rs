@@ -2,6 +2,7 @@
 //! one that misses something itself is no source of it.
 
 use super::*;
+use hast_format::bitmap::Bitmap;
 use hast_format::extension::{Mark as Outdated, Run};
 
 fn stale(first: u32) -> Extension {
@@ -312,5 +313,75 @@ fn what_cannot_be_counted_for_want_of_room_fails() {
         h.pump();
         h.tick(5);
         assert!(h.metadata().localcnt > 1);
+    }
+}
+
+/// The extents of the map that a secondary has answered with.
+fn answered_map(s: &S) -> Vec<u32> {
+    let map = s.sent.iter().find_map(|message| match message {
+        Message::SecondAnswer(_, map) => map.clone(),
+        _ => None,
+    });
+    Bitmap::from_bytes(24, &map.expect("an answer with a map")).iter().collect()
+}
+
+/// A worker of a secondary begins with what is on `disk`, under a primary of this kind that says that the nodes are in step.
+fn begins_again(disk: &[u8], known: Extensions) -> S {
+    begins_under(disk, known, S::hello())
+}
+
+fn begins_under(disk: &[u8], known: Extensions, hello: SecondHello) -> S {
+    let host = Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros };
+    let mut s = S::from_disk(disk.to_vec(), known, NEVER, host, hello);
+    s.run();
+    s
+}
+
+/// L3: a node was primary, and its disk has dropped what both nodes had stored: that is stale, though the map has no bit of it
+/// and the counts say that the nodes are in step. Wherever its worker is killed, the next primary is told.
+#[test]
+fn what_a_former_primary_misses_the_next_primary_hears_of() {
+    for known in [Extensions::ALL, Extensions::NONE] {
+        let s = S::under(known, stale(7), &[]);
+        let mut s = begins_again(&s.disk, known);
+        assert_eq!(answered_map(&s), [7], "{known:?}");
+        for disk in s.snaps.clone() {
+            let next = begins_again(&disk, known);
+            assert_eq!(answered_map(&next), [7], "{known:?}");
+        }
+        assert_eq!(stale_on(&s.disk), [7]);
+
+        // It is copied. A primary of ours says so; an original, whose map has it by now, has nothing more to say.
+        s.frame(flush_of(1));
+        s.run();
+        if known == Extensions::ALL {
+            let kind = MarkKind::SyncDone { localcnt: 1, failures: Some(0) };
+            s.frame(Message::Mark(Mark { seq: 2, kind }));
+            s.run();
+            assert_eq!(stale_on(&s.disk), []);
+        }
+        let next = begins_again(&s.disk, known);
+        assert_eq!((answered_map(&next), stale_on(&next.disk)), (vec![], vec![]), "{known:?}");
+    }
+}
+
+fn stale_on(disk: &[u8]) -> Vec<u32> {
+    let runs = Metadata::read(disk).unwrap().metadata.extension.stale;
+    runs.iter().flat_map(|run| run.extents()).collect()
+}
+
+/// L3: an original does not say when it has copied what was stale here. It has once it connects again, has counted nothing, and
+/// left nothing in the map; not before.
+#[test]
+fn what_an_original_has_copied_is_not_stale_any_more() {
+    for (localcnt, bits, forgets) in [(1, 0, true), (1, 4, false), (2, 0, false)] {
+        let mut s = S::under(Extensions::NONE, stale(2), &[]);
+        s.run();
+        s.frame(flush_of(1));
+        s.run();
+        assert_eq!(stale_on(&s.disk), [2]);
+        s.disk[4096] = bits;
+        let s = begins_under(&s.disk, Extensions::NONE, SecondHello { localcnt, ..S::hello() });
+        assert_eq!(stale_on(&s.disk).is_empty(), forgets, "count {localcnt}, map {bits}");
     }
 }
