@@ -30,6 +30,7 @@ use hast_net::message::MarkKind;
 use super::link::Awaited;
 use super::sync::Relying;
 use super::{Phase, Primary};
+use crate::counts::Counts;
 use crate::rule::{Rule, keeps};
 use crate::types::{Action, RequestId};
 
@@ -66,8 +67,8 @@ const PAUSE_MOST: Duration = Duration::from_secs(300);
 pub(super) struct Detachment {
     disk: LocalDisk,
     flushes: Vec<RequestId>,
-    /// The driver was told that a worker which replaces this one begins without the disk.
-    remembered: bool,
+    /// The driver was told that a worker which replaces this one begins without the disk, and from these counts.
+    remembered: Option<Counts>,
 }
 
 impl LocalDisk {
@@ -77,9 +78,9 @@ impl LocalDisk {
 }
 
 impl Detachment {
-    /// Of a worker that replaces one whose disk was given up.
-    pub(super) fn resumed(now: Duration) -> Detachment {
-        Detachment { disk: LocalDisk::detached(now), flushes: Vec::new(), remembered: true }
+    /// Of a worker that replaces one whose disk was given up, which was told of these counts.
+    pub(super) fn resumed(now: Duration, counts: Counts) -> Detachment {
+        Detachment { disk: LocalDisk::detached(now), flushes: Vec::new(), remembered: Some(counts) }
     }
 
     /// Whether no request is carried out on our disk.
@@ -293,17 +294,37 @@ impl Primary {
     /// The secondary has written down that it alone is right, before it counted for that: a worker that replaces this one
     /// is to find that it has counted since, and is the source. What this node had counted the secondary has by now.
     pub(super) fn remember_detachment(&mut self) {
-        if std::mem::replace(&mut self.detachment.remembered, true) {
+        if self.detachment.remembered.is_some() {
             return;
         }
+        self.detachment.remembered = Some(Counts::default());
+        self.recount_detachment();
+    }
+
+    /// The counts are those of nodes that are equal, or were before the secondary counted for what it has just written down.
+    pub(super) fn recount_detachment(&mut self) {
+        let local = self.metadata.localcnt.min(self.sync.told);
+        let counts = Counts { local, remote: self.metadata.remotecnt };
+        if let Some(remembered) = &mut self.detachment.remembered {
+            *remembered = counts;
+        }
+        self.remember_again();
+    }
+
+    /// What is written down now a worker that replaces this one begins from, too: with an older number of the connection
+    /// or of the map (G1, P2) the secondary would take its disk for one that was set back. The counts stay what they were.
+    pub(super) fn remember_again(&mut self) {
+        let Some(counts) = self.detachment.remembered else { return };
         let mut metadata = self.metadata.clone();
-        metadata.localcnt = metadata.localcnt.min(self.sync.told);
+        (metadata.localcnt, metadata.remotecnt) = (counts.local, counts.remote);
+        let extension = &mut metadata.extension;
+        extension.connection_localcnt = extension.connection_localcnt.min(counts.local);
         self.actions.push_back(Action::Detached(Box::new(metadata)));
     }
 
     /// What our disk says is right again.
     pub(super) fn forget_detachment(&mut self) {
-        if std::mem::take(&mut self.detachment.remembered) {
+        if self.detachment.remembered.take().is_some() {
             self.actions.push_back(Action::Attached);
         }
     }

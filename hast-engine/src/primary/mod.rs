@@ -240,7 +240,7 @@ impl Primary {
             recording: None,
         };
         if detached {
-            primary.detachment = detached::Detachment::resumed(now);
+            primary.detachment = detached::Detachment::resumed(now, counts);
             primary.actions.push_back(Action::DirectReads(false));
             primary.resume_detached();
             return primary;

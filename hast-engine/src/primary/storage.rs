@@ -292,6 +292,7 @@ impl Primary {
         if self.detachment.is_detached() && self.meta.wanted > self.meta.durable {
             // What it would say the secondary has written down.
             self.meta.durable = self.meta.wanted;
+            self.remember_again();
             self.metadata_durable(self.meta.durable);
         }
         let wanted = self.meta.wanted > self.meta.durable.max(self.meta.failed);
@@ -329,6 +330,7 @@ impl Primary {
         self.meta.doubtful = None;
         self.meta.writing = Some((self.meta.wanted, saving));
         self.meta.saving_stale = Some(named);
+        self.remember_again();
         self.save_next(next);
     }
 

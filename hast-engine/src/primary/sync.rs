@@ -778,7 +778,9 @@ impl Primary {
             return; // what is left is stale here
         }
         self.sync.unable_to_record = false;
-        if !self.detachment.is_leaving() {
+        if self.detachment.is_leaving() {
+            self.recount_detachment();
+        } else {
             self.forget_detachment();
             if !self.is_about_to_rely() {
                 self.sync.relying = Relying::No;

@@ -744,3 +744,30 @@ fn a_flush_that_the_secondary_failed_during_a_planned_end_is_good_once_it_is_mar
     h.serve_all(|_| Some(None));
     assert_eq!(h.exit(), Some(0));
 }
+
+/// G1, P2: the connections after the disk was given up are known to a worker that replaces this one; the counts are those from
+/// before the secondary was told, so that it is the source.
+#[test]
+fn the_successor_of_a_worker_without_its_disk_knows_the_last_connection() {
+    for whole in [false, true] {
+        let mut h = if whole { dead_disk() } else { H::in_step() };
+        if !whole {
+            // A single write is the secondary's alone, and nothing can be written down about it.
+            h.policy =
+                Box::new(|op| Some(if is_data(op) || is_metadata(op) { Err(Errno::EIO) } else { Ok(()) }));
+        }
+        h.w(2, 9);
+        h.serve_all(|message| (!is_read(message)).then_some(None));
+        assert_eq!(h.result(2), Some(Ok(None)));
+        let before = h.detached_at_last().unwrap();
+        h.policy = Box::new(move |_| Some(if whole { Err(Errno::EIO) } else { Ok(()) }));
+        for last in [77, 78] {
+            h.meet_again();
+            h.answer_meeting(Met { last, before: h.metadata().extension.connection });
+            let after = h.detached_at_last().unwrap();
+            assert_eq!(after.extension.connection, last, "{whole}");
+            assert_ne!(after.extension.parted, before.extension.parted);
+            assert_eq!((after.localcnt, after.remotecnt), (before.localcnt, before.remotecnt));
+        }
+    }
+}
