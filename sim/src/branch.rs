@@ -32,6 +32,15 @@ pub(crate) struct Fork {
     mixed: bool,
 }
 
+/// The sectors of which a force has given up what the other node had.
+#[derive(Debug, Default)]
+struct GivenUp {
+    /// What lies there only the node that was forced can have.
+    wholly: Vec<usize>,
+    /// Either may have it, since both have written it or one has copied it; so either's may come back.
+    perhaps: Vec<usize>,
+}
+
 impl World {
     /// `node` was promoted, by force or though the other one may have acknowledged something alone.
     pub(crate) fn fork(&mut self, node: usize, forced: bool) {
@@ -103,7 +112,10 @@ impl World {
         // A write that failed, and was read of the history that ends here, may be gone with it.
         self.memory.unacknowledged_may_be_gone();
         match self.given_up(&fork) {
-            Ok(given_up) => given_up.into_iter().for_each(|at| self.memory.adopt(at, &fork.branch)),
+            Ok(GivenUp { wholly, perhaps }) => {
+                wholly.into_iter().for_each(|at| self.memory.adopt(at, &fork.branch));
+                perhaps.into_iter().for_each(|at| self.memory.widen(at, &fork.branch));
+            }
             Err(error) => {
                 self.fail(format!("the nodes parted and met again without a split-brain: {error}"));
             }
@@ -111,10 +123,10 @@ impl World {
     }
 
     /// The sectors of which the force has given up what the other node had.
-    fn given_up(&self, fork: &Fork) -> Result<Vec<usize>, String> {
+    fn given_up(&self, fork: &Fork) -> Result<GivenUp, String> {
         let node = self.nodes.get(self.serving).ok_or("nobody serves")?;
         let data = node.data()?;
-        let mut given_up = Vec::new();
+        let mut given_up = GivenUp::default();
         for (at, bytes) in data.chunks(SECTOR).enumerate() {
             // Nothing but the force itself says any more what is stale there.
             let stale = fork.forced && fork.stale.contains(&at);
@@ -122,9 +134,9 @@ impl World {
             match self.memory.check(at, bytes, self.now) {
                 // What was written since may be lost again, and what was there then come back.
                 Ok(()) if !stale => {}
-                Ok(()) => given_up.extend(own.then_some(at)),
+                Ok(()) => given_up.perhaps.extend(own.then_some(at)),
                 Err(_) if own && (stale || (fork.forced && self.memory.may_survive(at, bytes))) => {
-                    given_up.push(at);
+                    given_up.wholly.push(at);
                 }
                 Err(error) => return Err(error),
             }
