@@ -96,6 +96,12 @@ impl World {
         Some(memory)
     }
 
+    /// What `node` holds goes on, whatever that is: the other one has given everything up.
+    pub(crate) fn is_all_there_is(&mut self, node: usize) {
+        self.memory = self.as_held_by(node).unwrap_or_else(|| self.memory.clone());
+        self.expect_otherwise();
+    }
+
     /// The nodes are connected.
     pub(crate) fn fork_is_mixed(&mut self) {
         if let Some(fork) = &mut self.admin.fork {
@@ -158,7 +164,7 @@ impl World {
         };
         if node.is_some_and(lacks) || mixed || self.is_exchanged(survivor) {
             // What it lacks the one that gives up has.
-            self.memory = self.as_held_by(survivor).unwrap_or_else(|| self.memory.clone());
+            self.is_all_there_is(survivor);
         }
         // What is stale here the other node alone has, whatever has become of it there.
         let other = if mixed { self.as_held_by(1 - survivor).unwrap_or(other) } else { other };

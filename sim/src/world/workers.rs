@@ -221,6 +221,9 @@ impl World {
             n.force |= unsure || only;
             if unsure {
                 self.fork(node, true);
+            } else if only {
+                // Its former worker may have ended since, and with it what its disk had dropped.
+                self.is_all_there_is(node);
             }
             let Some(n) = self.nodes.get_mut(node) else { return };
             if let Err(error) = n.start_primary(now, mode, resuid, n.force) {
