@@ -6,35 +6,33 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hast_net::errno::Errno;
 
-use crate::{Answer, Change, Create, Gate, MAX_NAME, NOWHERE, Started, Ticket, Which, abi};
+use crate::{Answer, Change, Create, Gate, MAX_NAME, Started, Ticket, Which, abi};
 
 /// How often a device that is there when it is created, and gone when it is taken over, is tried again.
 const ATTEMPTS: usize = 3;
 
 /// A device that this process serves. When it is dropped the device disappears, unless
-/// [`leave`](Device::leave) was called.
+/// [`leave`](Device::leave) was called, or the kernel may be reading for it ([`destroy`](Device::destroy)).
 pub struct Device {
     gate: Arc<dyn Gate>,
     unit: i32,
     sectorsize: u32,
     /// Bytes.
     mediasize: AtomicU64,
-    /// What the kernel can read from by itself.
-    provider: Mutex<Provider>,
-    /// Nothing is left to be destroyed, or it is the successor's.
+    direct: Mutex<Direct>,
+    /// Nothing is left to be destroyed, or it is somebody else's.
     released: AtomicBool,
 }
 
-/// What the kernel can read from by itself. It is never taken away while the device exists: the kernel would free what reads
-/// that are under way still use. Where it is not to be read from, the offset is [`NOWHERE`].
+/// Whether the kernel serves reads itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Provider {
-    /// Nothing, as far as this process knows.
-    None,
-    /// What [`Device::read_from`] has named.
-    Ours,
-    /// What a predecessor has named, whatever that was.
-    Unknown,
+enum Direct {
+    /// It never has.
+    Never,
+    /// It does.
+    On,
+    /// It does not any more. What it has begun may be under way.
+    Off,
 }
 
 /// How a device came to be.
@@ -163,7 +161,9 @@ impl Device {
                     let device = Device::of(gate, unit, create);
                     // Until it is known to be in order it is not ours to destroy.
                     device.leave();
+                    *device.lock_direct() = Direct::On; // nobody knows
                     device.read_here()?;
+                    device.modify("taking the device over", &Change::Info(create.info.clone()))?;
                     device.released.store(false, Ordering::Relaxed);
                     return Ok((device, Origin::TakenOver));
                 }
@@ -180,7 +180,7 @@ impl Device {
             unit,
             sectorsize: create.sectorsize,
             mediasize: AtomicU64::new(create.mediasize),
-            provider: Mutex::new(Provider::None),
+            direct: Mutex::new(Direct::Never),
             released: AtomicBool::new(false),
         }
     }
@@ -250,34 +250,24 @@ impl Device {
     }
 
     /// Lets the kernel serve reads by itself, from the provider at `path`, which has `size` bytes, `offset` bytes further on.
-    /// It is the same provider each time.
     ///
     /// # Errors
     ///
-    /// What the kernel refuses: EINVAL if that is no GEOM provider. EINVAL, too, if it is too small. EBUSY: a predecessor
-    /// has named a provider, which cannot be replaced as long as the device exists.
+    /// What the kernel refuses: EINVAL if that is no GEOM provider. EINVAL, too, if it is too small.
     pub fn read_from(&self, path: &str, size: u64, offset: u64) -> Result<(), DeviceError> {
         let what = "switching direct reads on";
-        let refused = |errno| DeviceError::Refused { what, errno };
         // Refused here: the kernel would return with a lock held.
         let end = self.mediasize.load(Ordering::Relaxed).checked_add(offset);
         let fits = end.is_some_and(|end| end <= size) && offset.is_multiple_of(self.sectorsize.into());
         if path.len() > MAX_NAME || path.is_empty() || !fits {
-            return Err(refused(Errno::EINVAL));
+            return Err(DeviceError::Refused { what, errno: Errno::EINVAL });
         }
-        let mut provider = self.lock_provider();
-        match *provider {
-            Provider::None => {
-                self.modify(what, &Change::ReadFrom { provider: path.to_owned(), offset })?;
-                *provider = Provider::Ours;
-                Ok(())
-            }
-            Provider::Ours => {
-                let offset = i64::try_from(offset).map_err(|_| refused(Errno::EINVAL))?;
-                self.modify(what, &Change::ReadOffset(offset))
-            }
-            Provider::Unknown => Err(refused(Errno::EBUSY)),
+        let mut direct = self.lock_direct();
+        if *direct != Direct::On {
+            self.modify(what, &Change::ReadFrom { provider: path.to_owned(), offset })?;
+            *direct = Direct::On;
         }
+        Ok(())
     }
 
     /// Lets every read come here again. When this returns none is begun by the kernel any more; one that was under way
@@ -287,19 +277,16 @@ impl Device {
     ///
     /// What the kernel refuses. The device must not be used any longer then.
     pub fn read_here(&self) -> Result<(), DeviceError> {
-        let mut provider = self.lock_provider();
-        match self.modify("switching direct reads off", &Change::ReadOffset(NOWHERE)) {
-            Ok(()) if *provider == Provider::None => *provider = Provider::Unknown,
-            Ok(()) => {}
-            // There is no provider, or not any more: its disk is gone.
-            Err(DeviceError::Refused { errno: Errno::EINVAL, .. }) => *provider = Provider::None,
-            Err(error) => return Err(error),
+        let mut direct = self.lock_direct();
+        if *direct != Direct::Never {
+            self.modify("switching direct reads off", &Change::ReadHere)?;
+            *direct = Direct::Off;
         }
         Ok(())
     }
 
-    fn lock_provider(&self) -> MutexGuard<'_, Provider> {
-        self.provider.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_direct(&self) -> MutexGuard<'_, Direct> {
+        self.direct.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives the device another size in bytes. Another thread must be waiting for requests: the kernel lets
@@ -319,19 +306,26 @@ impl Device {
         self.released.store(true, Ordering::Relaxed);
     }
 
-    /// Takes the device away, whoever uses it. Whoever waits for requests is woken.
+    /// Takes the device away, whoever uses it. Whoever waits for requests is woken. False: the kernel may have begun to serve
+    /// a read itself, and must not lose the device before that has ended, which this process cannot see. No further one
+    /// begins, and the device is left to whoever can ([`Gate::reading`]).
     ///
     /// # Errors
     ///
     /// What the kernel refuses. That it is gone already is none.
-    pub fn destroy(&self) -> Result<(), DeviceError> {
+    pub fn destroy(&self) -> Result<bool, DeviceError> {
         if self.released.swap(true, Ordering::Relaxed) {
-            return Ok(());
+            return Ok(true);
         }
-        // The kernel frees what it reads from, whatever is under way there: at least nothing more begins.
-        let _ = self.read_here();
+        if *self.lock_direct() != Direct::Never {
+            return match self.read_here() {
+                Ok(()) => Ok(false),
+                Err(DeviceError::Gone) => Ok(true),
+                Err(error) => Err(error),
+            };
+        }
         match self.gate.destroy(&Which::Unit(self.unit)) {
-            Ok(()) | Err(Errno::ENXIO) => Ok(()),
+            Ok(()) | Err(Errno::ENXIO) => Ok(true),
             Err(errno) => Err(DeviceError::Refused { what: "destroying the device", errno }),
         }
     }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use hast_net::errno::Errno;
 
-use crate::{Answer, Change, Create, Gate, Started, Ticket, Which, abi, settle};
+use crate::{Answer, Change, Create, Gate, Reading, Started, Ticket, Which, abi, settle};
 
 /// The kernel. Clones are the same one.
 #[derive(Clone, Default)]
@@ -106,13 +106,15 @@ struct Unit {
     waiting: VecDeque<(usize, Bio)>,
     handed_out: Vec<(usize, Bio)>,
     ended: BTreeMap<usize, Ended>,
-    read_from: Option<(String, i64)>,
+    read_from: Option<(String, u64)>,
     /// The provider was taken away and is still pointed at: whatever looks at it next panics the kernel.
     dangling: bool,
     /// Reads that the kernel serves itself and that have not ended, with what they bring.
     reading: Vec<(usize, Vec<u8>)>,
     /// Reads that the kernel served itself.
     direct_reads: usize,
+    /// How often it was asked whether it reads itself.
+    asked: usize,
 }
 
 /// When a process dies.
@@ -221,14 +223,19 @@ impl FakeKernel {
     /// Where the kernel reads from by itself; none if every read comes to the process.
     #[must_use]
     pub fn reads_from(&self, name: &str) -> Option<(String, u64)> {
-        let (path, offset) = self.look(name, |unit| unit.read_from.clone())??;
-        Some((path, u64::try_from(offset).ok()?))
+        self.look(name, |unit| unit.read_from.clone())?
     }
 
     /// How many reads it has served itself.
     #[must_use]
     pub fn direct_reads(&self, name: &str) -> usize {
         self.look(name, |unit| unit.direct_reads).unwrap_or_default()
+    }
+
+    /// How often it was asked whether it reads for a device itself.
+    #[must_use]
+    pub fn readings(&self, name: &str) -> usize {
+        self.look(name, |unit| unit.asked).unwrap_or_default()
     }
 
     /// Requests that wait, and those that were handed out.
@@ -317,7 +324,7 @@ impl Unit {
         self.panic_if_dangling();
         let (path, offset) = self.read_from.as_ref()?;
         let mut data = vec![0; usize::try_from(bio.length).ok()?];
-        let at = u64::try_from(bio.offset.checked_add(*offset)?).ok()?;
+        let at = u64::try_from(bio.offset).ok()?.checked_add(*offset)?;
         File::open(path).ok()?.read_exact_at(&mut data, at).ok()?;
         Some(data)
     }
@@ -330,17 +337,9 @@ impl Unit {
         assert!(!self.dangling, "page fault: the provider of direct reads was freed and is still used");
     }
 
-    /// The provider of direct reads is freed. A read under way still uses it.
-    fn free_provider(&mut self) {
-        self.panic_if_dangling();
-        if self.read_from.take().is_some() {
-            assert!(self.reading.is_empty(), "panic: a provider is detached with active requests");
-        }
-    }
-
     fn read_from(&mut self, provider: &str, offset: u64, known: bool) -> Result<(), Errno> {
-        let had = self.read_from.is_some();
-        self.free_provider();
+        self.panic_if_dangling();
+        let had = self.read_from.take().is_some();
         if provider.is_empty() {
             self.dangling = had;
             return Ok(());
@@ -352,19 +351,7 @@ impl Unit {
         let fits = end.is_some_and(|end| end <= size_of(provider))
             && offset.is_multiple_of(self.create.sectorsize.into());
         assert!(fits, "panic: MODIFY returns with the topology lock held");
-        self.read_from = Some((provider.to_owned(), i64::try_from(offset).map_err(|_| Errno::EINVAL)?));
-        Ok(())
-    }
-
-    fn read_at(&mut self, offset: i64) -> Result<(), Errno> {
-        self.panic_if_dangling();
-        let (provider, at) = self.read_from.as_mut().ok_or(Errno::EINVAL)?;
-        let end = offset.checked_add_unsigned(self.create.mediasize);
-        let fits = end.is_some_and(|end| u64::try_from(end).unwrap_or(0) <= size_of(provider));
-        if !fits || offset % i64::from(self.create.sectorsize) != 0 {
-            return Err(Errno::EINVAL);
-        }
-        *at = offset;
+        self.read_from = Some((provider.to_owned(), offset));
         Ok(())
     }
 }
@@ -399,6 +386,7 @@ impl Gate for Process {
                 dangling: false,
                 reading: Vec::new(),
                 direct_reads: 0,
+                asked: 0,
             };
             state.units.insert(number, unit);
             Ok(number)
@@ -484,6 +472,21 @@ impl Gate for Process {
         })
     }
 
+    fn info(&self, name: &str) -> Option<String> {
+        self.kernel.look(name, |unit| unit.create.info.clone())
+    }
+
+    fn reading(&self, name: &str) -> Option<Reading> {
+        if let Some(unit) = self.kernel.lock().units.values_mut().find(|unit| unit.create.name == name) {
+            unit.asked += 1;
+        }
+        self.kernel.look(name, |unit| match (&unit.read_from, unit.reading.is_empty()) {
+            (Some(_), _) => Reading::On,
+            (None, false) => Reading::Ending,
+            (None, true) => Reading::No,
+        })
+    }
+
     fn modify(&self, unit: i32, change: &Change) -> Result<(), Errno> {
         self.call(|state| {
             state.calls.push(Call::Modify(change.clone()));
@@ -492,7 +495,7 @@ impl Gate for Process {
             }
             let known = match change {
                 Change::ReadFrom { provider, .. } => state.providers.contains(provider),
-                Change::Mediasize(_) | Change::ReadOffset(_) => true,
+                Change::Mediasize(_) | Change::Info(_) | Change::ReadHere => true,
             };
             let unit = state.units.get_mut(&unit).ok_or(Errno::ENXIO)?;
             match change {
@@ -502,8 +505,12 @@ impl Gate for Process {
                     }
                     unit.create.mediasize = *bytes;
                 }
+                Change::Info(info) => unit.create.info.clone_from(info),
                 Change::ReadFrom { provider, offset } => unit.read_from(provider, *offset, known)?,
-                Change::ReadOffset(offset) => unit.read_at(*offset)?,
+                Change::ReadHere => {
+                    unit.panic_if_dangling();
+                    unit.read_from = None;
+                }
             }
             Ok(())
         })
@@ -517,8 +524,12 @@ impl Gate for Process {
                 Which::Name(name) => unit.create.name == *name,
             });
             let number = *found.ok_or(Errno::ENXIO)?.0;
-            if let Some(mut unit) = state.units.remove(&number) {
-                unit.free_provider();
+            if let Some(unit) = state.units.remove(&number) {
+                unit.panic_if_dangling();
+                assert!(
+                    unit.reading.is_empty(),
+                    "page fault: a read that the kernel serves itself ends without its device"
+                );
             }
             Ok(())
         })

@@ -8,10 +8,15 @@ use std::ptr;
 
 use hast_net::errno::Errno;
 
-use crate::{Answer, Change, Create, Gate, Started, Ticket, Which, abi, settle};
+use crate::{Answer, Change, Create, Gate, Reading, Started, Ticket, Which, abi, geom, settle};
 
+/// How often GEOM is asked again because it has become longer meanwhile.
+const CONFXML_ATTEMPTS: usize = 8;
 /// The longest request when the kernel does not say otherwise, in bytes.
 const DEFAULT_MAX_REQUEST: usize = 131_072;
+
+/// A name that no provider can have. With an empty one the kernel goes on using what it has freed.
+const NO_PROVIDER: &str = "/";
 
 /// `/dev/ggctl`, open.
 #[derive(Debug)]
@@ -163,6 +168,14 @@ impl Gate for Kernel {
         unsafe { self.call(abi::DONE, &mut argument) }
     }
 
+    fn info(&self, name: &str) -> Option<String> {
+        geom::info(&confxml().ok()?, name).map(str::to_owned)
+    }
+
+    fn reading(&self, name: &str) -> Option<Reading> {
+        geom::reading(&confxml().ok()?, name)
+    }
+
     fn modify(&self, unit: i32, change: &Change) -> Result<(), Errno> {
         let mut argument = abi::Modify {
             version: abi::VERSION,
@@ -178,19 +191,27 @@ impl Gate for Kernel {
                 argument.modify = abi::MODIFY_MEDIASIZE;
                 argument.mediasize = i64::try_from(*bytes).map_err(|_| Errno::EINVAL)?;
             }
+            Change::Info(info) => {
+                argument.modify = abi::MODIFY_INFO;
+                argument.info = abi::text(info).ok_or(Errno::EINVAL)?;
+            }
             Change::ReadFrom { provider, offset } => {
                 argument.modify = abi::MODIFY_READPROV | abi::MODIFY_READOFFSET;
                 let name = Some(provider).filter(|name| !name.is_empty());
                 argument.readprov = name.and_then(|name| abi::text(name)).ok_or(Errno::EINVAL)?;
                 argument.readoffset = i64::try_from(*offset).map_err(|_| Errno::EINVAL)?;
             }
-            Change::ReadOffset(offset) => {
-                argument.modify = abi::MODIFY_READOFFSET;
-                argument.readoffset = *offset;
+            Change::ReadHere => {
+                argument.modify = abi::MODIFY_READPROV;
+                argument.readprov = abi::text(NO_PROVIDER).ok_or(Errno::EINVAL)?;
             }
         }
         // SAFETY: MODIFY takes this structure, which points at nothing.
-        unsafe { self.call(abi::MODIFY, &mut argument) }
+        match unsafe { self.call(abi::MODIFY, &mut argument) } {
+            // There is no such provider; the one there was has been let go by then.
+            Err(Errno::EINVAL) if *change == Change::ReadHere => Ok(()),
+            result => result,
+        }
     }
 
     fn destroy(&self, which: &Which) -> Result<(), Errno> {
@@ -222,6 +243,43 @@ pub fn max_request() -> usize {
     };
     let known = result == 0 && length == size_of::<libc::c_ulong>();
     usize::try_from(bytes).ok().filter(|bytes| known && *bytes > 0).unwrap_or(DEFAULT_MAX_REQUEST)
+}
+
+/// What the kernel tells of GEOM: `kern.geom.confxml`.
+///
+/// # Errors
+///
+/// What the system refuses.
+pub fn confxml() -> io::Result<String> {
+    const NAME: &CStr = c"kern.geom.confxml";
+    for _ in 0..CONFXML_ATTEMPTS {
+        let mut length = 0;
+        // SAFETY: the name ends with a NUL; without a place for the value the kernel only says how long it is.
+        let asked = unsafe {
+            libc::sysctlbyname(NAME.as_ptr(), ptr::null_mut(), &raw mut length, ptr::null_mut(), 0)
+        };
+        if asked != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // It may grow before it is asked for.
+        length = length.saturating_add(length / 4).saturating_add(4096);
+        let mut text = vec![0_u8; length];
+        // SAFETY: `text` is `length` bytes long, and the kernel writes at most so many; nothing is set.
+        let read = unsafe {
+            libc::sysctlbyname(NAME.as_ptr(), text.as_mut_ptr().cast(), &raw mut length, ptr::null_mut(), 0)
+        };
+        if read == 0 {
+            text.truncate(length);
+            let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
+            text.truncate(end);
+            return Ok(String::from_utf8_lossy(&text).into_owned());
+        }
+        let error = io::Error::last_os_error();
+        if error.raw_os_error() != Some(libc::ENOMEM) {
+            return Err(error);
+        }
+    }
+    Err(io::ErrorKind::ResourceBusy.into())
 }
 
 fn load_module() -> io::Result<()> {

@@ -9,12 +9,13 @@ pub mod abi;
 mod device;
 #[cfg(feature = "fake")]
 pub mod fake;
+pub mod geom;
 #[cfg(target_os = "freebsd")]
 mod kernel;
 
 pub use device::{Device, DeviceError, Kind, Next, Origin, Request};
 #[cfg(target_os = "freebsd")]
-pub use kernel::{Kernel, OpenError, max_request};
+pub use kernel::{Kernel, OpenError, confxml, max_request};
 
 use std::os::fd::BorrowedFd;
 
@@ -22,10 +23,6 @@ use hast_net::errno::Errno;
 
 /// Longest device name in bytes, with the directory in front.
 pub const MAX_NAME: usize = abi::NAME_SIZE - 1;
-
-/// An offset at which no provider has anything, whatever is added to it, and a multiple of every sector size: with it every
-/// read comes to the process.
-pub const NOWHERE: i64 = i64::MIN / 2;
 
 /// The name of a provider's device below `/dev`.
 #[must_use]
@@ -42,7 +39,7 @@ pub struct Create {
     pub mediasize: u64,
     /// Bytes.
     pub sectorsize: u32,
-    /// What `geom gate list` shows.
+    /// Who serves it, in one line, which `geom gate list` shows.
     pub info: String,
 }
 
@@ -51,19 +48,29 @@ pub struct Create {
 pub enum Change {
     /// Another size, in bytes.
     Mediasize(u64),
-    /// From now on the kernel serves reads itself, from this provider, this many bytes further on. What it has read from
-    /// before it frees, though reads from there may be under way: this is for a device that reads from nowhere. Nor may the
-    /// provider's name be empty, or the device not fit on it behind `offset`: the kernel would panic, or keep a lock.
+    /// Somebody else serves it from now on.
+    Info(String),
+    /// From now on the kernel serves reads itself, from this provider, this many bytes further on. The provider's name must
+    /// not be empty, and the device must fit on it behind `offset`: the kernel would panic, or keep a lock.
     ReadFrom {
         /// The provider's path.
         provider: String,
         /// Where the device's first byte lies on it.
         offset: u64,
     },
-    /// From now on the kernel reads there on the provider that it has, in bytes; reads under way end as they began.
-    /// A read that begins at an offset below 0 fails, and so comes to the process ([`NOWHERE`]). EINVAL: there is no
-    /// provider.
-    ReadOffset(i64),
+    /// From now on every read comes to the process. What the kernel has begun to read itself ends as it began.
+    ReadHere,
+}
+
+/// Whether the kernel serves reads of a device itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// It does not.
+    No,
+    /// It does not any more, but some that it has begun are under way.
+    Ending,
+    /// It does.
+    On,
 }
 
 /// Which device is meant.
@@ -154,10 +161,17 @@ pub trait Gate: Send + Sync {
     /// Data that is not exactly as long as the ticket wants is answered as a failure, EIO.
     fn done(&self, ticket: Ticket, answer: Answer<'_>) -> Result<(), Errno>;
 
+    /// Who serves a device ([`Create::info`]). None: there is no such device, or the kernel does not say.
+    fn info(&self, name: &str) -> Option<String>;
+
+    /// Whether the kernel serves reads of a device itself. None: there is no such device, or the kernel does not say.
+    fn reading(&self, name: &str) -> Option<Reading>;
+
     /// Changes a device.
     fn modify(&self, unit: i32, change: &Change) -> Result<(), Errno>;
 
-    /// Takes a device away, in use or not. Whoever waits for requests is woken. ENXIO: it is gone already.
+    /// Takes a device away, in use or not. Whoever waits for requests is woken. ENXIO: it is gone already. While the kernel
+    /// reads for the device itself it must not be called: what such a read looks at when it ends is freed here.
     fn destroy(&self, which: &Which) -> Result<(), Errno>;
 }
 

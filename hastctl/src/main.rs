@@ -10,8 +10,6 @@ mod condition;
 mod create;
 mod discard;
 mod dump;
-#[cfg(any(test, target_os = "freebsd"))]
-mod geom;
 mod human;
 mod options;
 mod report;

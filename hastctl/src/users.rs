@@ -84,11 +84,10 @@ fn openers(proc: &Path, node: &Path) -> Vec<u32> {
 #[cfg(target_os = "freebsd")]
 fn holders(_: &Path, name: &str) -> Vec<String> {
     let name = format!("hast/{name}");
-    let asked = std::process::Command::new("sysctl").args(["-n", "kern.geom.confxml"]).output();
-    let confxml =
-        asked.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-    let users = crate::geom::users(&confxml, &name);
-    let text = |user: crate::geom::User<'_>| format!("{} {}", printable(user.class), printable(user.geom));
+    let confxml = hast_ggate::confxml().unwrap_or_default();
+    let users = hast_ggate::geom::users(&confxml, &name);
+    let text =
+        |user: hast_ggate::geom::User<'_>| format!("{} {}", printable(user.class), printable(user.geom));
     users.into_iter().map(|user| format!("/dev/{}, open in {}", printable(&name), text(user))).collect()
 }
 

@@ -111,8 +111,8 @@ pub enum StartKind {
     Primary {
         /// Listening socket for NBD clients, non-blocking, if there is to be one.
         nbd: Option<OwnedFd>,
-        /// GEOM Gate's control device, if the device is to be made there.
-        gate: Option<OwnedFd>,
+        /// GEOM Gate, if the device is to be made there.
+        gate: Option<GateStart>,
     },
     /// A secondary with a primary that has completed the second step of the handshake.
     Secondary {
@@ -127,6 +127,18 @@ pub enum StartKind {
         /// The primary's second header.
         hello: SecondHello,
     },
+}
+
+/// What a primary needs for a device of GEOM Gate.
+#[derive(Debug)]
+pub struct GateStart {
+    /// The control device.
+    pub control: OwnedFd,
+    /// Which hastd this is, as the device says it.
+    pub owner: String,
+    /// A worker of this hastd has served the device since the node became primary ([`ToSupervisor::Served`]): what waits in
+    /// it was meant for the data as they are. What an earlier hastd has left behind need not be.
+    pub served: bool,
 }
 
 /// New settings for a running primary.
@@ -158,6 +170,10 @@ pub enum ToSupervisor {
     /// A primary has given its disk up: a worker that replaces it begins with this metadata, not with the disk's. Or, with
     /// none, the disk is in use again.
     Detached(Option<Box<Metadata>>),
+    /// A primary's device of GEOM Gate is served ([`GateStart::served`]).
+    Served,
+    /// It is to be destroyed before another worker begins, with all that waits in it.
+    DiscardDevice,
     /// A client of the NBD export has gone without taking leave: it may be the kernel's device.
     ClientLost,
     /// Something a hook wants to hear of.

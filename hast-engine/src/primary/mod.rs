@@ -418,6 +418,18 @@ impl Primary {
         self.link.is_up() && !self.sync.is_open()
     }
 
+    /// Whether this primary carries requests out: it has met the other node, or has tried once in vain.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        self.phase == Phase::Serving
+    }
+
+    /// Whether the data here is out of date and is being made up for, or has to be, from the other node.
+    #[must_use]
+    pub fn is_target(&self) -> bool {
+        self.sync.target
+    }
+
     /// Whether what this primary starts from is durable: that it is the primary, and what was forced.
     #[must_use]
     pub fn has_begun(&self) -> bool {

@@ -13,7 +13,7 @@ use hast_net::control::{Divergence, Facts, Statistics, WorkerStatus};
 use hast_net::handshake::{BootId, Extensions, Meeting, Met, Parting, SecondHello};
 use hast_net::payload::{Checksum, Compression};
 
-use super::{Packet, Reload, Start, StartKind, ToSupervisor, ToWorker};
+use super::{GateStart, Packet, Reload, Start, StartKind, ToSupervisor, ToWorker};
 
 impl ToWorker {
     pub(super) fn encode(self) -> Packet {
@@ -87,7 +87,11 @@ impl Start {
             StartKind::Primary { nbd, gate } => {
                 nv.u8("nbd", nbd.is_some().into());
                 nv.u8("gate", gate.is_some().into());
-                [Some(self.provider), nbd, gate].into_iter().flatten().collect()
+                let control = gate.map(|GateStart { control, owner, served }| {
+                    nv.str("owner", &owner).u8("served", served.into());
+                    control
+                });
+                [Some(self.provider), nbd, control].into_iter().flatten().collect()
             }
             StartKind::Secondary { out, in_, version, ext, hello } => {
                 nv.u8("version", version);
@@ -125,7 +129,8 @@ impl Start {
                     0 => Ok(None),
                     _ => descriptors.next().map(Some),
                 };
-                StartKind::Primary { nbd: if_sent("nbd")?, gate: if_sent("gate")? }
+                let (nbd, control) = (if_sent("nbd")?, if_sent("gate")?);
+                StartKind::Primary { nbd, gate: control.map(|control| get_gate(list, control)).transpose()? }
             }
             Role::Secondary => StartKind::Secondary {
                 out: descriptors.next()?,
@@ -182,6 +187,8 @@ impl ToSupervisor {
                 }
                 nv.into()
             }
+            ToSupervisor::Served => message("served").into(),
+            ToSupervisor::DiscardDevice => message("discard-device").into(),
             ToSupervisor::ClientLost => message("client-lost").into(),
             ToSupervisor::Event { event, complete, dirty } => {
                 let mut nv = message("event");
@@ -206,6 +213,8 @@ impl ToSupervisor {
             "cancel" => Ok(ToSupervisor::Cancel { id: need(list.u32("id"), "id")? }),
             "begun" => Ok(ToSupervisor::Begun),
             "detached" => list.u8_array("metadata").map(get_metadata).transpose().map(ToSupervisor::Detached),
+            "served" => Ok(ToSupervisor::Served),
+            "discard-device" => Ok(ToSupervisor::DiscardDevice),
             "client-lost" => Ok(ToSupervisor::ClientLost),
             "event" => Ok(ToSupervisor::Event {
                 event: need(list.str("name").and_then(Event::parse), "name")?,
@@ -219,6 +228,11 @@ impl ToSupervisor {
             other => Err(invalid(&format!("unknown message `{other}'"))),
         }
     }
+}
+
+fn get_gate(list: &nv::List<'_>, control: OwnedFd) -> io::Result<GateStart> {
+    let owner = need(list.str("owner"), "owner")?.to_owned();
+    Ok(GateStart { control, owner, served: need(list.u8("served"), "served")? != 0 })
 }
 
 pub(super) fn message(msg: &str) -> nv::Writer {

@@ -15,7 +15,8 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use super::codec::message;
 use super::{
-    Channel, Outgoing, PACKET_MAX, Packet, Reload, Start, StartKind, ToSupervisor, ToWorker, make_room,
+    Channel, GateStart, Outgoing, PACKET_MAX, Packet, Reload, Start, StartKind, ToSupervisor, ToWorker,
+    make_room,
 };
 
 fn channels() -> (Channel, Channel) {
@@ -143,7 +144,11 @@ fn a_primary_starts_with(has: (bool, bool)) {
         provider: given_provider.into(),
         kind: StartKind::Primary {
             nbd: has.0.then(|| given_nbd.into()),
-            gate: has.1.then(|| given_gate.into()),
+            gate: has.1.then(|| GateStart {
+                control: given_gate.into(),
+                owner: "hastd at /var/run/hastctl".into(),
+                served: has.0,
+            }),
         },
         unsure: false,
         detached: None,
@@ -157,7 +162,9 @@ fn a_primary_starts_with(has: (bool, bool)) {
     assert!(connected(start.provider, &mut provider));
     assert_eq!((received.is_some(), received_gate.is_some()), has);
     assert!(received.is_none_or(|received| connected(received, &mut nbd)));
-    assert!(received_gate.is_none_or(|received| connected(received, &mut gate)));
+    let Some(GateStart { control, owner, served }) = received_gate else { return };
+    assert!(connected(control, &mut gate));
+    assert_eq!((owner.as_str(), served), ("hastd at /var/run/hastctl", has.0));
 }
 
 #[test]

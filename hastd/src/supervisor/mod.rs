@@ -112,6 +112,8 @@ struct Supervisor {
     config: Config,
     config_path: PathBuf,
     node: Node,
+    /// Which hastd of this machine this is, the same after a restart: devices say it.
+    owner: String,
     /// A reload that waits for the name service.
     reload: Option<Reload>,
     /// In the background and without `-P`: the pidfile follows the configuration.

@@ -12,6 +12,7 @@ use hast_format::metadata::Role;
 use hast_net::control::WorkerStatus;
 use hast_net::handshake::BootId;
 
+use super::device::Device;
 use super::hooks::Condition;
 use super::resource::{Complete, Pending, Step};
 use super::{EX_NOINPUT, Supervisor};
@@ -321,6 +322,8 @@ impl Supervisor {
                         resource.detached = metadata;
                     }
                 }
+                ToSupervisor::Served => self.with_device(index, Device::served),
+                ToSupervisor::DiscardDevice => self.with_device(index, Device::discard),
                 ToSupervisor::ClientLost => self.attach_again(index),
                 ToSupervisor::Event { event, complete, dirty } => {
                     self.note(index, event);
@@ -329,6 +332,13 @@ impl Supervisor {
                 }
                 ToSupervisor::Status { id, status } => self.worker_answered(index, id, *status, now),
             }
+        }
+    }
+
+    fn with_device(&mut self, index: usize, tell: impl FnOnce(&mut Device)) {
+        let resource = self.resources.get_mut(index);
+        if let Some(device) = resource.and_then(|resource| resource.device.as_mut()) {
+            tell(device);
         }
     }
 
@@ -397,6 +407,9 @@ impl Supervisor {
             (None, signal) => {
                 log::error!("Worker process killed (pid={pid}, signal={}).", signal.unwrap_or_default());
             }
+        }
+        if let Some(device) = &mut resource.device {
+            device.worker_ended();
         }
         drop(scope);
         match (resource.role, status.code()) {

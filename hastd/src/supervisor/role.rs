@@ -14,8 +14,7 @@ use hast_format::metadata::{Metadata, Role};
 use hast_net::control::Entry;
 use hast_provider::Provider;
 
-use super::attach;
-use super::device::Device;
+use super::device::{self, Device};
 use super::jobs::{JobId, UnusableError};
 use super::promotion::{Outdated, Promotion};
 use super::resource::{Change, Pending, Step, Task, Waiter};
@@ -53,6 +52,10 @@ impl Supervisor {
                     return;
                 }
                 Some(Task::SetRole { role, waiter, .. }) if role == resource.role => {
+                    if role != Role::Primary {
+                        let (directory, provider) = (&resource.nbd_directory, &resource.config.provname);
+                        device::sweep(directory.as_deref(), provider, &self.owner);
+                    }
                     self.answer_role(index, waiter, role);
                 }
                 Some(Task::SetRole { role, promotion, waiter }) => {
@@ -169,13 +172,12 @@ impl Supervisor {
         let was = resource.role;
         let scope = resource.scope();
         resource.device = None;
-        if role != Role::Primary
-            && let Some(directory) = &resource.nbd_directory
-        {
-            attach::sweep(directory, &resource.config.provname);
+        let (directory, provider) = (resource.nbd_directory.as_deref(), &resource.config.provname);
+        if role != Role::Primary {
+            device::sweep(directory, provider, &self.owner);
         }
         if role == Role::Primary {
-            match Device::open(resource.nbd_directory.as_deref(), &resource.config.provname) {
+            match Device::open(directory, provider, &self.owner) {
                 Ok(device) => resource.device = Some(device),
                 Err(error) => {
                     log::error!("Device cannot be created: {error}");

@@ -108,6 +108,7 @@ impl Prepared {
             let listener = Watched::new(&poller, key(), listener, true, false).map_err(unable)?;
             listeners.push(PeerListener { address, listener, resume: None });
         }
+        let owner = device_owner(&self.node, &self.config.control);
         let mut supervisor = Supervisor {
             control,
             control_resume: None,
@@ -130,6 +131,7 @@ impl Prepared {
             config: self.config,
             config_path: self.config_path,
             node: self.node,
+            owner,
             reload: None,
             pidfile_follows: !options.foreground && options.pidfile.is_none(),
             ending: false,
@@ -163,6 +165,13 @@ impl Prepared {
         }
         Ok(supervisor)
     }
+}
+
+/// Which hastd this is, as its devices say it. A jail has a name of its own.
+fn device_owner(node: &Node, control: &Address) -> String {
+    let name = node.names.first().map_or("", String::as_str);
+    // The kernel tells it in XML, and not every version escapes it.
+    format!("hastd of {name} at {}", control_place(control)).replace(['&', '<', '>'], "?")
 }
 
 /// How the control address is logged: a path without its protocol.

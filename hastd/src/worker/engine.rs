@@ -114,6 +114,16 @@ impl Engine {
         matches!(self, Engine::Primary(primary) if primary.has_begun())
     }
 
+    /// Whether a primary has met the other node, or has tried in vain, and carries requests out.
+    pub(super) fn is_serving(&self) -> bool {
+        matches!(self, Engine::Primary(primary) if primary.is_serving())
+    }
+
+    /// Whether a primary's data is out of date, and the other node's is right.
+    pub(super) fn is_target(&self) -> bool {
+        matches!(self, Engine::Primary(primary) if primary.is_target())
+    }
+
     /// Whether the device may hand over another request.
     pub(super) fn wants_requests(&self) -> bool {
         match self {

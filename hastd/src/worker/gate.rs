@@ -63,6 +63,8 @@ pub(super) struct Opened {
     source: Source,
     /// The longest request, in bytes. Asked for here: in capability mode the kernel does not tell.
     longest: usize,
+    /// [`Server::is_left_behind`].
+    left_behind: bool,
 }
 
 impl Opened {
@@ -72,14 +74,20 @@ impl Opened {
     }
 
     /// Creates the device or takes it over. `source` says where the kernel may read by itself, once that is
-    /// allowed.
-    pub(super) fn open(gate: Arc<dyn Gate>, create: &Create, source: Source) -> Result<Opened, DeviceError> {
+    /// allowed. `served`: a worker of the same hastd has served it since the node became primary.
+    pub(super) fn open(
+        gate: Arc<dyn Gate>,
+        create: &Create,
+        source: Source,
+        served: bool,
+    ) -> Result<Opened, DeviceError> {
         let (device, origin) = Device::open(gate, create)?;
         match origin {
             Origin::Created => log::info!("Device {} created.", create.name),
             Origin::TakenOver => log::info!("Device {} recovered.", create.name),
         }
-        Ok(Opened { device, source, longest: max_request() })
+        let left_behind = origin == Origin::TakenOver && !served;
+        Ok(Opened { device, source, longest: max_request(), left_behind })
     }
 }
 
@@ -99,6 +107,7 @@ pub(super) struct Server {
     stopping: bool,
     /// The nodes are in step, as far as the kernel was told: it could read by itself.
     in_step: bool,
+    left_behind: bool,
 }
 
 /// A request of the kernel on its way through the engine.
@@ -121,7 +130,7 @@ impl Server {
         pool: Pool,
         wake: impl Fn() + Send + Sync + 'static,
     ) -> std::io::Result<Server> {
-        let Opened { device, source, longest } = opened;
+        let Opened { device, source, longest, left_behind } = opened;
         let shared = Arc::new(Shared {
             device,
             longest,
@@ -142,6 +151,7 @@ impl Server {
             last_request: FIRST_ID,
             stopping: false,
             in_step: false,
+            left_behind,
         };
         for number in 0..THREADS {
             let shared = Arc::clone(&server.shared);
@@ -175,6 +185,17 @@ impl Server {
             self.turns.pop_front();
             self.answer(key);
         }
+    }
+
+    /// Whether an earlier hastd has left the device behind, and nobody has said yet that it is to be served: what waits in it
+    /// was meant for the data as they were then.
+    pub(super) fn is_left_behind(&self) -> bool {
+        self.left_behind
+    }
+
+    /// What waits in a device that was left behind is to be served.
+    pub(super) fn keep(&mut self) {
+        self.left_behind = false;
     }
 
     /// Requests that the engine has.
@@ -233,10 +254,7 @@ impl Server {
             }
             // Nobody reads from a device that is not there.
             Err(DeviceError::Gone) => Ok(()),
-            Err(error) => device.destroy().map_err(|second| {
-                log::error!("{second}");
-                error
-            }),
+            Err(error) => Err(error),
         }
     }
 
@@ -253,14 +271,17 @@ impl Server {
         lock(&self.shared.state).failure.take()
     }
 
-    /// Parts from the device: it is left to a successor, with what is not answered, or destroyed.
+    /// Parts from the device: it is left to a successor, with what is not answered, or destroyed; by the supervisor if the
+    /// kernel may still be reading for it.
     pub(super) fn finish(&mut self, successor: bool) {
         self.stop();
-        if successor {
+        // Nobody could keep the kernel from reading what is old by then.
+        if successor && matches!(self.shared.device.read_here(), Ok(()) | Err(DeviceError::Gone)) {
             return self.shared.device.leave();
         }
         match self.shared.device.destroy() {
-            Ok(()) => {
+            Ok(false) => log::debug!("The device is left to the supervisor."),
+            Ok(true) => {
                 // The kernel has woken them.
                 for thread in self.threads.drain(..) {
                     // A panic in a thread has been reported by the panic itself.

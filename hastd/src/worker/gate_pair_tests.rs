@@ -10,8 +10,6 @@ use hast_ggate::Change;
 use hast_net::frame::{self, Frame, Limits, Receiver};
 use hast_net::handshake::{Extensions, FirstAnswer, FirstHello, SecondHello};
 
-use crate::ipc::ToSupervisor;
-
 /// Two workers, and this test for both supervisors.
 struct Pair {
     _directory: tempfile::TempDir,
@@ -19,11 +17,15 @@ struct Pair {
     b: Disk,
     kernel: FakeKernel,
     primary: Option<Worker>,
+    /// What the primary is for its kernel.
+    process: Option<Arc<Process>>,
     secondary: Option<Worker>,
     half: Option<(FirstAnswer, TcpStream)>,
     sockets: Vec<TcpStream>,
     reachable: bool,
     events: Vec<Event>,
+    /// The primary's device is to be destroyed.
+    discards: bool,
 }
 
 impl Pair {
@@ -38,22 +40,43 @@ impl Pair {
             b,
             kernel,
             primary: None,
+            process: None,
             secondary: None,
             half: None,
             sockets: Vec::new(),
             reachable: true,
             events: Vec::new(),
+            discards: false,
         };
         pair.start_primary();
         pair
     }
 
     fn start_primary(&mut self) -> Arc<Process> {
-        let process = Arc::new(self.kernel.process());
+        self.start_primary_of(&self.kernel.clone(), self.a.resource("tcp4://127.0.0.1"), true)
+    }
+
+    fn start_primary_of(&mut self, kernel: &FakeKernel, resource: Resource, served: bool) -> Arc<Process> {
+        let process = Arc::new(kernel.process());
         let kind = StartKind::Primary { nbd: None, gate: None };
-        let resource = self.a.resource("tcp4://127.0.0.1");
-        self.primary = Some(Worker::start(resource, kind, Some(process.clone())).unwrap());
+        let gate = UsedGate { kernel: process.clone(), owner: OWNER.into(), served };
+        self.primary = Some(Worker::of(resource, kind, Some(gate)).unwrap());
+        self.process = Some(process.clone());
         process
+    }
+
+    /// Ends it in order, with all threads that wait in the kernel.
+    fn stop_primary(&mut self) {
+        assert_eq!(self.primary.take().unwrap().stop(), 0);
+        self.process.take().unwrap().kill();
+    }
+
+    /// The hastd of node a has died, and its worker has left the device behind.
+    fn orphan_primary(&mut self) {
+        let mut worker = self.primary.take().unwrap();
+        worker.orphan();
+        assert_eq!(worker.exit_code(), 0);
+        self.process.take().unwrap().kill();
     }
 
     /// Does what supervisors do until `done`.
@@ -67,7 +90,9 @@ impl Pair {
                 match message {
                     ToSupervisor::Connect { side, id } => self.connect(side, id),
                     ToSupervisor::Event { event, .. } => self.events.push(event),
+                    ToSupervisor::DiscardDevice => self.discards = true,
                     ToSupervisor::Begun
+                    | ToSupervisor::Served
                     | ToSupervisor::Detached(_)
                     | ToSupervisor::ClientLost
                     | ToSupervisor::Cancel { .. }
@@ -177,7 +202,7 @@ fn the_kernel_reads_by_itself_only_while_the_nodes_are_in_step() {
 
     // A new worker does not allow them until it is in step itself.
     let calls = pair.kernel.calls().len();
-    assert_eq!(pair.primary.take().unwrap().stop(), 0);
+    pair.stop_primary();
     let process = pair.start_primary();
     assert_eq!(pair.run(Bio::write(0, pattern(77, 4096))), Ok(Vec::new()));
     assert_eq!(pair.kernel.reads_from(DEVICE), None);
@@ -202,5 +227,71 @@ fn the_kernel_reads_by_itself_only_while_the_nodes_are_in_step() {
     pair.until("the write", |pair| pair.kernel.wait(DEVICE, write, Duration::from_millis(1)).is_some());
     assert_eq!(pair.kernel.reads_from(DEVICE), None);
     assert!(pair.run(Bio::read(0, 4096)) == Ok(pattern(78, 4096)));
-    assert_eq!(pair.primary.take().unwrap().stop(), 0);
+    pair.stop_primary();
+}
+
+/// A device that was left behind is not read by the kernel; the next hastd serves what waits there if the other node has not
+/// been written since. If it has, nothing of that reaches a disk.
+#[test]
+fn what_waits_in_a_device_that_was_left_behind_is_not_written_over_what_is_newer() {
+    for newer in [false, true] {
+        let mut pair = Pair::new();
+        pair.until_direct(true);
+        assert_eq!(pair.run(Bio::write(0, pattern(1, 4096))), Ok(Vec::new()));
+        pair.orphan_primary();
+        assert_eq!(pair.kernel.reads_from(DEVICE), None);
+        let (read, write) = (Bio::read(0, 4096), Bio::write(0, pattern(2, 4096)));
+        let [read, write] = [read, write].map(|bio| pair.kernel.submit(DEVICE, bio).unwrap());
+        pair.secondary.take().unwrap().exit_code();
+
+        if newer {
+            // The other node becomes primary and is written.
+            let kernel = FakeKernel::new();
+            pair.reachable = false;
+            pair.start_primary_of(&kernel, pair.b.resource("tcp4://127.0.0.1"), true);
+            let request = kernel.submit(DEVICE, Bio::write(0, pattern(3, 4096))).unwrap();
+            let ended = |_: &Pair| kernel.wait(DEVICE, request, Duration::from_millis(1)).is_some();
+            pair.until("the write on the other node", ended);
+            pair.stop_primary();
+            pair.reachable = true;
+        }
+
+        let device = pair.kernel.clone();
+        pair.start_primary_of(&device, pair.a.resource("tcp4://127.0.0.1"), false);
+        if newer {
+            pair.until("the end of the worker", |pair| pair.primary.as_ref().unwrap().has_ended());
+            assert_eq!(pair.primary.take().unwrap().exit_code(), 75);
+            let (waiting, taken) = device.queues(DEVICE);
+            assert_eq!(waiting + taken, 2, "neither was answered");
+            // The supervisor's part.
+            assert!(pair.discards);
+            device.process().destroy(&Which::Name(DEVICE.into())).unwrap();
+            pair.start_primary_of(&device, pair.a.resource("tcp4://127.0.0.1"), false);
+        } else {
+            for request in [read, write] {
+                let ended = |_: &Pair| device.wait(DEVICE, request, Duration::from_millis(1)).is_some();
+                pair.until("what has waited", ended);
+            }
+        }
+        let holds = pattern(if newer { 3 } else { 2 }, 4096);
+        assert!(pair.run(Bio::read(0, 4096)) == Ok(holds.clone()), "{newer}");
+        let both = |pair: &Pair| pair.a.data(0, 4096) == holds && pair.b.data(0, 4096) == holds;
+        pair.until("both disks to hold that", both);
+        pair.stop_primary();
+    }
+}
+
+/// L17: from a device whose direct reads cannot be switched off the kernel may go on reading what is old: its worker ends, and
+/// acknowledges nothing any more.
+#[test]
+fn a_device_whose_direct_reads_cannot_be_switched_off_is_not_served() {
+    let mut pair = Pair::new();
+    pair.until_direct(true);
+    pair.kernel.refuse_modify(Some(Errno::EBUSY));
+    pair.reachable = false;
+    pair.cut();
+    let write = pair.kernel.submit(DEVICE, Bio::write(0, pattern(1, 4096))).unwrap();
+    pair.until("the end of the worker", |pair| pair.primary.as_ref().unwrap().has_ended());
+    assert_eq!(pair.primary.take().unwrap().exit_code(), 71);
+    assert_eq!(pair.kernel.wait(DEVICE, write, Duration::ZERO), None);
 }

@@ -14,15 +14,16 @@ use hast_ggate::fake::{Bio, Call, FakeKernel, Moment, Process};
 use hast_ggate::{Which, abi};
 use hast_provider::Provider;
 
-use crate::ipc::{Channel, Start, StartKind, ToWorker};
+use crate::ipc::{Channel, Start, StartKind, ToSupervisor, ToWorker};
 use crate::worker::leader;
 use crate::worker::reactor::Reactor;
 use crate::worker::signals::Signals;
-use crate::worker::start;
+use crate::worker::start::{self, UsedGate};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const DEVICE: &str = "hast/disk0";
 const MEDIA: u64 = 16 << 20;
+const OWNER: &str = "hastd of a at ctl";
 
 fn pattern(seed: u64, length: usize) -> Vec<u8> {
     (0..length as u64)
@@ -79,6 +80,10 @@ struct Worker {
 
 impl Worker {
     fn start(resource: Resource, kind: StartKind, gate: Option<Arc<dyn Gate>>) -> Result<Worker, i32> {
+        Worker::of(resource, kind, gate.map(|kernel| UsedGate { kernel, owner: OWNER.into(), served: true }))
+    }
+
+    fn of(resource: Resource, kind: StartKind, gate: Option<UsedGate>) -> Result<Worker, i32> {
         let provider = Provider::open(&resource.localpath, true).unwrap().into_file().into();
         let start = Start {
             resource,
@@ -105,6 +110,16 @@ impl Worker {
     fn tell(&self, message: ToWorker) {
         // One that has just ended hears nothing.
         let _ = self.channel.send_to_worker(message);
+    }
+
+    /// The supervisor dies.
+    fn orphan(&mut self) {
+        let (channel, _) = Channel::pair().unwrap();
+        drop(mem::replace(&mut self.channel, channel));
+    }
+
+    fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
     fn exit_code(&mut self) -> i32 {
@@ -195,7 +210,7 @@ fn the_kernel_reads_by_itself_only_if_hast_conf_says_so() {
     kernel.add_provider(&path);
     let create = Create { name: DEVICE.into(), mediasize: 1 << 20, sectorsize: 512, info: String::new() };
     let source = Source { path: path.clone(), size: 1 << 20, offset: 0, allowed: false };
-    let opened = Opened::open(Arc::new(kernel.process()), &create, source).unwrap();
+    let opened = Opened::open(Arc::new(kernel.process()), &create, source, true).unwrap();
     let mut server = Server::start(opened, Pool::new(), || {}).unwrap();
     server.direct_reads(true).unwrap();
     assert_eq!(kernel.reads_from(DEVICE), None);
@@ -213,7 +228,7 @@ fn the_kernel_reads_by_itself_only_if_hast_conf_says_so() {
 fn what_a_disk_cannot_do_the_kernel_is_told() {
     let kernel = FakeKernel::new();
     let create = Create { name: DEVICE.into(), mediasize: 1 << 20, sectorsize: 512, info: String::new() };
-    let opened = Opened::open(Arc::new(kernel.process()), &create, nowhere()).unwrap();
+    let opened = Opened::open(Arc::new(kernel.process()), &create, nowhere(), true).unwrap();
     let mut server = Server::start(opened, Pool::new(), || {}).unwrap();
     for command in [abi::BIO_DELETE, abi::BIO_FLUSH] {
         let seq = kernel.submit(DEVICE, Bio::plain(command, 0, 4096)).unwrap();
@@ -230,7 +245,7 @@ fn what_a_disk_cannot_do_the_kernel_is_told() {
 fn an_error_of_one_piece_fails_its_request_once_all_pieces_are_back() {
     let kernel = FakeKernel::new();
     let create = Create { name: DEVICE.into(), mediasize: 1 << 20, sectorsize: 512, info: String::new() };
-    let opened = Opened::open(Arc::new(kernel.process()), &create, nowhere()).unwrap();
+    let opened = Opened::open(Arc::new(kernel.process()), &create, nowhere(), true).unwrap();
     let mut server = Server::start(opened, Pool::new(), || {}).unwrap();
     let seq = kernel.submit(DEVICE, Bio::read(0, 400_384)).unwrap();
     let (first, _) = wait_for("the request", || server.next_request());
@@ -249,7 +264,7 @@ fn an_error_of_one_piece_fails_its_request_once_all_pieces_are_back() {
 fn what_the_worker_does_not_take_waits_in_the_kernel() {
     let kernel = FakeKernel::new();
     let create = Create { name: DEVICE.into(), mediasize: 1 << 20, sectorsize: 512, info: String::new() };
-    let opened = Opened::open(Arc::new(kernel.process()), &create, nowhere()).unwrap();
+    let opened = Opened::open(Arc::new(kernel.process()), &create, nowhere(), true).unwrap();
     let mut server = Server::start(opened, Pool::new(), || {}).unwrap();
     let seqs: Vec<_> =
         (0..2 * MAX_TAKEN).map(|_| kernel.submit(DEVICE, Bio::read(0, 512)).unwrap()).collect();
@@ -332,7 +347,6 @@ fn a_successor_answers_everything_wherever_a_worker_dies() {
                 assert_eq!(alone.run(Bio::write(0, pattern(0, 512))), Ok(Vec::new()));
                 assert_eq!(successor.stop(), 0);
             }
-            assert!(!alone.kernel.exists(DEVICE));
         }
     }
     assert!(died > 20, "only {died} workers died where they should");
@@ -355,26 +369,34 @@ fn a_device_that_cannot_be_had_is_a_refusal() {
     assert_eq!(alone.start(&process).err(), Some(71));
 }
 
-/// L17: a device from which the kernel may go on reading is not served, it goes.
+/// Who uses the device of a hastd that has died waits for the next one.
 #[test]
-fn a_device_whose_direct_reads_cannot_be_switched_off_is_destroyed() {
+fn an_orphan_leaves_its_device_to_the_next_hastd() {
     let alone = Alone::new();
-    alone.kernel.refuse_modify(Some(Errno::EBUSY));
-    let (_, mut worker) = alone.worker();
-    assert_eq!(worker.exit_code(), 71);
-    assert!(!alone.kernel.exists(DEVICE));
-}
-
-/// A supervisor that is gone has no successor for the device.
-#[test]
-fn an_orphan_leaves_no_device_behind() {
-    let alone = Alone::new();
-    let (_, mut worker) = alone.worker();
+    let (process, mut worker) = alone.worker();
     assert_eq!(alone.run(Bio::write(0, pattern(0, 512))), Ok(Vec::new()));
-    let (channel, _) = Channel::pair().unwrap();
-    drop(mem::replace(&mut worker.channel, channel));
+    worker.orphan();
     assert_eq!(worker.exit_code(), 0);
-    assert!(!alone.kernel.exists(DEVICE));
+    process.kill();
+    let write = alone.submit(Bio::write(512, pattern(1, 512)));
+    assert_eq!(alone.kernel.wait(DEVICE, write, Duration::ZERO), None);
+
+    let process = Arc::new(alone.kernel.process());
+    let gate = UsedGate { kernel: process.clone(), owner: "hastd of a at other".into(), served: false };
+    let kind = StartKind::Primary { nbd: None, gate: None };
+    let mut next = Worker::of(alone.disk.resource("none"), kind, Some(gate)).unwrap();
+    assert_eq!(alone.ended(write), Ok(Vec::new()));
+    assert_eq!(alone.disk.data(0, 1024), [pattern(0, 512), pattern(1, 512)].concat());
+    assert_eq!(process.info(DEVICE).as_deref(), Some("hastd of a at other"));
+    wait_for("the supervisor to be told", || {
+        let told = next.channel.recv_from_worker().ok()??;
+        matches!(told, ToSupervisor::Served).then_some(())
+    });
+    assert_eq!(next.stop(), 0);
+    assert!(
+        alone.kernel.exists(DEVICE),
+        "the kernel may be reading for it: the supervisor sees when it does not"
+    );
 }
 
 #[path = "gate_pair_tests.rs"]

@@ -133,6 +133,9 @@ impl Reactor {
 
     /// Does what there is to do before anything happens.
     pub(super) fn begin(&mut self) {
+        if self.devices.has_gate() && !self.devices.is_left_behind() {
+            self.tell(ToSupervisor::Served);
+        }
         self.act();
         self.settle();
     }
@@ -286,8 +289,37 @@ impl Reactor {
         }
     }
 
+    /// Whether the device is to be served by now.
+    ///
+    /// What waits in one that an earlier hastd has left behind was meant for the data as they were then. So the other node is
+    /// asked first: if that has been written since, the device goes, and everything that waits fails.
+    fn may_serve(&mut self) -> bool {
+        if !self.devices.is_left_behind() {
+            return true;
+        }
+        if self.phase != Phase::Running || !self.engine.is_serving() {
+            return false;
+        }
+        if self.engine.is_target() {
+            log::error!(
+                "The device was left behind, and the other node has been written since: it is destroyed, and what waits \
+                 there fails."
+            );
+            self.tell(ToSupervisor::DiscardDevice);
+            self.fault = Some(TEMPORARY);
+            self.stop(self.stop_limit());
+            return false;
+        }
+        self.devices.keep();
+        self.tell(ToSupervisor::Served);
+        true
+    }
+
     /// Hands the device's requests to the engine, as many as it may have.
     fn admit(&mut self) {
+        if !self.may_serve() {
+            return;
+        }
         while self.phase == Phase::Running && !self.link.is_busy() && self.engine.wants_requests() {
             if self.devices.in_flight() >= MAX_REQUESTS {
                 return;
@@ -485,9 +517,9 @@ impl Reactor {
         self.phase = Phase::Leaving { code, deadline: self.now().saturating_add(LEAVE_LIMIT) };
     }
 
-    /// Whether another worker will take the device over.
+    /// Whether another worker will take the device over: of this hastd, or of the next one if this one has died.
     fn has_successor(&self, code: i32) -> bool {
-        code == TEMPORARY && !self.told_to_stop && !self.orphaned
+        !self.told_to_stop && (code == TEMPORARY || (self.orphaned && code == 0))
     }
 
     fn is_leaving(&self) -> bool {

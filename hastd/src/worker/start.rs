@@ -24,7 +24,7 @@ use super::gate;
 use super::peer::LinkSettings;
 use super::privileges::{self, PrivilegesError};
 use super::sandbox::{self, Purpose};
-use crate::ipc::{Channel, Start, StartKind, ToWorker};
+use crate::ipc::{Channel, GateStart, Start, StartKind, ToWorker};
 use crate::supervisor::process::TITLE_PREFIX;
 
 /// Exit code: the provider or what is on it cannot be used (EX_NOINPUT).
@@ -111,18 +111,30 @@ pub(super) fn receive(channel: &Channel) -> Result<Option<Start>, StartError> {
 
 /// Opens the log, checks the provider, makes the engine (at time zero) and the device, and drops privileges.
 pub(super) fn open(mut start: Start) -> Result<Started, StartError> {
-    let control = match &mut start.kind {
+    let gate = match &mut start.kind {
         StartKind::Primary { gate, .. } => gate.take(),
         StartKind::Secondary { .. } => None,
     };
     let name = hast_ggate::device_name(&start.resource.provname);
     let refused = |error| StartError::Device { name, error };
-    let gate = control.map(gate::kernel).transpose().map_err(refused)?;
+    let used = |GateStart { control, owner, served }| {
+        gate::kernel(control).map(|kernel| UsedGate { kernel, owner, served })
+    };
+    let gate = gate.map(used).transpose().map_err(refused)?;
     open_with(start, gate)
 }
 
+/// GEOM Gate as a worker uses it.
+pub(super) struct UsedGate {
+    pub(super) kernel: Arc<dyn Gate>,
+    /// [`GateStart::owner`].
+    pub(super) owner: String,
+    /// [`GateStart::served`].
+    pub(super) served: bool,
+}
+
 /// The same, with this GEOM Gate.
-pub(super) fn open_with(start: Start, gate: Option<Arc<dyn Gate>>) -> Result<Started, StartError> {
+pub(super) fn open_with(start: Start, gate: Option<UsedGate>) -> Result<Started, StartError> {
     let role = start.role();
     let Start {
         resource,
@@ -240,17 +252,13 @@ pub(super) fn confine(channel: &Channel, started: &Started) -> Result<(), StartE
 }
 
 /// Creates the device, or takes over what a predecessor left.
-fn open_device(
-    gate: Arc<dyn Gate>,
-    resource: &Resource,
-    layout: &Layout,
-) -> Result<gate::Opened, StartError> {
+fn open_device(gate: UsedGate, resource: &Resource, layout: &Layout) -> Result<gate::Opened, StartError> {
     let name = hast_ggate::device_name(&resource.provname);
     let create = Create {
         name: name.clone(),
         mediasize: layout.datasize(),
         sectorsize: layout.sectorsize(),
-        info: resource.remote_text().to_owned(),
+        info: gate.owner,
     };
     let source = gate::Source {
         path: resource.localpath.to_string_lossy().into_owned(),
@@ -258,7 +266,8 @@ fn open_device(
         offset: layout.localoff(),
         allowed: resource.direct_reads,
     };
-    gate::Opened::open(gate, &create, source).map_err(|error| StartError::Device { name, error })
+    gate::Opened::open(gate.kernel, &create, source, gate.served)
+        .map_err(|error| StartError::Device { name, error })
 }
 
 /// The part of the configuration that the engine goes by.

@@ -450,6 +450,8 @@ impl Board {
                 ToSupervisor::Cancel { .. }
                 | ToSupervisor::Begun
                 | ToSupervisor::Detached(_)
+                | ToSupervisor::Served
+                | ToSupervisor::DiscardDevice
                 | ToSupervisor::ClientLost => {}
                 ToSupervisor::Event { event, .. } => self.events.push((Role::Primary, event)),
                 ToSupervisor::Status { status, .. } => self.status = Some(*status),
