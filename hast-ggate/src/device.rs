@@ -20,6 +20,8 @@ pub struct Device {
     /// Bytes.
     mediasize: AtomicU64,
     direct: Mutex<Direct>,
+    /// Another process has made it, as large as it liked.
+    taken_over: bool,
     /// Nothing is left to be destroyed, or it is somebody else's.
     released: AtomicBool,
 }
@@ -158,7 +160,8 @@ impl Device {
             }
             match gate.cancel(&create.name) {
                 Ok(unit) => {
-                    let device = Device::of(gate, unit, create);
+                    let mut device = Device::of(gate, unit, create);
+                    device.taken_over = true;
                     // Until it is known to be in order it is not ours to destroy.
                     device.leave();
                     *device.lock_direct() = Direct::On; // nobody knows
@@ -181,6 +184,7 @@ impl Device {
             sectorsize: create.sectorsize,
             mediasize: AtomicU64::new(create.mediasize),
             direct: Mutex::new(Direct::Never),
+            taken_over: false,
             released: AtomicBool::new(false),
         }
     }
@@ -253,7 +257,8 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// What the kernel refuses: EINVAL if that is no GEOM provider. EINVAL, too, if it is too small.
+    /// What the kernel refuses: EINVAL if that is no GEOM provider. EINVAL, too, if it is too small. EBUSY: another process has
+    /// made the device, and nobody knows how large.
     pub fn read_from(&self, path: &str, size: u64, offset: u64) -> Result<(), DeviceError> {
         let what = "switching direct reads on";
         // Refused here: the kernel would return with a lock held.
@@ -261,6 +266,9 @@ impl Device {
         let fits = end.is_some_and(|end| end <= size) && offset.is_multiple_of(self.sectorsize.into());
         if path.len() > MAX_NAME || path.is_empty() || !fits {
             return Err(DeviceError::Refused { what, errno: Errno::EINVAL });
+        }
+        if self.taken_over {
+            return Err(DeviceError::Refused { what, errno: Errno::EBUSY });
         }
         let mut direct = self.lock_direct();
         if *direct != Direct::On {
@@ -308,7 +316,7 @@ impl Device {
 
     /// Takes the device away, whoever uses it. Whoever waits for requests is woken. False: the kernel may have begun to serve
     /// a read itself, and must not lose the device before that has ended, which this process cannot see. No further one
-    /// begins, and the device is left to whoever can ([`Gate::reading`]).
+    /// begins, and the device is left to whoever can ([`Gate::look`]).
     ///
     /// # Errors
     ///

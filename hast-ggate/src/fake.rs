@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use hast_net::errno::Errno;
 
-use crate::{Answer, Change, Create, Gate, Reading, Started, Ticket, Which, abi, settle};
+use crate::{Answer, Change, Create, Gate, Seen, Started, Ticket, Which, abi, settle};
 
 /// The kernel. Clones are the same one.
 #[derive(Clone, Default)]
@@ -98,6 +98,8 @@ struct State {
     refuse_modify: Option<Errno>,
     /// Reads that the kernel serves itself wait until they are let go.
     holds_reads: bool,
+    /// Nobody is told what there is.
+    silent: bool,
 }
 
 struct Unit {
@@ -113,7 +115,7 @@ struct Unit {
     reading: Vec<(usize, Vec<u8>)>,
     /// Reads that the kernel served itself.
     direct_reads: usize,
-    /// How often it was asked whether it reads itself.
+    /// How often it was asked what there is of it.
     asked: usize,
 }
 
@@ -232,9 +234,14 @@ impl FakeKernel {
         self.look(name, |unit| unit.direct_reads).unwrap_or_default()
     }
 
-    /// How often it was asked whether it reads for a device itself.
+    /// Nobody is told what there is any more.
+    pub fn say_nothing(&self) {
+        self.lock().silent = true;
+    }
+
+    /// How often it was asked what there is of a device.
     #[must_use]
-    pub fn readings(&self, name: &str) -> usize {
+    pub fn looks(&self, name: &str) -> usize {
         self.look(name, |unit| unit.asked).unwrap_or_default()
     }
 
@@ -472,19 +479,21 @@ impl Gate for Process {
         })
     }
 
-    fn info(&self, name: &str) -> Option<String> {
-        self.kernel.look(name, |unit| unit.create.info.clone())
+    fn exists(&self, name: &str) -> bool {
+        self.kernel.exists(name)
     }
 
-    fn reading(&self, name: &str) -> Option<Reading> {
-        if let Some(unit) = self.kernel.lock().units.values_mut().find(|unit| unit.create.name == name) {
-            unit.asked += 1;
+    fn look(&self, name: &str) -> Result<Option<Seen>, Errno> {
+        let mut state = self.kernel.lock();
+        if state.silent {
+            return Err(Errno::ETIMEDOUT);
         }
-        self.kernel.look(name, |unit| match (&unit.read_from, unit.reading.is_empty()) {
-            (Some(_), _) => Reading::On,
-            (None, false) => Reading::Ending,
-            (None, true) => Reading::No,
-        })
+        let unit = state.units.values_mut().find(|unit| unit.create.name == name);
+        Ok(unit.map(|unit| {
+            unit.asked += 1;
+            let reads = unit.read_from.is_some() || !unit.reading.is_empty();
+            Seen { info: unit.create.info.clone(), reads }
+        }))
     }
 
     fn modify(&self, unit: i32, change: &Change) -> Result<(), Errno> {

@@ -2,7 +2,7 @@
 //!
 //! The kernel writes one element a line, and that is all that is relied on: whatever is not found is left out.
 
-use crate::Reading;
+use crate::Seen;
 
 /// Who uses a provider.
 #[derive(Debug, PartialEq, Eq)]
@@ -37,35 +37,23 @@ pub fn users<'a>(confxml: &'a str, name: &str) -> Vec<User<'a>> {
     found
 }
 
-/// What the device `name` of the class `GATE` says of who serves it. It was given without `&`, `<` and `>`, or it is not found.
-#[must_use]
-pub fn info<'a>(confxml: &'a str, name: &str) -> Option<&'a str> {
+/// What there is of the device `name` of the class `GATE`. Its info was given without `&`, `<` and `>`, or it is not found.
+#[cfg_attr(not(target_os = "freebsd"), allow(dead_code))]
+pub(crate) fn seen(confxml: &str, name: &str) -> Option<Seen> {
     let mut place = Place::default();
-    confxml.lines().map(|line| Element(line.trim())).find_map(|element| {
-        place.enter(element);
-        let in_device = place.class == "GATE" && place.in_geom && place.geom == name && place.in_config;
-        in_device.then(|| element.text("info")).flatten()
-    })
-}
-
-/// Whether the kernel serves reads of the device `name` of the class `GATE` itself. None: there is no such device.
-#[must_use]
-pub fn reading(confxml: &str, name: &str) -> Option<Reading> {
-    let mut place = Place::default();
-    let mut found = None;
+    let mut seen: Option<Seen> = None;
     for element in confxml.lines().map(|line| Element(line.trim())) {
         place.enter(element);
         if place.class != "GATE" || !place.in_geom || place.geom != name {
             continue;
         }
-        let before = found.unwrap_or(Reading::No);
-        found = Some(match before {
-            _ if place.in_config && element.text("read_provider").is_some() => Reading::On,
-            Reading::No if place.consumer => Reading::Ending,
-            before => before,
-        });
+        let seen = seen.get_or_insert_default();
+        seen.reads |= place.consumer;
+        if let Some(info) = element.text("info").filter(|_| place.in_config) {
+            info.clone_into(&mut seen.info);
+        }
     }
-    found
+    seen
 }
 
 /// Inside of what an element is.
@@ -170,11 +158,11 @@ mod tests {
         };
         let (provider, consumer) =
             ("<read_provider>md0</read_provider>\n", "<consumer id=\"9\">\n</consumer>\n");
-        let name = "hast/disk0";
-        assert_eq!(reading(&text("", ""), name), Some(Reading::No));
-        assert_eq!(reading(&text("", consumer), name), Some(Reading::Ending));
-        assert_eq!(reading(&text(provider, consumer), name), Some(Reading::On));
-        assert_eq!(reading(&text(provider, ""), "other"), Some(Reading::Ending));
+        let reads = |text: &str| seen(text, "hast/disk0").unwrap().reads;
+        assert!(!reads(&text("", "")));
+        assert!(reads(&text("", consumer)), "what has begun is under way");
+        assert!(reads(&text(provider, consumer)));
+        assert_eq!(seen(&text(provider, ""), "other"), Some(Seen { info: String::new(), reads: true }));
     }
 
     #[test]
@@ -195,13 +183,12 @@ mod tests {
         assert_eq!(users(&text, "hast/disk0"), [user("VFS", "ffs.hast/disk0"), user("PART", "hast/disk0")]);
         assert_eq!(users(&text, "hast/disk1"), [user("ELI", "hast/disk1.eli")]);
         assert_eq!(users(&text, "hast/disk2"), []);
-        assert_eq!(info(&text, "hast/disk0"), Some("GATE 0xa0"));
-        assert_eq!(info(&text, "hast/disk1"), Some("GATE 0xa1"));
-        assert_eq!(info(&text, "hast/disk2"), None);
-        assert_eq!(reading(&text, "hast/disk0"), Some(Reading::No));
-        assert_eq!(reading(&text, "hast/disk2"), None);
+        let device = |info: &str| Some(Seen { info: info.to_owned(), reads: false });
+        assert_eq!(seen(&text, "hast/disk0"), device("GATE 0xa0"));
+        assert_eq!(seen(&text, "hast/disk1"), device("GATE 0xa1"));
+        assert_eq!(seen(&text, "hast/disk2"), None);
         for end in 0..text.len() {
-            let _ = (users(&text[..end], "hast/disk0"), info(&text[..end], "hast/disk0"));
+            let _ = (users(&text[..end], "hast/disk0"), seen(&text[..end], "hast/disk0"));
         }
         assert_eq!(users("", "hast/disk0"), []);
     }

@@ -4,14 +4,19 @@ use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::ptr;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use hast_net::errno::Errno;
 
-use crate::{Answer, Change, Create, Gate, Reading, Started, Ticket, Which, abi, geom, settle};
+use crate::{Answer, Change, Create, Gate, Seen, Started, Ticket, Which, abi, geom, settle};
 
-/// How often GEOM is asked again because it has become longer meanwhile.
-const CONFXML_ATTEMPTS: usize = 8;
+/// How long GEOM may take to say what there is.
+const CONFXML_BOUND: Duration = Duration::from_secs(2);
 /// The longest request when the kernel does not say otherwise, in bytes.
 const DEFAULT_MAX_REQUEST: usize = 131_072;
 
@@ -168,12 +173,12 @@ impl Gate for Kernel {
         unsafe { self.call(abi::DONE, &mut argument) }
     }
 
-    fn info(&self, name: &str) -> Option<String> {
-        geom::info(&confxml().ok()?, name).map(str::to_owned)
+    fn exists(&self, name: &str) -> bool {
+        Path::new("/dev").join(name).exists()
     }
 
-    fn reading(&self, name: &str) -> Option<Reading> {
-        geom::reading(&confxml().ok()?, name)
+    fn look(&self, name: &str) -> Result<Option<Seen>, Errno> {
+        Ok(geom::seen(&confxml().map_err(|error| Errno::from_io(&error))?, name))
     }
 
     fn modify(&self, unit: i32, change: &Change) -> Result<(), Errno> {
@@ -247,39 +252,25 @@ pub fn max_request() -> usize {
 
 /// What the kernel tells of GEOM: `kern.geom.confxml`.
 ///
+/// The kernel answers after everything that GEOM has begun before, and somebody may be looking at a device that nobody serves.
+/// That wait cannot be interrupted, so another process has it, and is left alone with it.
+///
 /// # Errors
 ///
-/// What the system refuses.
+/// What the system refuses. `TimedOut`: no answer within two seconds.
 pub fn confxml() -> io::Result<String> {
-    const NAME: &CStr = c"kern.geom.confxml";
-    for _ in 0..CONFXML_ATTEMPTS {
-        let mut length = 0;
-        // SAFETY: the name ends with a NUL; without a place for the value the kernel only says how long it is.
-        let asked = unsafe {
-            libc::sysctlbyname(NAME.as_ptr(), ptr::null_mut(), &raw mut length, ptr::null_mut(), 0)
-        };
-        if asked != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // It may grow before it is asked for.
-        length = length.saturating_add(length / 4).saturating_add(4096);
-        let mut text = vec![0_u8; length];
-        // SAFETY: `text` is `length` bytes long, and the kernel writes at most so many; nothing is set.
-        let read = unsafe {
-            libc::sysctlbyname(NAME.as_ptr(), text.as_mut_ptr().cast(), &raw mut length, ptr::null_mut(), 0)
-        };
-        if read == 0 {
-            text.truncate(length);
-            let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
-            text.truncate(end);
-            return Ok(String::from_utf8_lossy(&text).into_owned());
-        }
-        let error = io::Error::last_os_error();
-        if error.raw_os_error() != Some(libc::ENOMEM) {
-            return Err(error);
-        }
+    let (answer, answered) = mpsc::channel();
+    let ask = || Command::new("/sbin/sysctl").args(["-n", "kern.geom.confxml"]).stdin(Stdio::null()).output();
+    thread::Builder::new().name("geom".to_owned()).spawn(move || {
+        // Nobody may wait for it any more.
+        let _ = answer.send(ask());
+    })?;
+    let output =
+        answered.recv_timeout(CONFXML_BOUND).map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    if !output.status.success() {
+        return Err(io::Error::other("sysctl: kern.geom.confxml"));
     }
-    Err(io::ErrorKind::ResourceBusy.into())
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 fn load_module() -> io::Result<()> {

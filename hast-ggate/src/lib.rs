@@ -62,15 +62,13 @@ pub enum Change {
     ReadHere,
 }
 
-/// Whether the kernel serves reads of a device itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reading {
-    /// It does not.
-    No,
-    /// It does not any more, but some that it has begun are under way.
-    Ending,
-    /// It does.
-    On,
+/// What the kernel says of a device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Who serves it, or did ([`Create::info`]).
+    pub info: String,
+    /// Reads that the kernel serves itself may begin, or some that have begun are under way.
+    pub reads: bool,
 }
 
 /// Which device is meant.
@@ -161,11 +159,12 @@ pub trait Gate: Send + Sync {
     /// Data that is not exactly as long as the ticket wants is answered as a failure, EIO.
     fn done(&self, ticket: Ticket, answer: Answer<'_>) -> Result<(), Errno>;
 
-    /// Who serves a device ([`Create::info`]). None: there is no such device, or the kernel does not say.
-    fn info(&self, name: &str) -> Option<String>;
+    /// Whether there is a device of this name.
+    fn exists(&self, name: &str) -> bool;
 
-    /// Whether the kernel serves reads of a device itself. None: there is no such device, or the kernel does not say.
-    fn reading(&self, name: &str) -> Option<Reading>;
+    /// What there is under this name. Errors, ETIMEDOUT among them: nobody knows. It may take two seconds, and cannot be
+    /// asked in capability mode.
+    fn look(&self, name: &str) -> Result<Option<Seen>, Errno>;
 
     /// Changes a device.
     fn modify(&self, unit: i32, change: &Change) -> Result<(), Errno>;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use hast_ggate::fake::{Bio, Call, FakeKernel, Moment, Process};
 use hast_ggate::{
-    Change, Create, Device, DeviceError, Gate, Kind, Next, Origin, Reading, Request, Which, abi, device_name,
+    Change, Create, Device, DeviceError, Gate, Kind, Next, Origin, Request, Which, abi, device_name,
 };
 use hast_net::errno::Errno;
 
@@ -303,20 +303,26 @@ fn direct_reads_under_way_survive_that_they_are_switched_off() {
     device.read_from(path, SIZE + 4096, 4096).unwrap();
     kernel.hold_direct_reads(true);
     let slow = submit(&kernel, Bio::read(0, 512));
-    assert_eq!(process.reading("hast/disk0"), Some(Reading::On));
+    let reads = |process: &Process| process.look("hast/disk0").unwrap().unwrap().reads;
+    assert!(reads(&process));
     device.read_here().unwrap();
-    assert_eq!(process.reading("hast/disk0"), Some(Reading::Ending));
+    assert!(reads(&process), "one is under way");
     read_here(&kernel, &device);
     device.read_from(path, SIZE + 4096, 4096).unwrap();
     process.kill();
     drop(device);
     let (process, device, _) = open(&kernel);
     assert_eq!(kernel.reads_from("hast/disk0"), None);
+    assert_eq!(
+        device.read_from(path, SIZE + 4096, 4096),
+        Err(DeviceError::Refused { what: ON, errno: Errno::EBUSY }),
+        "nobody knows how large the dead process has made it"
+    );
     assert_eq!(device.destroy(), Ok(false));
     assert_eq!(kernel.wait("hast/disk0", slow, Duration::ZERO), None);
     kernel.hold_direct_reads(false);
     assert_eq!(ended(&kernel, slow), Ok(vec![5; 512]));
-    assert_eq!(process.reading("hast/disk0"), Some(Reading::No));
+    assert!(!reads(&process));
     read_here(&kernel, &device);
     drop(device);
     assert!(kernel.exists("hast/disk0"));

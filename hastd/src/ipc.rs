@@ -113,6 +113,11 @@ pub enum StartKind {
         nbd: Option<OwnedFd>,
         /// GEOM Gate, if the device is to be made there.
         gate: Option<GateStart>,
+        /// A worker of this hastd has served the device since the node became primary ([`ToSupervisor::Served`]): what waits
+        /// in it was meant for the data as they are. What an earlier hastd has left behind need not be.
+        served: bool,
+        /// An earlier hastd has left a kernel's device over the NBD export behind.
+        left_behind: bool,
     },
     /// A secondary with a primary that has completed the second step of the handshake.
     Secondary {
@@ -136,9 +141,6 @@ pub struct GateStart {
     pub control: OwnedFd,
     /// Which hastd this is, as the device says it.
     pub owner: String,
-    /// A worker of this hastd has served the device since the node became primary ([`ToSupervisor::Served`]): what waits in
-    /// it was meant for the data as they are. What an earlier hastd has left behind need not be.
-    pub served: bool,
 }
 
 /// New settings for a running primary.
@@ -170,9 +172,9 @@ pub enum ToSupervisor {
     /// A primary has given its disk up: a worker that replaces it begins with this metadata, not with the disk's. Or, with
     /// none, the disk is in use again.
     Detached(Option<Box<Metadata>>),
-    /// A primary's device of GEOM Gate is served ([`GateStart::served`]).
+    /// A primary's device is served: what waits in it is meant for the data as they are.
     Served,
-    /// It is to be destroyed before another worker begins, with all that waits in it.
+    /// What waits in it is not: it goes before another worker begins, with all of that.
     DiscardDevice,
     /// A client of the NBD export has gone without taking leave: it may be the kernel's device.
     ClientLost,

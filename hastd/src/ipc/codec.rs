@@ -84,11 +84,12 @@ impl Start {
             nv.u8_array("detached", &metadata.encode());
         }
         let descriptors = match self.kind {
-            StartKind::Primary { nbd, gate } => {
+            StartKind::Primary { nbd, gate, served, left_behind } => {
                 nv.u8("nbd", nbd.is_some().into());
                 nv.u8("gate", gate.is_some().into());
-                let control = gate.map(|GateStart { control, owner, served }| {
-                    nv.str("owner", &owner).u8("served", served.into());
+                nv.u8("served", served.into()).u8("left_behind", left_behind.into());
+                let control = gate.map(|GateStart { control, owner }| {
+                    nv.str("owner", &owner);
                     control
                 });
                 [Some(self.provider), nbd, control].into_iter().flatten().collect()
@@ -130,7 +131,9 @@ impl Start {
                     _ => descriptors.next().map(Some),
                 };
                 let (nbd, control) = (if_sent("nbd")?, if_sent("gate")?);
-                StartKind::Primary { nbd, gate: control.map(|control| get_gate(list, control)).transpose()? }
+                let gate = control.map(|control| get_gate(list, control)).transpose()?;
+                let flag = |name: &str| need(list.u8(name), name).map(|flag| flag != 0);
+                StartKind::Primary { nbd, gate, served: flag("served")?, left_behind: flag("left_behind")? }
             }
             Role::Secondary => StartKind::Secondary {
                 out: descriptors.next()?,
@@ -231,8 +234,7 @@ impl ToSupervisor {
 }
 
 fn get_gate(list: &nv::List<'_>, control: OwnedFd) -> io::Result<GateStart> {
-    let owner = need(list.str("owner"), "owner")?.to_owned();
-    Ok(GateStart { control, owner, served: need(list.u8("served"), "served")? != 0 })
+    Ok(GateStart { control, owner: need(list.str("owner"), "owner")?.to_owned() })
 }
 
 pub(super) fn message(msg: &str) -> nv::Writer {

@@ -144,11 +144,11 @@ fn a_primary_starts_with(has: (bool, bool)) {
         provider: given_provider.into(),
         kind: StartKind::Primary {
             nbd: has.0.then(|| given_nbd.into()),
-            gate: has.1.then(|| GateStart {
-                control: given_gate.into(),
-                owner: "hastd at /var/run/hastctl".into(),
-                served: has.0,
-            }),
+            gate: has
+                .1
+                .then(|| GateStart { control: given_gate.into(), owner: "hastd at /var/run/hastctl".into() }),
+            served: has.0,
+            left_behind: !has.1,
         },
         unsure: false,
         detached: None,
@@ -158,13 +158,16 @@ fn a_primary_starts_with(has: (bool, bool)) {
     assert_eq!(start.role(), Role::Primary);
     assert_eq!(start.resource, resource("tcp4://10.9.0.2"));
     assert!(start.forced);
-    let StartKind::Primary { nbd: received, gate: received_gate } = start.kind else { panic!() };
+    let StartKind::Primary { nbd: received, gate: received_gate, served, left_behind } = start.kind else {
+        panic!()
+    };
+    assert_eq!((served, left_behind), (has.0, !has.1));
     assert!(connected(start.provider, &mut provider));
     assert_eq!((received.is_some(), received_gate.is_some()), has);
     assert!(received.is_none_or(|received| connected(received, &mut nbd)));
-    let Some(GateStart { control, owner, served }) = received_gate else { return };
+    let Some(GateStart { control, owner }) = received_gate else { return };
     assert!(connected(control, &mut gate));
-    assert_eq!((owner.as_str(), served), ("hastd at /var/run/hastctl", has.0));
+    assert_eq!(owner, "hastd at /var/run/hastctl");
 }
 
 #[test]

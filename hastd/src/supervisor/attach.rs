@@ -14,7 +14,7 @@ use hast_format::metadata::Role;
 
 use super::Supervisor;
 use super::resource::ResourceId;
-pub(super) use system::{Attached, attach, sweep};
+pub(super) use system::{Attached, attach, is_left_behind, sweep};
 
 /// The shortest time after which the kernel sends a request again, over another connection.
 const RETRY_MIN: Duration = Duration::from_secs(30);
@@ -70,7 +70,8 @@ impl Supervisor {
         if !cfg!(target_os = "linux") || config.device == KernelDevice::None {
             return;
         }
-        let Some(socket) = resource.device.as_ref().and_then(|device| device.export()) else { return };
+        let device = resource.device.as_ref().filter(|device| !device.waits());
+        let Some(socket) = device.and_then(|device| device.export()) else { return };
         if resource.attaching != Attaching::Idle {
             resource.attaching = Attaching::Again;
             return;
@@ -148,6 +149,10 @@ mod system {
 
     pub(in crate::supervisor) fn attach(_: &Export) -> Result<Attached, NoDevice> {
         Err(NoDevice::NotOffered("only Linux makes a device of it".to_owned()))
+    }
+
+    pub(in crate::supervisor) fn is_left_behind(_: &Path) -> bool {
+        false
     }
 
     pub(in crate::supervisor) fn sweep(_: &Path, _: &str) {}

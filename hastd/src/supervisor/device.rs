@@ -7,10 +7,10 @@
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use hast_ggate::{Gate, Reading, Which};
+use hast_ggate::{Gate, Which};
 use hast_net::errno::Errno;
 
 use super::attach::{self, Attached};
@@ -29,8 +29,22 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 pub(super) struct Device {
     /// Before the export: it is disconnected first.
     attached: Option<Attached>,
-    nbd: Option<UnixListener>,
+    nbd: Option<Export>,
     gate: Option<GateDevice>,
+    /// A worker serves it: from now on what waits there was meant for this primary.
+    served: bool,
+    /// What waits there was meant for older data: it goes when the worker has ended.
+    discard: bool,
+}
+
+/// The NBD export.
+#[derive(Debug)]
+struct Export {
+    listener: UnixListener,
+    directory: PathBuf,
+    provider_name: String,
+    /// An earlier hastd has left a kernel's device over it behind.
+    left_behind: bool,
 }
 
 impl Device {
@@ -41,26 +55,25 @@ impl Device {
         provider_name: &str,
         owner: &str,
     ) -> Result<Device, String> {
-        let nbd = match nbd_directory {
-            None => None,
-            Some(directory) => {
-                let path = hast_conf::nbd_socket_path(directory, provider_name)
-                    .map_err(|error| error.to_string())?;
-                Some(UnixListener::bind_with_directories(&path).map_err(|error| error.to_string())?)
-            }
-        };
+        let nbd = nbd_directory.map(|directory| Export::open(directory, provider_name)).transpose()?;
         let gate = system::open(provider_name, nbd.is_some(), owner)?;
-        Ok(Device { attached: None, nbd, gate })
+        Ok(Device { attached: None, nbd, gate, served: false, discard: false })
     }
 
     /// Where the export is served, if there is one.
     pub(super) fn export(&self) -> Option<&Path> {
-        self.nbd.as_ref().map(UnixListener::path)
+        self.nbd.as_ref().map(|nbd| nbd.listener.path())
     }
 
     /// Whether there is a block device over the export.
     pub(super) fn is_attached(&self) -> bool {
         self.attached.is_some()
+    }
+
+    /// Whether a block device over the export, which was left behind, has to wait: nobody has said yet that what waits there
+    /// is to be served.
+    pub(super) fn waits(&self) -> bool {
+        !self.served && self.nbd.as_ref().is_some_and(|nbd| nbd.left_behind)
     }
 
     /// From now on, or again, there is.
@@ -74,36 +87,55 @@ impl Device {
 
     /// What a worker is given.
     pub(super) fn for_worker(&self) -> io::Result<StartKind> {
-        let nbd = self.nbd.as_ref().map(|nbd| nbd.socket().try_clone().map(OwnedFd::from)).transpose()?;
+        let socket = |nbd: &Export| nbd.listener.socket().try_clone().map(OwnedFd::from);
         let start = |gate: &GateDevice| {
-            let (owner, served) = (gate.owner.clone(), gate.served);
-            gate.control.try_clone().map(|control| GateStart { control, owner, served })
+            let owner = gate.owner.clone();
+            gate.control.try_clone().map(|control| GateStart { control, owner })
         };
-        let gate = self.gate.as_ref().map(start).transpose()?;
-        Ok(StartKind::Primary { nbd, gate })
+        let (nbd, gate) = (self.nbd.as_ref(), self.gate.as_ref());
+        Ok(StartKind::Primary {
+            nbd: nbd.map(socket).transpose()?,
+            gate: gate.map(start).transpose()?,
+            served: self.served,
+            left_behind: nbd.is_some_and(|nbd| nbd.left_behind),
+        })
     }
 
-    /// A worker serves the device of GEOM Gate: from now on what waits there was meant for this primary.
+    /// A worker serves the device.
     pub(super) fn served(&mut self) {
+        self.served = true;
         if let Some(gate) = &mut self.gate {
             gate.served = true;
         }
     }
 
-    /// What waits in the device of GEOM Gate was meant for older data: it goes with the worker.
+    /// What waits in the device goes when the worker has ended.
     pub(super) fn discard(&mut self) {
-        if let Some(gate) = &mut self.gate {
-            gate.discard = true;
-        }
+        self.discard = true;
     }
 
     /// Another worker may begin.
     pub(super) fn worker_ended(&mut self) {
-        if let Some(gate) = &mut self.gate
-            && std::mem::take(&mut gate.discard)
-        {
-            gate.destroy();
+        if !std::mem::take(&mut self.discard) {
+            return;
         }
+        if let Some(nbd) = self.nbd.as_mut().filter(|nbd| nbd.left_behind) {
+            attach::sweep(&nbd.directory, &nbd.provider_name);
+            nbd.left_behind = false;
+        }
+        if let Some(gate) = &self.gate {
+            take_away(&*gate.gate, &gate.name, &gate.owner, gate.served);
+        }
+    }
+}
+
+impl Export {
+    fn open(directory: &Path, provider_name: &str) -> Result<Export, String> {
+        let path = hast_conf::nbd_socket_path(directory, provider_name).map_err(|error| error.to_string())?;
+        let listener = UnixListener::bind_with_directories(&path).map_err(|error| error.to_string())?;
+        let left_behind = attach::is_left_behind(&path);
+        let (directory, provider_name) = (directory.to_owned(), provider_name.to_owned());
+        Ok(Export { listener, directory, provider_name, left_behind })
     }
 }
 
@@ -122,47 +154,66 @@ struct GateDevice {
     name: String,
     /// What the device says of who serves it: another hastd on this machine may have taken it over.
     owner: String,
-    /// [`GateStart::served`].
+    /// A worker of this hastd has served it.
     served: bool,
-    /// It is destroyed when the worker has ended.
-    discard: bool,
 }
 
-impl GateDevice {
-    /// Destroys the device, if there is one, and it is not another hastd's.
-    fn destroy(&self) {
-        if self.gate.info(&self.name).is_some_and(|owner| owner != self.owner) {
-            return log::warn!("Device {} is left alone: another hastd has taken it over.", self.name);
-        }
-        destroy(&*self.gate, &self.name);
+/// Takes away the device `name`, if there is one and `owner` serves it, or has: the last worker has ended. If nobody can say
+/// whose it is, `ours` decides.
+fn take_away(gate: &dyn Gate, name: &str, owner: &str, ours: bool) {
+    if !gate.exists(name) {
+        return;
     }
-}
-
-/// Destroys the device, if there is one, once the kernel does not read for it any more: what such a read looks at when it ends
-/// would be gone.
-fn destroy(gate: &dyn Gate, name: &str) {
-    let deadline = Instant::now() + READS_END_WITHIN;
-    let mut quiet = 0;
-    while quiet < LOOKS {
-        match gate.reading(name) {
-            Some(Reading::Ending) if Instant::now() >= deadline => {
-                return log::error!(
-                    "Device {name} is left: its disk has not ended a read for {} seconds.",
-                    READS_END_WITHIN.as_secs()
-                );
-            }
-            Some(Reading::Ending) => quiet = 0,
-            // Of what it may go on reading it would not hear that it is old.
-            Some(Reading::No | Reading::On) => quiet += 1,
-            None => break,
+    let reads = match gate.look(name) {
+        Ok(None) => return,
+        Ok(Some(seen)) if seen.info != owner => {
+            return log::warn!("Device {name} is left alone: {} serves it.", seen.info);
         }
-        std::thread::sleep(LOOK_AGAIN);
+        Ok(Some(seen)) => seen.reads,
+        Err(errno) if ours => {
+            log::warn!("GEOM does not say what reads device {name}: {errno}.");
+            true
+        }
+        Err(errno) => return log::error!("Device {name} is left: GEOM does not say whose it is: {errno}."),
+    };
+    if reads && !reads_end(gate, name) {
+        return log::error!(
+            "Device {name} is left: its disk has not ended a read for {} seconds.",
+            READS_END_WITHIN.as_secs()
+        );
     }
     match gate.destroy(&Which::Name(name.to_owned())) {
-        Ok(()) => log::debug!("Device {name} destroyed."),
+        Ok(()) => log::info!("Device {name} destroyed."),
         Err(Errno::ENXIO) => {}
         Err(errno) => log::error!("Unable to destroy device {name}: {errno}."),
     }
+}
+
+/// Waits until the kernel does not read for the device any more: what such a read looks at when it ends goes with the device.
+/// False: it still does. If GEOM does not say so for as long, it waits for this device itself, which nobody serves.
+fn reads_end(gate: &dyn Gate, name: &str) -> bool {
+    // A worker that was killed has not let go of what is read.
+    if let Ok(unit) = gate.cancel(name)
+        && let Err(errno) = gate.modify(unit, &hast_ggate::Change::ReadHere)
+    {
+        log::error!("Unable to switch the direct reads of device {name} off: {errno}.");
+    }
+    let deadline = Instant::now() + READS_END_WITHIN;
+    let (mut quiet, mut silent) = (0, false);
+    while quiet < LOOKS {
+        if Instant::now() >= deadline {
+            return silent;
+        }
+        let seen = gate.look(name);
+        silent = seen.is_err();
+        quiet = if matches!(&seen, Ok(seen) if !seen.as_ref().is_some_and(|seen| seen.reads)) {
+            quiet + 1
+        } else {
+            0
+        };
+        std::thread::sleep(LOOK_AGAIN);
+    }
+    true
 }
 
 impl fmt::Debug for GateDevice {
@@ -174,14 +225,14 @@ impl fmt::Debug for GateDevice {
 impl Drop for GateDevice {
     /// A worker that was killed left the device behind, and everybody who uses it would wait for ever.
     fn drop(&mut self) {
-        self.destroy();
+        take_away(&*self.gate, &self.name, &self.owner, self.served);
     }
 }
 
 #[cfg(target_os = "freebsd")]
 mod system {
     use super::GateDevice;
-    use hast_ggate::{Kernel, abi, confxml, geom};
+    use hast_ggate::{Kernel, abi};
     use std::path::Path;
 
     /// Who is not root has no GEOM Gate; if there is NBD, that is the device then.
@@ -197,21 +248,17 @@ mod system {
         let kernel = Kernel::open().map_err(|error| error.to_string())?;
         let control = kernel.duplicate().map_err(|error| hast_log::error_text(&error))?;
         let (name, owner) = (hast_ggate::device_name(provider_name), owner.to_owned());
-        Ok(Some(GateDevice { gate: Box::new(kernel), control, name, owner, served: false, discard: false }))
+        Ok(Some(GateDevice { gate: Box::new(kernel), control, name, owner, served: false }))
     }
 
     pub(super) fn sweep(name: &str, owner: &str) {
-        let ours = || confxml().is_ok_and(|text| geom::info(&text, name) == Some(owner));
         // Without the control device there is no GEOM Gate, and nothing is to be loaded for that.
-        if !Path::new(abi::CONTROL).exists() || !ours() {
+        if !Path::new(abi::CONTROL).exists() || !Path::new("/dev").join(name).exists() {
             return;
         }
         match Kernel::open() {
-            Ok(kernel) => {
-                log::warn!("Device {name} was left behind and is destroyed.");
-                super::destroy(&kernel, name);
-            }
-            Err(error) => log::error!("Device {name} was left behind: {error}"),
+            Ok(kernel) => super::take_away(&kernel, name, owner, false),
+            Err(error) => log::error!("Device {name} may have been left behind: {error}"),
         }
     }
 }
@@ -230,7 +277,7 @@ mod system {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hast_ggate::fake::{Bio, FakeKernel};
+    use hast_ggate::fake::{Bio, FakeKernel, Process};
     use hast_ggate::{Change, Create};
     use std::fs::File;
 
@@ -247,14 +294,16 @@ mod tests {
                 name: name.clone(),
                 owner: "hastd at a".into(),
                 served: false,
-                discard: false,
             };
-            let mut device = Device { attached: None, nbd: None, gate: Some(gate) };
-            for served in [false, true] {
-                let StartKind::Primary { nbd: None, gate: Some(gate) } = device.for_worker().unwrap() else {
+            let mut device =
+                Device { attached: None, nbd: None, gate: Some(gate), served: false, discard: false };
+            for expected in [false, true] {
+                let StartKind::Primary { nbd: None, gate: Some(_), served, left_behind: false } =
+                    device.for_worker().unwrap()
+                else {
                     panic!()
                 };
-                assert_eq!(gate.served, served);
+                assert_eq!(served, expected);
                 device.served();
             }
             assert!(kernel.exists(&name));
@@ -263,39 +312,61 @@ mod tests {
         }
     }
 
-    /// A device goes when the kernel reads nothing for it any more; one from which it may go on reading goes at once.
+    /// A device of which the kernel serves reads itself, and one is under way.
+    fn read_itself(kernel: &FakeKernel) -> (Process, tempfile::NamedTempFile) {
+        let disk = tempfile::NamedTempFile::new().unwrap();
+        disk.as_file().set_len(1 << 20).unwrap();
+        let path = disk.path().to_str().unwrap().to_owned();
+        kernel.add_provider(&path);
+        let gate = kernel.process();
+        let create = Create { name: NAME.into(), mediasize: 1 << 20, sectorsize: 512, info: "us".into() };
+        let unit = gate.create(&create).unwrap();
+        gate.modify(unit, &Change::ReadFrom { provider: path, offset: 0 }).unwrap();
+        kernel.hold_direct_reads(true);
+        kernel.submit(NAME, Bio::read(0, 512)).unwrap();
+        (gate, disk)
+    }
+
+    const NAME: &str = "hast/disk0";
+
+    /// Its worker was killed. The fake kernel panics on what comes too early.
     #[test]
     fn a_device_goes_after_the_reads_that_the_kernel_serves_itself() {
-        for on in [false, true] {
-            let kernel = FakeKernel::new();
-            let disk = tempfile::NamedTempFile::new().unwrap();
-            disk.as_file().set_len(1 << 20).unwrap();
-            let path = disk.path().to_str().unwrap().to_owned();
-            kernel.add_provider(&path);
-            let gate = kernel.process();
-            let name = hast_ggate::device_name("disk0");
-            let create =
-                Create { name: name.clone(), mediasize: 1 << 20, sectorsize: 512, info: String::new() };
-            let unit = gate.create(&create).unwrap();
-            gate.modify(unit, &Change::ReadFrom { provider: path, offset: 0 }).unwrap();
-            if on {
-                super::destroy(&gate, &name);
-                assert!(!kernel.exists(&name));
-                continue;
+        let kernel = FakeKernel::new();
+        let (gate, _disk) = read_itself(&kernel);
+        std::thread::scope(|scope| {
+            let taken_away = scope.spawn(|| take_away(&gate, NAME, "us", false));
+            while kernel.looks(NAME) < 3 {
+                std::thread::yield_now();
             }
-            kernel.hold_direct_reads(true);
-            kernel.submit(&name, Bio::read(0, 512)).unwrap();
-            gate.modify(unit, &Change::ReadHere).unwrap();
-            std::thread::scope(|scope| {
-                let destroyed = scope.spawn(|| super::destroy(&gate, &name));
-                while kernel.readings(&name) < 3 {
-                    std::thread::yield_now();
-                }
-                assert!(kernel.exists(&name), "the fake kernel panics on what comes too early");
-                kernel.hold_direct_reads(false);
-                destroyed.join().unwrap();
-            });
-            assert!(!kernel.exists(&name));
+            assert_eq!(kernel.reads_from(NAME), None, "no further one begins");
+            assert!(kernel.exists(NAME));
+            kernel.hold_direct_reads(false);
+            taken_away.join().unwrap();
+        });
+        assert!(!kernel.exists(NAME));
+    }
+
+    #[test]
+    fn a_device_whose_reads_do_not_end_is_left() {
+        let kernel = FakeKernel::new();
+        let (gate, _disk) = read_itself(&kernel);
+        take_away(&gate, NAME, "us", true);
+        assert!(kernel.exists(NAME));
+        assert_eq!(kernel.reads_from(NAME), None);
+    }
+
+    /// GEOM waits for the device itself: whoever has served it takes it away, and nobody else does.
+    #[test]
+    fn without_an_answer_a_device_goes_only_if_it_is_known_to_be_ours() {
+        for ours in [false, true] {
+            let kernel = FakeKernel::new();
+            let create = Create { name: NAME.into(), mediasize: 1 << 20, sectorsize: 512, info: "us".into() };
+            let gate = kernel.process();
+            gate.create(&create).unwrap();
+            kernel.say_nothing();
+            take_away(&gate, NAME, "us", ours);
+            assert_eq!(kernel.exists(NAME), !ours);
         }
     }
 
@@ -309,7 +380,7 @@ mod tests {
         assert!(!directory.path().join("a/b.sock").exists());
         if !cfg!(target_os = "freebsd") {
             let device = Device::open(None, "a/b", "hastd").unwrap();
-            assert!(matches!(device.for_worker().unwrap(), StartKind::Primary { nbd: None, gate: None }));
+            assert!(matches!(device.for_worker().unwrap(), StartKind::Primary { nbd: None, gate: None, .. }));
         }
     }
 }

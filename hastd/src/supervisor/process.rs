@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use hast_engine::{EXIT_PEER_BEHIND, EXIT_STALE, Event};
+use hast_engine::{EXIT_LOST, EXIT_PEER_BEHIND, EXIT_STALE, Event};
 use hast_format::metadata::Role;
 use hast_net::control::WorkerStatus;
 use hast_net::handshake::BootId;
@@ -322,8 +322,12 @@ impl Supervisor {
                         resource.detached = metadata;
                     }
                 }
-                ToSupervisor::Served => self.with_device(index, Device::served),
-                ToSupervisor::DiscardDevice => self.with_device(index, Device::discard),
+                ToSupervisor::Served => self.device_served(index),
+                ToSupervisor::DiscardDevice => {
+                    if let Some(device) = self.device_of(index) {
+                        device.discard();
+                    }
+                }
                 ToSupervisor::ClientLost => self.attach_again(index),
                 ToSupervisor::Event { event, complete, dirty } => {
                     self.note(index, event);
@@ -335,11 +339,18 @@ impl Supervisor {
         }
     }
 
-    fn with_device(&mut self, index: usize, tell: impl FnOnce(&mut Device)) {
-        let resource = self.resources.get_mut(index);
-        if let Some(device) = resource.and_then(|resource| resource.device.as_mut()) {
-            tell(device);
+    /// A worker serves what waits in the device: a block device that was left behind gets its connection.
+    fn device_served(&mut self, index: usize) {
+        let Some(device) = self.device_of(index) else { return };
+        let waited = device.waits();
+        device.served();
+        if waited {
+            self.attach(index);
         }
+    }
+
+    fn device_of(&mut self, index: usize) -> Option<&mut Device> {
+        self.resources.get_mut(index)?.device.as_mut()
     }
 
     /// Remembers of a secondary's worker, which is gone when it is asked for, that both nodes were written.
@@ -416,7 +427,7 @@ impl Supervisor {
             (Role::Secondary, Some(EX_NOINPUT)) => resource.unsure = true,
             // One that has had the time to write it down has ended by itself.
             (Role::Secondary, Some(0 | EX_TEMPFAIL | 78)) => resource.unsure = false,
-            (Role::Primary, Some(EXIT_STALE)) => resource.unsure = true,
+            (Role::Primary, Some(EXIT_STALE | EXIT_LOST)) => resource.unsure = true,
             _ => {}
         }
         if let Some(change) = &mut resource.change {
@@ -465,7 +476,7 @@ mod tests {
     fn only_accidents_are_repaired() {
         assert_eq!(after_primary(None), After::Restart);
         assert_eq!(after_primary(Some(75)), After::Restart);
-        for code in [0, 1, 66, EXIT_STALE, 71, 78] {
+        for code in [0, 1, 66, EXIT_STALE, EXIT_LOST, 71, 78] {
             assert_eq!(after_primary(Some(code)), After::Init);
         }
     }

@@ -171,9 +171,9 @@ impl Supervisor {
         let role = change.role;
         let was = resource.role;
         let scope = resource.scope();
-        resource.device = None;
+        let had_device = resource.device.take().is_some();
         let (directory, provider) = (resource.nbd_directory.as_deref(), &resource.config.provname);
-        if role != Role::Primary {
+        if role != Role::Primary && !had_device {
             device::sweep(directory, provider, &self.owner);
         }
         if role == Role::Primary {

@@ -1,6 +1,7 @@
 //! From the command line to a running supervisor: what can fail fails before the daemon goes into the
 //! background, with the exit statuses of the original.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -167,11 +168,13 @@ impl Prepared {
     }
 }
 
-/// Which hastd this is, as its devices say it. A jail has a name of its own.
+/// Which hastd this is, as its devices say it. In a jail the same path is another directory, with a number of its own.
 fn device_owner(node: &Node, control: &Address) -> String {
     let name = node.names.first().map_or("", String::as_str);
+    let directory = control.unix_path().and_then(Path::parent).and_then(|path| path.metadata().ok());
+    let number = directory.map_or(0, |directory| directory.ino());
     // The kernel tells it in XML, and not every version escapes it.
-    format!("hastd of {name} at {}", control_place(control)).replace(['&', '<', '>'], "?")
+    format!("hastd of {name} at {} ({number})", control_place(control)).replace(['&', '<', '>'], "?")
 }
 
 /// How the control address is logged: a path without its protocol.

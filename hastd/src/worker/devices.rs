@@ -61,23 +61,6 @@ impl Devices {
         }
     }
 
-    /// Whether there is a device of GEOM Gate.
-    pub(super) fn has_gate(&self) -> bool {
-        self.gate.is_some()
-    }
-
-    /// Whether an earlier hastd has left the device behind, and nobody has said yet whether it is to be served.
-    pub(super) fn is_left_behind(&self) -> bool {
-        self.gate.as_ref().is_some_and(gate::Server::is_left_behind)
-    }
-
-    /// Says that it is to be served.
-    pub(super) fn keep(&mut self) {
-        if let Some(gate) = &mut self.gate {
-            gate.keep();
-        }
-    }
-
     /// The next request for the engine.
     pub(super) fn next_request(&mut self) -> Option<(RequestId, Op)> {
         let request = self.gate.as_mut().and_then(gate::Server::next_request);
@@ -163,7 +146,7 @@ impl Devices {
             nbd.stop(refuse);
         }
         if let Some(gate) = &mut self.gate {
-            gate.stop();
+            gate.stop(refuse);
         }
     }
 

@@ -63,31 +63,29 @@ pub(super) struct Opened {
     source: Source,
     /// The longest request, in bytes. Asked for here: in capability mode the kernel does not tell.
     longest: usize,
-    /// [`Server::is_left_behind`].
-    left_behind: bool,
+    origin: Origin,
 }
 
 impl Opened {
+    /// Whether another process has made it, and left it behind.
+    pub(super) fn is_taken_over(&self) -> bool {
+        self.origin == Origin::TakenOver
+    }
+
     /// The descriptor of the control device.
     pub(super) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         self.device.descriptor()
     }
 
     /// Creates the device or takes it over. `source` says where the kernel may read by itself, once that is
-    /// allowed. `served`: a worker of the same hastd has served it since the node became primary.
-    pub(super) fn open(
-        gate: Arc<dyn Gate>,
-        create: &Create,
-        source: Source,
-        served: bool,
-    ) -> Result<Opened, DeviceError> {
+    /// allowed.
+    pub(super) fn open(gate: Arc<dyn Gate>, create: &Create, source: Source) -> Result<Opened, DeviceError> {
         let (device, origin) = Device::open(gate, create)?;
         match origin {
             Origin::Created => log::info!("Device {} created.", create.name),
             Origin::TakenOver => log::info!("Device {} recovered.", create.name),
         }
-        let left_behind = origin == Origin::TakenOver && !served;
-        Ok(Opened { device, source, longest: max_request(), left_behind })
+        Ok(Opened { device, source, longest: max_request(), origin })
     }
 }
 
@@ -105,9 +103,10 @@ pub(super) struct Server {
     requests: HashMap<RequestId, (u64, usize)>,
     last_request: u64,
     stopping: bool,
+    /// What fails by then is answered.
+    refuse: bool,
     /// The nodes are in step, as far as the kernel was told: it could read by itself.
     in_step: bool,
-    left_behind: bool,
 }
 
 /// A request of the kernel on its way through the engine.
@@ -130,7 +129,7 @@ impl Server {
         pool: Pool,
         wake: impl Fn() + Send + Sync + 'static,
     ) -> std::io::Result<Server> {
-        let Opened { device, source, longest, left_behind } = opened;
+        let Opened { device, source, longest, .. } = opened;
         let shared = Arc::new(Shared {
             device,
             longest,
@@ -150,8 +149,8 @@ impl Server {
             requests: HashMap::new(),
             last_request: FIRST_ID,
             stopping: false,
+            refuse: false,
             in_step: false,
-            left_behind,
         };
         for number in 0..THREADS {
             let shared = Arc::clone(&server.shared);
@@ -187,17 +186,6 @@ impl Server {
         }
     }
 
-    /// Whether an earlier hastd has left the device behind, and nobody has said yet that it is to be served: what waits in it
-    /// was meant for the data as they were then.
-    pub(super) fn is_left_behind(&self) -> bool {
-        self.left_behind
-    }
-
-    /// What waits in a device that was left behind is to be served.
-    pub(super) fn keep(&mut self) {
-        self.left_behind = false;
-    }
-
     /// Requests that the engine has.
     pub(super) fn in_flight(&self) -> usize {
         self.requests.len()
@@ -209,7 +197,10 @@ impl Server {
             log::error!("Request {} was completed, but is not in flight.", id.0);
             return;
         };
-        if let Some(taken) = self.taken.get_mut(&key) {
+        if self.stopping && !self.refuse && result.is_err() {
+            // The kernel hands it out again.
+            self.taken.remove(&key);
+        } else if let Some(taken) = self.taken.get_mut(&key) {
             taken.finished(number, result);
             self.answer(key);
         }
@@ -259,9 +250,10 @@ impl Server {
     }
 
     /// Takes no more requests from here on, and asks nothing more of the engine. What the engine has is
-    /// finished and answered.
-    pub(super) fn stop(&mut self) {
+    /// finished and answered. What fails is answered if `refuse`, or else left to a successor.
+    pub(super) fn stop(&mut self, refuse: bool) {
         self.stopping = true;
+        self.refuse = refuse;
         lock(&self.shared.state).ended = true;
         self.shared.room.notify_all();
     }
@@ -274,7 +266,7 @@ impl Server {
     /// Parts from the device: it is left to a successor, with what is not answered, or destroyed; by the supervisor if the
     /// kernel may still be reading for it.
     pub(super) fn finish(&mut self, successor: bool) {
-        self.stop();
+        self.stop(!successor);
         // Nobody could keep the kernel from reading what is old by then.
         if successor && matches!(self.shared.device.read_here(), Ok(()) | Err(DeviceError::Gone)) {
             return self.shared.device.leave();

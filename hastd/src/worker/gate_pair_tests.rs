@@ -58,8 +58,8 @@ impl Pair {
 
     fn start_primary_of(&mut self, kernel: &FakeKernel, resource: Resource, served: bool) -> Arc<Process> {
         let process = Arc::new(kernel.process());
-        let kind = StartKind::Primary { nbd: None, gate: None };
-        let gate = UsedGate { kernel: process.clone(), owner: OWNER.into(), served };
+        let kind = StartKind::Primary { nbd: None, gate: None, served, left_behind: false };
+        let gate = UsedGate { kernel: process.clone(), owner: OWNER.into() };
         self.primary = Some(Worker::of(resource, kind, Some(gate)).unwrap());
         self.process = Some(process.clone());
         process
@@ -203,6 +203,8 @@ fn the_kernel_reads_by_itself_only_while_the_nodes_are_in_step() {
     // A new worker does not allow them until it is in step itself.
     let calls = pair.kernel.calls().len();
     pair.stop_primary();
+    // The supervisor's part.
+    pair.kernel.process().destroy(&Which::Name(DEVICE.into())).unwrap();
     let process = pair.start_primary();
     assert_eq!(pair.run(Bio::write(0, pattern(77, 4096))), Ok(Vec::new()));
     assert_eq!(pair.kernel.reads_from(DEVICE), None);
@@ -294,4 +296,33 @@ fn a_device_whose_direct_reads_cannot_be_switched_off_is_not_served() {
     pair.until("the end of the worker", |pair| pair.primary.as_ref().unwrap().has_ended());
     assert_eq!(pair.primary.take().unwrap().exit_code(), 71);
     assert_eq!(pair.kernel.wait(DEVICE, write, Duration::ZERO), None);
+}
+
+/// A device that outlived its hastd, and a time as secondary: what waits there is older than what has come since.
+#[test]
+fn what_waits_in_a_device_is_not_served_by_a_node_that_was_secondary_since() {
+    let mut pair = Pair::new();
+    pair.until_direct(true);
+    assert_eq!(pair.run(Bio::write(0, pattern(1, 4096))), Ok(Vec::new()));
+    pair.orphan_primary();
+    let device = pair.kernel.clone();
+    let write = device.submit(DEVICE, Bio::write(0, pattern(2, 4096))).unwrap();
+    pair.secondary.take().unwrap().exit_code();
+
+    // The nodes change their roles, and change them back.
+    std::mem::swap(&mut pair.a, &mut pair.b);
+    let other = FakeKernel::new();
+    pair.start_primary_of(&other, pair.a.resource("tcp4://127.0.0.1"), true);
+    let request = other.submit(DEVICE, Bio::write(0, pattern(3, 4096))).unwrap();
+    let ended = |_: &Pair| other.wait(DEVICE, request, Duration::from_millis(1)).is_some();
+    pair.until("the write", ended);
+    pair.stop_primary();
+    pair.secondary.take().unwrap().exit_code();
+    std::mem::swap(&mut pair.a, &mut pair.b);
+
+    pair.start_primary_of(&device, pair.a.resource("tcp4://127.0.0.1"), false);
+    pair.until("the end of the worker", |pair| pair.primary.as_ref().unwrap().has_ended());
+    assert!(pair.primary.take().unwrap().exit_code() == 75 && pair.discards);
+    assert_eq!(device.wait(DEVICE, write, Duration::ZERO), None);
+    assert!(pair.a.data(0, 4096) == pattern(3, 4096) && pair.b.data(0, 4096) == pattern(3, 4096));
 }

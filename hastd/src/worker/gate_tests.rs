@@ -80,7 +80,7 @@ struct Worker {
 
 impl Worker {
     fn start(resource: Resource, kind: StartKind, gate: Option<Arc<dyn Gate>>) -> Result<Worker, i32> {
-        Worker::of(resource, kind, gate.map(|kernel| UsedGate { kernel, owner: OWNER.into(), served: true }))
+        Worker::of(resource, kind, gate.map(|kernel| UsedGate { kernel, owner: OWNER.into() }))
     }
 
     fn of(resource: Resource, kind: StartKind, gate: Option<UsedGate>) -> Result<Worker, i32> {
@@ -149,7 +149,7 @@ impl Alone {
     }
 
     fn start(&self, process: &Arc<Process>) -> Result<Worker, i32> {
-        let kind = StartKind::Primary { nbd: None, gate: None };
+        let kind = StartKind::Primary { nbd: None, gate: None, served: true, left_behind: false };
         Worker::start(self.disk.resource("none"), kind, Some(process.clone()))
     }
 
@@ -210,7 +210,7 @@ fn the_kernel_reads_by_itself_only_if_hast_conf_says_so() {
     kernel.add_provider(&path);
     let create = Create { name: DEVICE.into(), mediasize: 1 << 20, sectorsize: 512, info: String::new() };
     let source = Source { path: path.clone(), size: 1 << 20, offset: 0, allowed: false };
-    let opened = Opened::open(Arc::new(kernel.process()), &create, source, true).unwrap();
+    let opened = Opened::open(Arc::new(kernel.process()), &create, source).unwrap();
     let mut server = Server::start(opened, Pool::new(), || {}).unwrap();
     server.direct_reads(true).unwrap();
     assert_eq!(kernel.reads_from(DEVICE), None);
@@ -228,7 +228,7 @@ fn the_kernel_reads_by_itself_only_if_hast_conf_says_so() {
 fn what_a_disk_cannot_do_the_kernel_is_told() {
     let kernel = FakeKernel::new();
     let create = Create { name: DEVICE.into(), mediasize: 1 << 20, sectorsize: 512, info: String::new() };
-    let opened = Opened::open(Arc::new(kernel.process()), &create, nowhere(), true).unwrap();
+    let opened = Opened::open(Arc::new(kernel.process()), &create, nowhere()).unwrap();
     let mut server = Server::start(opened, Pool::new(), || {}).unwrap();
     for command in [abi::BIO_DELETE, abi::BIO_FLUSH] {
         let seq = kernel.submit(DEVICE, Bio::plain(command, 0, 4096)).unwrap();
@@ -245,7 +245,7 @@ fn what_a_disk_cannot_do_the_kernel_is_told() {
 fn an_error_of_one_piece_fails_its_request_once_all_pieces_are_back() {
     let kernel = FakeKernel::new();
     let create = Create { name: DEVICE.into(), mediasize: 1 << 20, sectorsize: 512, info: String::new() };
-    let opened = Opened::open(Arc::new(kernel.process()), &create, nowhere(), true).unwrap();
+    let opened = Opened::open(Arc::new(kernel.process()), &create, nowhere()).unwrap();
     let mut server = Server::start(opened, Pool::new(), || {}).unwrap();
     let seq = kernel.submit(DEVICE, Bio::read(0, 400_384)).unwrap();
     let (first, _) = wait_for("the request", || server.next_request());
@@ -264,7 +264,7 @@ fn an_error_of_one_piece_fails_its_request_once_all_pieces_are_back() {
 fn what_the_worker_does_not_take_waits_in_the_kernel() {
     let kernel = FakeKernel::new();
     let create = Create { name: DEVICE.into(), mediasize: 1 << 20, sectorsize: 512, info: String::new() };
-    let opened = Opened::open(Arc::new(kernel.process()), &create, nowhere(), true).unwrap();
+    let opened = Opened::open(Arc::new(kernel.process()), &create, nowhere()).unwrap();
     let mut server = Server::start(opened, Pool::new(), || {}).unwrap();
     let seqs: Vec<_> =
         (0..2 * MAX_TAKEN).map(|_| kernel.submit(DEVICE, Bio::read(0, 512)).unwrap()).collect();
@@ -382,12 +382,12 @@ fn an_orphan_leaves_its_device_to_the_next_hastd() {
     assert_eq!(alone.kernel.wait(DEVICE, write, Duration::ZERO), None);
 
     let process = Arc::new(alone.kernel.process());
-    let gate = UsedGate { kernel: process.clone(), owner: "hastd of a at other".into(), served: false };
-    let kind = StartKind::Primary { nbd: None, gate: None };
+    let gate = UsedGate { kernel: process.clone(), owner: "hastd of a at other".into() };
+    let kind = StartKind::Primary { nbd: None, gate: None, served: false, left_behind: false };
     let mut next = Worker::of(alone.disk.resource("none"), kind, Some(gate)).unwrap();
     assert_eq!(alone.ended(write), Ok(Vec::new()));
     assert_eq!(alone.disk.data(0, 1024), [pattern(0, 512), pattern(1, 512)].concat());
-    assert_eq!(process.info(DEVICE).as_deref(), Some("hastd of a at other"));
+    assert_eq!(process.look(DEVICE).unwrap().unwrap().info, "hastd of a at other");
     wait_for("the supervisor to be told", || {
         let told = next.channel.recv_from_worker().ok()??;
         matches!(told, ToSupervisor::Served).then_some(())

@@ -21,7 +21,7 @@ use super::disk::{Disk, Finished, Hands};
 use super::engine::Engine;
 use super::peer::Link;
 use super::signals::Signals;
-use super::start::{self, Device, OS_ERROR, Started};
+use super::start::{self, Device, LeftBehind, OS_ERROR, Started};
 use super::wait::Waiter;
 use crate::ipc::{Channel, Reload, ToSupervisor, ToWorker};
 use crate::watch::Watched;
@@ -60,6 +60,8 @@ pub(super) struct Reactor {
     orphaned: bool,
     /// The supervisor does not know yet that what was forced is durable.
     forced: bool,
+    /// An earlier hastd has left the device behind, and nobody has said yet that it is to be served.
+    left_behind: LeftBehind,
     /// The device cannot be served any longer, and the exit code says so whatever the engine does.
     fault: Option<i32>,
     /// A stop was asked for: nobody takes the device over.
@@ -95,7 +97,7 @@ enum Phase {
 impl Reactor {
     /// Puts everything together. The engine's time starts here.
     pub(super) fn new(channel: Channel, signals: Signals, started: Started) -> io::Result<Reactor> {
-        let Started { engine, provider, resource, device, forced, .. } = started;
+        let Started { engine, provider, resource, device, forced, left_behind, .. } = started;
         let waiter = Waiter::new()?;
         let poller = waiter.poller();
         let pool = Pool::new();
@@ -124,6 +126,7 @@ impl Reactor {
             phase: Phase::Running,
             orphaned: false,
             forced,
+            left_behind,
             fault: None,
             told_to_stop: false,
             held_back: false,
@@ -133,7 +136,7 @@ impl Reactor {
 
     /// Does what there is to do before anything happens.
     pub(super) fn begin(&mut self) {
-        if self.devices.has_gate() && !self.devices.is_left_behind() {
+        if self.engine.is_primary() && self.left_behind == LeftBehind::No {
             self.tell(ToSupervisor::Served);
         }
         self.act();
@@ -294,25 +297,28 @@ impl Reactor {
     /// What waits in one that an earlier hastd has left behind was meant for the data as they were then. So the other node is
     /// asked first: if that has been written since, the device goes, and everything that waits fails.
     fn may_serve(&mut self) -> bool {
-        if !self.devices.is_left_behind() {
-            return true;
-        }
-        if self.phase != Phase::Running || !self.engine.is_serving() {
-            return false;
-        }
-        if self.engine.is_target() {
-            log::error!(
+        match self.left_behind {
+            LeftBehind::No => return true,
+            _ if self.phase != Phase::Running => return false,
+            LeftBehind::Perhaps if !self.engine.is_serving() => return false,
+            LeftBehind::Perhaps if !self.engine.is_target() => {
+                self.left_behind = LeftBehind::No;
+                self.tell(ToSupervisor::Served);
+                return true;
+            }
+            LeftBehind::Perhaps => log::error!(
                 "The device was left behind, and the other node has been written since: it is destroyed, and what waits \
                  there fails."
-            );
-            self.tell(ToSupervisor::DiscardDevice);
-            self.fault = Some(TEMPORARY);
-            self.stop(self.stop_limit());
-            return false;
+            ),
+            LeftBehind::Old => log::error!(
+                "The device was left behind, and this node was not primary since: it is destroyed, and what waits there \
+                 fails."
+            ),
         }
-        self.devices.keep();
-        self.tell(ToSupervisor::Served);
-        true
+        self.tell(ToSupervisor::DiscardDevice);
+        self.fault = Some(TEMPORARY);
+        self.stop(self.stop_limit());
+        false
     }
 
     /// Hands the device's requests to the engine, as many as it may have.

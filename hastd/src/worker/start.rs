@@ -80,8 +80,20 @@ pub(super) struct Started {
     pub(super) device: Device,
     /// A primary is to use its data whatever is known of it.
     pub(super) forced: bool,
+    pub(super) left_behind: LeftBehind,
     /// Privileges were dropped: what is open now is all that will be.
     pub(super) dropped: bool,
+}
+
+/// Whether an earlier hastd has left a primary's device behind, and what waits in it was meant for the data as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LeftBehind {
+    /// There is none.
+    No,
+    /// The other node has to be asked.
+    Perhaps,
+    /// This node was no primary since.
+    Old,
 }
 
 /// What the role brings: the devices of a primary, the connections of a secondary.
@@ -117,9 +129,7 @@ pub(super) fn open(mut start: Start) -> Result<Started, StartError> {
     };
     let name = hast_ggate::device_name(&start.resource.provname);
     let refused = |error| StartError::Device { name, error };
-    let used = |GateStart { control, owner, served }| {
-        gate::kernel(control).map(|kernel| UsedGate { kernel, owner, served })
-    };
+    let used = |GateStart { control, owner }| gate::kernel(control).map(|kernel| UsedGate { kernel, owner });
     let gate = gate.map(used).transpose().map_err(refused)?;
     open_with(start, gate)
 }
@@ -129,8 +139,6 @@ pub(super) struct UsedGate {
     pub(super) kernel: Arc<dyn Gate>,
     /// [`GateStart::owner`].
     pub(super) owner: String,
-    /// [`GateStart::served`].
-    pub(super) served: bool,
 }
 
 /// The same, with this GEOM Gate.
@@ -168,19 +176,27 @@ pub(super) fn open_with(start: Start, gate: Option<UsedGate>) -> Result<Started,
     log::debug!("Deletes: {deletes:?}.");
     let host = Host { boot, wall, deletes };
     let (size, sector) = (layout.datasize(), layout.sectorsize());
-    let (engine, device) = match kind {
-        StartKind::Primary { nbd, .. } => {
+    let was_primary = metadata.prevrole == Role::Primary;
+    let (engine, device, left_behind) = match kind {
+        StartKind::Primary { nbd, served, left_behind, .. } => {
             let gate = gate.map(|gate| open_device(gate, &resource, &layout)).transpose()?;
+            let taken_over = gate.as_ref().is_some_and(gate::Opened::is_taken_over);
+            let left_behind = match !served && (left_behind || taken_over) {
+                false => LeftBehind::No,
+                true if was_primary => LeftBehind::Perhaps,
+                true => LeftBehind::Old,
+            };
             let detached = detached.is_some();
             let random = random()?;
             let start = PrimaryStart { settings, metadata, layout, map, random, host, forced, detached };
             let primary = Primary::new(start, Duration::ZERO);
-            (Engine::Primary(Box::new(primary)), Device::Primary { nbd, gate, size, sector, deletes })
+            let device = Device::Primary { nbd, gate, size, sector, deletes };
+            (Engine::Primary(Box::new(primary)), device, left_behind)
         }
         StartKind::Secondary { out, in_, version, ext, hello } => {
             let start = SecondaryStart { metadata, layout, map, settings, version, ext, host, hello, unsure };
             let secondary = Secondary::new(start, Duration::ZERO);
-            (Engine::Secondary(Box::new(secondary)), Device::Connections { out, in_ })
+            (Engine::Secondary(Box::new(secondary)), Device::Connections { out, in_ }, LeftBehind::No)
         }
     };
     let title = format!("{TITLE_PREFIX}{} ({})", resource.name, role.as_str());
@@ -188,7 +204,7 @@ pub(super) fn open_with(start: Start, gate: Option<UsedGate>) -> Result<Started,
     if dropped {
         log::info!("Privileges successfully dropped.");
     }
-    Ok(Started { engine, provider, resource, device, forced, dropped })
+    Ok(Started { engine, provider, resource, device, forced, left_behind, dropped })
 }
 
 /// What lies on the provider, whole: metadata, layout and map.
@@ -266,8 +282,7 @@ fn open_device(gate: UsedGate, resource: &Resource, layout: &Layout) -> Result<g
         offset: layout.localoff(),
         allowed: resource.direct_reads,
     };
-    gate::Opened::open(gate.kernel, &create, source, gate.served)
-        .map_err(|error| StartError::Device { name, error })
+    gate::Opened::open(gate.kernel, &create, source).map_err(|error| StartError::Device { name, error })
 }
 
 /// The part of the configuration that the engine goes by.

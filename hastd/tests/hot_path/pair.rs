@@ -48,7 +48,10 @@ impl Pair {
         let (a, b) = (create(directory.path(), "a"), create(directory.path(), "b"));
         let path = directory.path().join("nbd.sock");
         let nbd = UnixListener::bind(&path).unwrap();
-        let primary = Worker::start(&a, StartKind::Primary { nbd: Some(nbd.into()), gate: None });
+        let primary = Worker::start(
+            &a,
+            StartKind::Primary { nbd: Some(nbd.into()), gate: None, served: true, left_behind: false },
+        );
         let secondary = connect(&primary, &b);
         primary.wait_in_step();
         let mut client = UnixStream::connect(&path).unwrap();

@@ -71,6 +71,7 @@ fn the_device_reads_what_was_written_and_so_does_the_disk() {
     assert!(alone.disk.dirty_extents() > 0);
     assert_eq!((alone.disk.metadata().resuid, alone.disk.metadata().localcnt), (0, 0));
 
+    assert!(matches!(alone.worker.hear_next(), ToSupervisor::Served), "nothing was left behind");
     alone.worker.tell(ToWorker::Status { id: 9 });
     let ToSupervisor::Status { id: 9, status } = alone.worker.hear_next() else { panic!("no status") };
     assert!(!status.complete);

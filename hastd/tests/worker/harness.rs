@@ -233,7 +233,12 @@ impl Device {
     }
 
     pub fn kind(&self) -> StartKind {
-        StartKind::Primary { nbd: Some(self.listener.try_clone().unwrap().into()), gate: None }
+        StartKind::Primary {
+            nbd: Some(self.listener.try_clone().unwrap().into()),
+            gate: None,
+            served: true,
+            left_behind: false,
+        }
     }
 
     pub fn connect(&self) -> Client {

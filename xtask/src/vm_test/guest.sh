@@ -237,6 +237,23 @@ try_device() {
 	check "there is one device" [ "$(devices "$1")" -eq 1 ]
 
 	check "umount" umount /mnt
+	dd if=/dev/urandom of=/tmp/older bs=64k count=1 2>/dev/null
+	dd if=/dev/urandom of=/tmp/newer bs=64k count=1 2>/dev/null
+	check "in step before a node is left alone" within 60 in_step a
+	check "hastd is killed for good" murder a
+	/sbin/dd if=/tmp/older of="$(readlink $device)" bs=64k seek=1000 oflag=direct 2>/dev/null &
+	waiting=$!
+	check "the other node takes over" within 60 ctl b role primary $name
+	check "its device appears" within 30 is_device
+	check "it is written" dd if=/tmp/newer of=$device bs=64k seek=1000 oflag=direct
+	check "it steps back" ctl b role secondary $name
+	check "the first hastd starts" start a
+	check "primary, with what has waited" ctl a role primary $name
+	check "a device without that appears" within 60 is_device
+	wait $waiting
+	check "what has waited has failed" [ $? -ne 0 ]
+	check "what is newer is there" [ "$(dd if=$device bs=64k skip=1000 count=1 iflag=direct 2>/dev/null | md5sum)" = "$(md5sum </tmp/newer)" ]
+	check "there is one device again" [ "$(devices "$1")" -eq 1 ]
 	check "in step before the role changes" within 60 in_step a
 	check "role secondary instead" ctl a role secondary $name
 	check "the device is gone" not [ -e $device ]

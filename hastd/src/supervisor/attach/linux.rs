@@ -134,6 +134,11 @@ fn make(export: &Export) -> Result<Made, NoDevice> {
     }
 }
 
+/// Whether a process that was killed has left a device over this socket behind.
+pub(in crate::supervisor) fn is_left_behind(socket: &Path) -> bool {
+    nbd::find(socket).is_some() || ublk::find(socket).is_some()
+}
+
 /// Takes away what a process that was killed left behind.
 pub(in crate::supervisor) fn sweep(nbd_directory: &Path, name: &str) {
     let Ok(socket) = hast_conf::nbd_socket_path(nbd_directory, name) else { return };
