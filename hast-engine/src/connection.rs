@@ -152,6 +152,9 @@ pub fn before(histories: Histories, last: u64) -> u64 {
 /// What the counts have decided, in view of the histories: of nodes whose disks do not belong together the maps say
 /// nothing, so that everything is copied from the one that has seen more, unless the other one was written alone since,
 /// or that one is the secondary, `marked` because it lacks something: then neither copy is good.
+///
+/// A clone of the primary's own disk, older than its last counts, has met whom the primary has met last. Its counts may make it
+/// the source; what the primary was written alone since they met is not overwritten for that.
 #[must_use]
 pub fn judged(
     decision: Decision,
@@ -167,7 +170,9 @@ pub fn judged(
         true => Decision::SplitBrain,
         false => Decision::Accept { adopt: false, map: MapToSend::Full, source },
     };
+    let from_secondary = matches!(decision, Decision::Accept { source: SyncSource::Secondary, .. });
     match histories {
+        Histories::Same if from_secondary && primary.was_written_beside(secondary) => Decision::SplitBrain,
         Histories::Unknown | Histories::Same => decision,
         Histories::PrimaryAhead => {
             everything_from(SyncSource::Primary, secondary.was_written_beside(primary))
@@ -248,6 +253,15 @@ mod tests {
         // Of the one that has seen more, it says nothing.
         assert_eq!(with(p, alone(s), Histories::SecondaryAhead), accept(MapToSend::Full, Secondary));
         assert_eq!(with(alone(p), alone(s), Histories::Same), in_step);
+        let newer = accept(MapToSend::Own, Secondary);
+        let with_newer = |p, histories| judged(newer, p, s, false, histories);
+        assert_eq!(with_newer(p, Histories::Same), newer);
+        assert_eq!(
+            with_newer(alone(p), Histories::Same),
+            Decision::SplitBrain,
+            "a clone of the primary's disk"
+        );
+        assert_eq!(with_newer(alone(p), Histories::Unknown), newer);
         assert_eq!(judged(Decision::Mismatch, p, s, false, Histories::Apart), Decision::Mismatch);
         assert_eq!(judged(Decision::SplitBrain, p, s, false, Histories::PrimaryAhead), Decision::SplitBrain);
     }

@@ -30,7 +30,7 @@ mod verdict;
 pub use connection::{Counted, Histories, Past, before, compare, judged, next as next_generation};
 pub use counts::{Counts, Decision, Hello, MapToSend, decide, must_be_marked, written_alone};
 pub use durable::{Durable, Whom};
-pub use primary::{EXIT_PEER_BEHIND, EXIT_STALE, Primary, PrimaryStart, Turning};
+pub use primary::{EXIT_LOST, EXIT_PEER_BEHIND, EXIT_STALE, Primary, PrimaryStart, Turning};
 pub use ranges::{Key, RangeQueue};
 pub use secondary::{DISK_PATIENCE, Secondary, SecondaryStart};
 pub use types::{

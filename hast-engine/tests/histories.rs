@@ -857,7 +857,7 @@ fn a_worker_whose_disk_cannot_flush_ends() {
         h.p.handle_stop(h.t);
         h.pump();
         h.tick(60);
-        assert_eq!(h.exit(), Some(if written { 66 } else { 0 }));
+        assert_eq!(h.exit(), Some(if written { EXIT_LOST } else { 0 }));
         assert!(n.get() <= 60, "{} flushes, though every one fails", n.get());
     }
 }

@@ -317,8 +317,8 @@ impl Primary {
         let Some(counts) = self.detachment.remembered else { return };
         let mut metadata = self.metadata.clone();
         (metadata.localcnt, metadata.remotecnt) = (counts.local, counts.remote);
-        let extension = &mut metadata.extension;
-        extension.connection_localcnt = extension.connection_localcnt.min(counts.local);
+        // Nothing was written alone since: what this node counted the secondary has.
+        metadata.extension.connection_localcnt = counts.local;
         self.actions.push_back(Action::Detached(Box::new(metadata)));
     }
 

@@ -23,7 +23,7 @@ mod link;
 mod request;
 mod silence;
 mod storage;
-mod sync;
+pub(crate) mod sync;
 mod turning;
 mod window;
 
@@ -52,6 +52,9 @@ pub const EXIT_PEER_BEHIND: i32 = 69;
 /// Exit status of a primary that could not write down what its disk misses: without the secondary that is not known any
 /// more, and the driver has to remember that the data is out of date (S1).
 pub const EXIT_STALE: i32 = 70;
+/// Exit status of a primary whose disk has failed a flush, so that it may have dropped what this node had acknowledged, without
+/// a word of that on disk: the driver has to remember that the data may be out of date (B1).
+pub const EXIT_LOST: i32 = 74;
 /// Requests that may be in flight at once; the idle queue of the status counts down from it.
 const SLOTS: usize = 255;
 /// Requests under way from which on no more are wanted: many, because in mode async a long link holds what the
@@ -451,7 +454,7 @@ impl Primary {
             Err(Errno::EOPNOTSUPP) => self.flush.no_local_cache(),
             Err(error) => {
                 log::error!("Unable to flush the provider: {error}. The resource cannot be served safely.");
-                self.exit(66);
+                self.exit(EXIT_LOST);
                 return;
             }
         }
@@ -527,7 +530,7 @@ impl Primary {
         log::error!(
             "What was written here since the last flush could not be flushed, and may be lost: the local disk fails."
         );
-        self.exit(66);
+        self.exit(EXIT_LOST);
     }
 
     /// Whether the link broke during a planned end: what only this node could complete fails, and nothing is counted for it (C4).

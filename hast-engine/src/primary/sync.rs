@@ -230,7 +230,7 @@ impl Sync {
 }
 
 /// Extents as runs.
-pub(super) fn runs_of(extents: &Bitmap) -> Vec<Run> {
+pub(crate) fn runs_of(extents: &Bitmap) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     for extent in extents.iter() {
         match runs.last_mut() {

@@ -66,14 +66,10 @@ impl Secondary {
                 self.end(EXIT_REFUSED);
             }
             Decision::Accept { adopt: false, map, source } => {
-                self.forget_what_was_copied();
                 self.tell_histories();
                 self.reply = Reply { virgin: false, map, source };
                 if self.histories() == Histories::PrimaryAhead && keeps(Rule::G1) {
                     self.own_up();
-                } else if self.owes_stale_to_map() {
-                    self.add_stale_to_map();
-                    self.write_map();
                 } else {
                     self.part_from_others();
                 }
@@ -85,31 +81,10 @@ impl Secondary {
         }
     }
 
-    /// An original does not say when it has copied what was stale here. It has had that in the map of an earlier connection
-    /// ([`Secondary::owes_stale_to_map`]), and the nodes are in step, with nothing left in the map.
-    fn forget_what_was_copied(&mut self) {
-        let (hello, counts) = (&self.hello, self.counts());
-        let in_step = (counts.local, counts.remote) == (hello.remotecnt, hello.localcnt);
-        let original = !self.ext.contains(Extensions::SYNC_MARKS);
-        let had_it = !self.was_primary && self.map.is_empty();
-        if original && in_step && had_it && self.metadata.extension.mark.is_none() {
-            self.metadata.extension.stale.clear();
-        }
-    }
-
-    /// Whether the map on disk has to say what is stale here before anything on it says that this node was a secondary since: an
-    /// original may not have it yet.
-    fn owes_stale_to_map(&self) -> bool {
-        self.was_primary && self.own.is_some() && !self.metadata.extension.stale.is_empty()
-    }
-
     /// What this node missed when it was the primary it must get from the other one (L3).
     fn add_stale_to_map(&mut self) {
         for extent in self.metadata.extension.stale.iter().flat_map(|run| run.extents()) {
             self.map.insert(extent);
-            if let Some(own) = &mut self.own {
-                own.owe(extent);
-            }
         }
     }
 
@@ -122,10 +97,6 @@ impl Secondary {
                 self.save(Save::Role);
             }
             MapToSend::Full => self.set_full_map(),
-            MapToSend::Own | MapToSend::Nothing if self.owes_stale_to_map() => {
-                self.add_stale_to_map();
-                self.write_map();
-            }
             MapToSend::Own | MapToSend::Nothing => self.adopt(),
         }
     }
@@ -273,23 +244,18 @@ impl Secondary {
     fn set_full_map(&mut self) {
         let extents = self.map.len();
         self.map = Bitmap::full(extents);
-        self.write_map();
-    }
-
-    /// Makes the map durable before this node answers.
-    fn write_map(&mut self) {
         let data = Buffer::from(self.map.bytes(0..self.map_length()));
-        self.disk(Purpose::Map, DiskOp::Write { offset: self.layout.map_offset(), data });
+        self.disk(Purpose::FullMap, DiskOp::Write { offset: self.layout.map_offset(), data });
     }
 
-    pub(super) fn map_written(&mut self, result: DiskResult) {
+    pub(super) fn full_map_written(&mut self, result: DiskResult) {
         match result {
-            Ok(_) => self.flush_disk(Purpose::MapFlush),
+            Ok(_) => self.flush_disk(Purpose::FullMapFlush),
             Err(error) => self.provider_failed("write the activemap", error),
         }
     }
 
-    pub(super) fn map_flushed(&mut self, result: DiskResult) {
+    pub(super) fn full_map_flushed(&mut self, result: DiskResult) {
         match result {
             Ok(_) | Err(Errno::EOPNOTSUPP) if self.reply.virgin => self.adopt(),
             Ok(_) | Err(Errno::EOPNOTSUPP) => self.part_from_others(),

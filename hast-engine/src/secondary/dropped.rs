@@ -17,12 +17,14 @@ impl Secondary {
 
     fn begin_disk_flush(&mut self) {
         if self.durable.begin() {
+            self.recopied.flush_begins();
             self.disk(Purpose::DiskFlush, DiskOp::Flush);
         }
     }
 
     pub(super) fn disk_flushed(&mut self, result: DiskResult) {
         let whom = self.durable.end(self.now, &result);
+        self.recopied.flush_ended(&result);
         if let Err(error) = result
             && error != Errno::EOPNOTSUPP
         {

@@ -9,6 +9,7 @@
 //! | `doubt` | what this node is not sure to have any more |
 //! | `marks` | what the primary has this node write down: out of date, up to date, what it missed itself |
 //! | `own_map` | what an original's primary forgets too early |
+//! | `recopied` | what was stale here and an original has copied |
 //! | `suspicion` | that an original's primary may have something that this node has not |
 
 mod admission;
@@ -16,6 +17,7 @@ mod doubt;
 mod dropped;
 mod marks;
 mod own_map;
+mod recopied;
 mod request;
 mod suspicion;
 
@@ -146,6 +148,7 @@ pub struct Secondary {
     flushes: VecDeque<Key>,
     /// Kept under an original (M5).
     own: Option<own_map::OwnMap>,
+    recopied: recopied::Recopied,
     /// Silence of the primary that ends the connection.
     patience: Duration,
     /// When the primary was last sent anything on the connection for replies.
@@ -208,6 +211,8 @@ enum Save {
     Met,
     /// That the primary may have something that this node has not (A7).
     Suspicion,
+    /// That an original has copied what was stale here (L3).
+    Recopied,
 }
 
 /// Why a disk operation was asked for.
@@ -215,8 +220,8 @@ enum Save {
 enum Purpose {
     StartFlush,
     Metadata,
-    Map,
-    MapFlush,
+    FullMap,
+    FullMapFlush,
     ClearMap,
     MarkMap,
     MarkMapFlush,
@@ -285,6 +290,7 @@ impl Secondary {
             writes: BTreeSet::new(),
             flushes: VecDeque::new(),
             own,
+            recopied: recopied::Recopied::new(extents),
             patience,
             last_told: now,
             bytes_in_flight: 0,
@@ -350,8 +356,8 @@ impl Secondary {
         match purpose {
             Purpose::StartFlush => self.flushed_at_start(result),
             Purpose::Metadata => self.metadata_advanced(result),
-            Purpose::Map => self.map_written(result),
-            Purpose::MapFlush => self.map_flushed(result),
+            Purpose::FullMap => self.full_map_written(result),
+            Purpose::FullMapFlush => self.full_map_flushed(result),
             Purpose::MarkMap => self.mark_map_written(result),
             Purpose::MarkMapFlush => self.mark_map_flushed(result),
             Purpose::ClearMap => {
@@ -537,6 +543,7 @@ impl Secondary {
         self.find_oldest();
         self.kick_dropped();
         self.kick_doubt();
+        self.kick_recopied();
         self.kick_met();
         let Phase::Ending { code, flushing: false, deadline } = self.phase else { return };
         if !self.requests.is_empty() || !self.ops.is_empty() || self.has_dropped() {
@@ -589,6 +596,7 @@ impl Secondary {
             Save::Doubt => self.doubt_saved(result),
             Save::Met => self.next_mark(), // if not now, with the next mark
             Save::Suspicion => self.suspicion_saved(result),
+            Save::Recopied => self.recopied_saved(result),
         }
     }
 

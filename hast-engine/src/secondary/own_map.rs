@@ -45,11 +45,6 @@ impl OwnMap {
             flushing: false,
         }
     }
-
-    /// An extent stays in the map until the primary has it.
-    pub(super) fn owe(&mut self, extent: u32) {
-        self.map.mark_dirty(extent);
-    }
 }
 
 impl Secondary {

@@ -176,6 +176,9 @@ impl Secondary {
                 result = result.and(Err(self.durable.error()));
             } else {
                 self.durable.wrote(extents);
+                if command == Command::Write && result.is_ok() {
+                    self.note_recopied(offset, length);
+                }
             }
         }
         let result = match command {

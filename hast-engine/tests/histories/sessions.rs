@@ -654,8 +654,8 @@ fn a_provider_that_cannot_be_flushed_is_not_served() {
         Box::new(move |op| Some(if *op == DiskOp::Flush { Err(error) } else { Ok(()) }))
     };
     let new = |policy| H::new_with(24, 1, Extension::default(), &[], 5, 1, 1, policy);
-    assert!(exits(&new(fails(Errno::EIO)), 66));
-    assert!(!exits(&new(fails(Errno::EOPNOTSUPP)), 66), "a disk without a cache needs none");
+    assert!(exits(&new(fails(Errno::EIO)), EXIT_LOST));
+    assert!(!exits(&new(fails(Errno::EOPNOTSUPP)), EXIT_LOST), "a disk without a cache needs none");
 }
 
 /// A primary that starts from such metadata, forced or not.

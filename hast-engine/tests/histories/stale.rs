@@ -327,42 +327,42 @@ fn answered_map(s: &S) -> Vec<u32> {
 
 /// A worker of a secondary begins with what is on `disk`, under a primary of this kind that says that the nodes are in step.
 fn begins_again(disk: &[u8], known: Extensions) -> S {
-    begins_under(disk, known, S::hello())
-}
-
-fn begins_under(disk: &[u8], known: Extensions, hello: SecondHello) -> S {
     let host = Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros };
-    let mut s = S::from_disk(disk.to_vec(), known, NEVER, host, hello);
+    let mut s = S::from_disk(disk.to_vec(), known, NEVER, host, S::hello());
     s.run();
     s
 }
 
 /// L3: a node was primary, and its disk has dropped what both nodes had stored: that is stale, though the map has no bit of it
-/// and the counts say that the nodes are in step. Wherever its worker is killed, the next primary is told.
+/// and the counts say that the nodes are in step. Wherever its worker is killed, and however often, the next primary is told.
 #[test]
 fn what_a_former_primary_misses_the_next_primary_hears_of() {
     for known in [Extensions::ALL, Extensions::NONE] {
         let s = S::under(known, stale(7), &[]);
         let mut s = begins_again(&s.disk, known);
         assert_eq!(answered_map(&s), [7], "{known:?}");
-        for disk in s.snaps.clone() {
-            let next = begins_again(&disk, known);
-            assert_eq!(answered_map(&next), [7], "{known:?}");
-        }
-        assert_eq!(stale_on(&s.disk), [7]);
-
-        // It is copied. A primary of ours says so; an original, whose map has it by now, has nothing more to say.
         s.frame(flush_of(1));
         s.run();
-        if known == Extensions::ALL {
-            let kind = MarkKind::SyncDone { localcnt: 1, failures: Some(0) };
-            s.frame(Message::Mark(Mark { seq: 2, kind }));
-            s.run();
-            assert_eq!(stale_on(&s.disk), []);
+        s.snaps.push(s.disk.clone());
+        for disk in s.snaps.clone() {
+            for next in [Extensions::ALL, Extensions::NONE] {
+                assert_eq!(answered_map(&begins_again(&disk, next)), [7], "{known:?}");
+            }
         }
-        let next = begins_again(&s.disk, known);
-        assert_eq!((answered_map(&next), stale_on(&next.disk)), (vec![], vec![]), "{known:?}");
+        assert_eq!(stale_on(&s.disk), [7]);
     }
+}
+
+/// A primary of ours says when it has copied everything.
+#[test]
+fn what_a_primary_has_copied_is_not_stale_any_more() {
+    let mut s = S::new(stale(7), &[]);
+    s.run();
+    s.frame(flush_of(1));
+    s.run();
+    s.frame(Message::Mark(Mark { seq: 2, kind: MarkKind::SyncDone { localcnt: 1, failures: Some(0) } }));
+    s.run();
+    assert_eq!(stale_on(&s.disk), []);
 }
 
 fn stale_on(disk: &[u8]) -> Vec<u32> {
@@ -370,18 +370,59 @@ fn stale_on(disk: &[u8]) -> Vec<u32> {
     runs.iter().flat_map(|run| run.extents()).collect()
 }
 
-/// L3: an original does not say when it has copied what was stale here. It has once it connects again, has counted nothing, and
-/// left nothing in the map; not before.
+fn part_of(seq: u64, offset: u64, length: u64) -> Message {
+    let data = Some(Buffer::from(vec![seq as u8; length as usize]));
+    let command = Command::Write;
+    Message::Request(Request { command, seq, offset, length, memsync: false, data })
+}
+
+/// L3: an original does not say when it has copied what was stale here. It has once all of that was written and a flush that began
+/// afterwards has succeeded, and not before.
 #[test]
 fn what_an_original_has_copied_is_not_stale_any_more() {
-    for (localcnt, bits, forgets) in [(1, 0, true), (1, 4, false), (2, 0, false)] {
+    let (begin, es) = (2 * u64::from(ES), u64::from(ES));
+    let copies: &[(&[(u64, u64)], bool)] = &[
+        (&[(begin, es)], true),
+        (&[(begin, es / 2), (begin + es / 2, es / 2)], true),
+        (&[(begin - 512, 1024), (begin + 512, es)], true),
+        (&[(begin, es / 2)], false),
+        (&[(begin + es / 2, es / 2), (begin, es / 2)], false),
+        (&[(begin + 512, es - 512)], false),
+        (&[], false),
+    ];
+    for (writes, copied) in copies {
         let mut s = S::under(Extensions::NONE, stale(2), &[]);
         s.run();
-        s.frame(flush_of(1));
+        for (seq, (offset, length)) in (1..).zip(*writes) {
+            s.frame(part_of(seq, *offset, *length));
+            s.run();
+        }
+        assert_eq!(stale_on(&s.disk), [2], "{writes:?}: not flushed");
+        s.frame(flush_of(9));
         s.run();
-        assert_eq!(stale_on(&s.disk), [2]);
-        s.disk[4096] = bits;
-        let s = begins_under(&s.disk, Extensions::NONE, SecondHello { localcnt, ..S::hello() });
-        assert_eq!(stale_on(&s.disk).is_empty(), forgets, "count {localcnt}, map {bits}");
+        assert_eq!(stale_on(&s.disk).is_empty(), *copied, "{writes:?}");
+        let next = begins_again(&s.disk, Extensions::NONE);
+        assert_eq!(answered_map(&next).contains(&2), !copied || !writes.is_empty(), "{writes:?}");
     }
+}
+
+/// A flush that fails covers nothing, and neither does one that began before the last write.
+#[test]
+fn what_an_original_has_copied_is_stale_until_a_flush_has_covered_it() {
+    let begin = 2 * u64::from(ES);
+    let mut s = S::under(Extensions::NONE, stale(2), &[]);
+    s.run();
+    s.frame(part_of(1, begin, ES.into()));
+    s.run();
+    s.frame(flush_of(2));
+    s.fail(s.at(|op| *op == DiskOp::Flush));
+    s.run();
+    s.frame(flush_of(3));
+    s.run();
+    assert_eq!(stale_on(&s.disk), [2]);
+    s.frame(part_of(4, begin, ES.into()));
+    s.run();
+    s.frame(flush_of(5));
+    s.run();
+    assert_eq!(stale_on(&s.disk), []);
 }

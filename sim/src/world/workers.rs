@@ -1,6 +1,6 @@
 //! Workers: how they start and end, and what is left of what their disks were doing.
 
-use hast_engine::{EXIT_PEER_BEHIND, EXIT_STALE};
+use hast_engine::{EXIT_LOST, EXIT_PEER_BEHIND, EXIT_STALE};
 
 use super::*;
 use crate::faults::Fault;
@@ -12,13 +12,13 @@ impl World {
         *self.exits.entry(code).or_insert(0) += 1;
         let was_primary = self.nodes.get(node).is_some_and(Node::is_primary);
         if let Some(node) = self.nodes.get_mut(node) {
-            node.unsure = (code == 66 && !was_primary) || code == EXIT_STALE;
+            node.unsure = (code == 66 && !was_primary) || matches!(code, EXIT_STALE | EXIT_LOST);
         }
         self.admin_sees_end(node, was_primary && code == 0);
         self.mixed_exit(node);
         // One that took all of its time has not flushed.
         let cut_short = was_primary && code == 0 && self.was_cut_short(node);
-        self.forget_dropped(node, code == 66 || cut_short);
+        self.forget_dropped(node, matches!(code, 66 | EXIT_LOST) || cut_short);
         self.end_worker(node);
         if was_primary {
             self.abandon_requests(node);
@@ -37,7 +37,7 @@ impl World {
             return self.answer_first(node, conn.0, conn.1);
         }
         let refused = code == 78 && self.may_be_split() && !was_primary;
-        if was_primary && code == 66 {
+        if was_primary && matches!(code, 66 | EXIT_LOST) {
             // The disk failed at the worst moment, and the log says that it could not be flushed: the operator
             // starts it again.
             let role = self.nodes.get(node).map_or(Role::Init, |node| node.role);
