@@ -323,7 +323,10 @@ impl World {
         };
         let choice = self.admin.fork.is_some() && whole(1 - self.serving);
         let forced = choice && !whole(self.serving);
-        let loser = if forced || (choice && self.random.one_in(2)) { self.serving } else { 1 - self.serving };
+        // One that lives on the other node's disk has nothing of its own.
+        let detached = self.nodes.get(self.serving).is_some_and(|node| node.detached.is_some());
+        let gives_up = detached || forced || (choice && self.random.one_in(2));
+        let loser = if gives_up { self.serving } else { 1 - self.serving };
         self.trace(|| format!("split-brain: node {loser} is to give its changes up"));
         self.admin.loser = Some(loser);
         self.chore(LOOK_AGAIN, Chore::Settle);
