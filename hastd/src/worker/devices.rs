@@ -146,7 +146,7 @@ impl Devices {
             nbd.stop(refuse);
         }
         if let Some(gate) = &mut self.gate {
-            gate.stop(refuse);
+            gate.stop();
         }
     }
 

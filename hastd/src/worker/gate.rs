@@ -103,8 +103,6 @@ pub(super) struct Server {
     requests: HashMap<RequestId, (u64, usize)>,
     last_request: u64,
     stopping: bool,
-    /// What fails by then is answered.
-    refuse: bool,
     /// The nodes are in step, as far as the kernel was told: it could read by itself.
     in_step: bool,
 }
@@ -149,7 +147,6 @@ impl Server {
             requests: HashMap::new(),
             last_request: FIRST_ID,
             stopping: false,
-            refuse: false,
             in_step: false,
         };
         for number in 0..THREADS {
@@ -197,8 +194,7 @@ impl Server {
             log::error!("Request {} was completed, but is not in flight.", id.0);
             return;
         };
-        if self.stopping && !self.refuse && result.is_err() {
-            // The kernel hands it out again.
+        if self.stopping && result.is_err() {
             self.taken.remove(&key);
         } else if let Some(taken) = self.taken.get_mut(&key) {
             taken.finished(number, result);
@@ -250,10 +246,10 @@ impl Server {
     }
 
     /// Takes no more requests from here on, and asks nothing more of the engine. What the engine has is
-    /// finished and answered. What fails is answered if `refuse`, or else left to a successor.
-    pub(super) fn stop(&mut self, refuse: bool) {
+    /// finished, and answered if it is well. The rest a successor gets again; or it fails with the device, all at once and with
+    /// ENXIO, which a file system takes for the loss of its disk, and not for a bad sector.
+    pub(super) fn stop(&mut self) {
         self.stopping = true;
-        self.refuse = refuse;
         lock(&self.shared.state).ended = true;
         self.shared.room.notify_all();
     }
@@ -266,7 +262,7 @@ impl Server {
     /// Parts from the device: it is left to a successor, with what is not answered, or destroyed; by the supervisor if the
     /// kernel may still be reading for it.
     pub(super) fn finish(&mut self, successor: bool) {
-        self.stop(!successor);
+        self.stop();
         // Nobody could keep the kernel from reading what is old by then.
         if successor && matches!(self.shared.device.read_here(), Ok(()) | Err(DeviceError::Gone)) {
             return self.shared.device.leave();

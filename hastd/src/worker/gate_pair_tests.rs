@@ -326,3 +326,14 @@ fn what_waits_in_a_device_is_not_served_by_a_node_that_was_secondary_since() {
     assert_eq!(device.wait(DEVICE, write, Duration::ZERO), None);
     assert!(pair.a.data(0, 4096) == pattern(3, 4096) && pair.b.data(0, 4096) == pattern(3, 4096));
 }
+
+/// A file system takes ENXIO for the loss of its disk, and anything else for a bad sector beside which it goes on.
+#[test]
+fn what_is_not_done_when_the_role_ends_fails_with_the_device() {
+    let mut pair = Pair::new();
+    // The other node is not there yet, and nobody says that it does not come.
+    let write = pair.kernel.submit(DEVICE, Bio::write(0, pattern(1, 4096))).unwrap();
+    wait_for("the worker to take it", || (pair.kernel.queues(DEVICE) == (0, 1)).then_some(()));
+    pair.stop_primary();
+    assert_eq!(pair.kernel.wait(DEVICE, write, Duration::ZERO), Some(Err(Errno::ENXIO)));
+}
