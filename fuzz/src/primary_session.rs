@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use hast_engine::{
-    Action, EXIT_PEER_BEHIND, EXIT_STALE, MAX_REQUEST, Op, Primary, PrimaryStart, RequestId, Side,
+    Action, EXIT_LOST, EXIT_PEER_BEHIND, EXIT_STALE, MAX_REQUEST, Op, Primary, PrimaryStart, RequestId, Side,
 };
 use hast_format::nv::Writer;
 use hast_net::buffer::{Buffer, Pool};
@@ -94,9 +94,9 @@ impl node::Session for Session {
                     // It knows that it is out of date, and could not write it down, or not in time.
                     let unwritten = late || self.detached || self.node.provider.metadata_has_failed();
                     let stale = code == EXIT_STALE && unwritten;
-                    assert!(stale || [0, 66, EXIT_PEER_BEHIND].contains(&code), "exit {code}");
+                    assert!(stale || [0, 66, EXIT_LOST, EXIT_PEER_BEHIND].contains(&code), "exit {code}");
                     self.node.over = true;
-                    self.gave_up = code == 66 || late;
+                    self.gave_up = matches!(code, 66 | EXIT_LOST) || late;
                 }
             }
         }
