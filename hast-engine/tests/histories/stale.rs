@@ -426,3 +426,45 @@ fn what_an_original_has_copied_is_stale_until_a_flush_has_covered_it() {
     s.run();
     assert_eq!(stale_on(&s.disk), []);
 }
+
+/// Half of an extent before a flush that fails, and half after it, are not all of it; nor is what was written while that flush
+/// ran, nor a write that the disk has refused.
+#[test]
+fn what_may_not_be_on_the_disk_is_not_copied() {
+    let (begin, half) = (2 * u64::from(ES), u64::from(ES) / 2);
+    let under = || {
+        let mut s = S::under(Extensions::NONE, stale(2), &[]);
+        s.run();
+        s
+    };
+    let flushed = |mut s: S| {
+        s.frame(flush_of(9));
+        s.run();
+        stale_on(&s.disk)
+    };
+    let mut s = under();
+    s.frame(part_of(1, begin, half));
+    s.run();
+    s.frame(flush_of(2));
+    s.fail(s.at(|op| *op == DiskOp::Flush));
+    s.run();
+    s.frame(part_of(3, begin + half, half));
+    s.run();
+    assert_eq!(flushed(s), [2], "half and half");
+
+    let mut s = under();
+    s.frame(part_of(1, begin - 512, 512));
+    s.run();
+    s.frame(flush_of(2));
+    s.frame(part_of(3, begin, 2 * half));
+    s.step(s.at(is_data));
+    s.fail(s.at(|op| *op == DiskOp::Flush));
+    s.run();
+    assert_eq!(flushed(s), [2], "while it ran");
+
+    let mut s = under();
+    s.frame(part_of(1, begin, 2 * half));
+    s.fail(s.at(is_data));
+    s.run();
+    assert_eq!(flushed(s), [2], "refused");
+}
