@@ -147,6 +147,12 @@ impl Pair {
         self.half = None;
     }
 
+    /// The primary has its device destroyed, and ends for a successor.
+    fn until_discarded(&mut self) {
+        self.until("the device to be given up", |pair| pair.discards);
+        assert_eq!(self.primary.take().unwrap().exit_code(), 75);
+    }
+
     fn until_direct(&mut self, direct: bool) {
         let what = if direct { "direct reads" } else { "the end of direct reads" };
         self.until(what, |pair| pair.kernel.reads_from(DEVICE).is_some() == direct);
@@ -261,12 +267,10 @@ fn what_waits_in_a_device_that_was_left_behind_is_not_written_over_what_is_newer
         let device = pair.kernel.clone();
         pair.start_primary_of(&device, pair.a.resource("tcp4://127.0.0.1"), false);
         if newer {
-            pair.until("the end of the worker", |pair| pair.primary.as_ref().unwrap().has_ended());
-            assert_eq!(pair.primary.take().unwrap().exit_code(), 75);
+            pair.until_discarded();
             let (waiting, taken) = device.queues(DEVICE);
             assert_eq!(waiting + taken, 2, "neither was answered");
             // The supervisor's part.
-            assert!(pair.discards);
             device.process().destroy(&Which::Name(DEVICE.into())).unwrap();
             pair.start_primary_of(&device, pair.a.resource("tcp4://127.0.0.1"), false);
         } else {
@@ -321,8 +325,7 @@ fn what_waits_in_a_device_is_not_served_by_a_node_that_was_secondary_since() {
     std::mem::swap(&mut pair.a, &mut pair.b);
 
     pair.start_primary_of(&device, pair.a.resource("tcp4://127.0.0.1"), false);
-    pair.until("the end of the worker", |pair| pair.primary.as_ref().unwrap().has_ended());
-    assert!(pair.primary.take().unwrap().exit_code() == 75 && pair.discards);
+    pair.until_discarded();
     assert_eq!(device.wait(DEVICE, write, Duration::ZERO), None);
     assert!(pair.a.data(0, 4096) == pattern(3, 4096) && pair.b.data(0, 4096) == pattern(3, 4096));
 }
