@@ -7,10 +7,10 @@
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use hast_ggate::{Gate, Which};
+use hast_ggate::{Change, Gate, Which};
 use hast_net::errno::Errno;
 
 use super::attach::{self, Attached};
@@ -41,7 +41,6 @@ pub(super) struct Device {
 #[derive(Debug)]
 struct Export {
     listener: UnixListener,
-    directory: PathBuf,
     provider_name: String,
     /// An earlier hastd has left a kernel's device over it behind.
     left_behind: bool,
@@ -104,9 +103,6 @@ impl Device {
     /// A worker serves the device.
     pub(super) fn served(&mut self) {
         self.served = true;
-        if let Some(gate) = &mut self.gate {
-            gate.served = true;
-        }
     }
 
     /// What waits in the device goes when the worker has ended.
@@ -120,12 +116,23 @@ impl Device {
             return;
         }
         if let Some(nbd) = self.nbd.as_mut().filter(|nbd| nbd.left_behind) {
-            attach::sweep(&nbd.directory, &nbd.provider_name);
+            attach::sweep(nbd.listener.path(), &nbd.provider_name);
             nbd.left_behind = false;
         }
+        self.take_gate_away();
+    }
+
+    fn take_gate_away(&self) {
         if let Some(gate) = &self.gate {
-            take_away(&*gate.gate, &gate.name, &gate.owner, gate.served);
+            take_away(&*gate.gate, &gate.name, &gate.owner, self.served);
         }
+    }
+}
+
+impl Drop for Device {
+    /// A worker that was killed left the device behind, and everybody who uses it would wait for ever.
+    fn drop(&mut self) {
+        self.take_gate_away();
     }
 }
 
@@ -134,17 +141,22 @@ impl Export {
         let path = hast_conf::nbd_socket_path(directory, provider_name).map_err(|error| error.to_string())?;
         let listener = UnixListener::bind_with_directories(&path).map_err(|error| error.to_string())?;
         let left_behind = attach::is_left_behind(&path);
-        let (directory, provider_name) = (directory.to_owned(), provider_name.to_owned());
-        Ok(Export { listener, directory, provider_name, left_behind })
+        Ok(Export { listener, provider_name: provider_name.to_owned(), left_behind })
     }
 }
 
-/// Takes away the device that an earlier hastd of this place has left behind, as this node is not to be the primary.
+/// Takes away the devices that an earlier hastd with this `owner` has left behind: this node is not to be the primary.
 pub(super) fn sweep(nbd_directory: Option<&Path>, provider_name: &str, owner: &str) {
-    if let Some(directory) = nbd_directory {
-        attach::sweep(directory, provider_name);
-    }
+    sweep_attached(nbd_directory, provider_name);
     system::sweep(&hast_ggate::device_name(provider_name), owner);
+}
+
+/// The same of a block device over the export alone.
+pub(super) fn sweep_attached(nbd_directory: Option<&Path>, provider_name: &str) {
+    let socket = nbd_directory.and_then(|path| hast_conf::nbd_socket_path(path, provider_name).ok());
+    if let Some(socket) = socket {
+        attach::sweep(&socket, provider_name);
+    }
 }
 
 /// A device of GEOM Gate, made by a worker.
@@ -154,8 +166,6 @@ struct GateDevice {
     name: String,
     /// What the device says of who serves it: another hastd on this machine may have taken it over.
     owner: String,
-    /// A worker of this hastd has served it.
-    served: bool,
 }
 
 /// Takes away the device `name`, if there is one and `owner` serves it, or has: the last worker has ended. If nobody can say
@@ -194,7 +204,7 @@ fn take_away(gate: &dyn Gate, name: &str, owner: &str, ours: bool) {
 fn reads_end(gate: &dyn Gate, name: &str) -> bool {
     // A worker that was killed has not let go of what is read.
     if let Ok(unit) = gate.cancel(name)
-        && let Err(errno) = gate.modify(unit, &hast_ggate::Change::ReadHere)
+        && let Err(errno) = gate.modify(unit, &Change::ReadHere)
     {
         log::error!("Unable to switch the direct reads of device {name} off: {errno}.");
     }
@@ -204,13 +214,9 @@ fn reads_end(gate: &dyn Gate, name: &str) -> bool {
         if Instant::now() >= deadline {
             return silent;
         }
-        let seen = gate.look(name);
-        silent = seen.is_err();
-        quiet = if matches!(&seen, Ok(seen) if !seen.as_ref().is_some_and(|seen| seen.reads)) {
-            quiet + 1
-        } else {
-            0
-        };
+        let reads = gate.look(name).map(|seen| seen.is_some_and(|seen| seen.reads));
+        silent = reads.is_err();
+        quiet = if reads == Ok(false) { quiet + 1 } else { 0 };
         std::thread::sleep(LOOK_AGAIN);
     }
     true
@@ -219,13 +225,6 @@ fn reads_end(gate: &dyn Gate, name: &str) -> bool {
 impl fmt::Debug for GateDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "GateDevice({})", self.name)
-    }
-}
-
-impl Drop for GateDevice {
-    /// A worker that was killed left the device behind, and everybody who uses it would wait for ever.
-    fn drop(&mut self) {
-        take_away(&*self.gate, &self.name, &self.owner, self.served);
     }
 }
 
@@ -248,12 +247,12 @@ mod system {
         let kernel = Kernel::open().map_err(|error| error.to_string())?;
         let control = kernel.duplicate().map_err(|error| hast_log::error_text(&error))?;
         let (name, owner) = (hast_ggate::device_name(provider_name), owner.to_owned());
-        Ok(Some(GateDevice { gate: Box::new(kernel), control, name, owner, served: false }))
+        Ok(Some(GateDevice { gate: Box::new(kernel), control, name, owner }))
     }
 
     pub(super) fn sweep(name: &str, owner: &str) {
         // Without the control device there is no GEOM Gate, and nothing is to be loaded for that.
-        if !Path::new(abi::CONTROL).exists() || !Path::new("/dev").join(name).exists() {
+        if !Path::new(abi::CONTROL).exists() {
             return;
         }
         match Kernel::open() {
@@ -277,8 +276,8 @@ mod system {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hast_ggate::Create;
     use hast_ggate::fake::{Bio, FakeKernel, Process};
-    use hast_ggate::{Change, Create};
     use std::fs::File;
 
     #[test]
@@ -293,7 +292,6 @@ mod tests {
                 control: File::open("/dev/null").unwrap().into(),
                 name: name.clone(),
                 owner: "hastd at a".into(),
-                served: false,
             };
             let mut device =
                 Device { attached: None, nbd: None, gate: Some(gate), served: false, discard: false };
@@ -356,7 +354,7 @@ mod tests {
         assert_eq!(kernel.reads_from(NAME), None);
     }
 
-    /// GEOM waits for the device itself: whoever has served it takes it away, and nobody else does.
+    /// GEOM waits for the device itself: the hastd that has served the device takes it away, and no other does.
     #[test]
     fn without_an_answer_a_device_goes_only_if_it_is_known_to_be_ours() {
         for ours in [false, true] {

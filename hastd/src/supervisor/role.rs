@@ -173,8 +173,11 @@ impl Supervisor {
         let scope = resource.scope();
         let had_device = resource.device.take().is_some();
         let (directory, provider) = (resource.nbd_directory.as_deref(), &resource.config.provname);
-        if role != Role::Primary && !had_device {
-            device::sweep(directory, provider, &self.owner);
+        match (role, had_device) {
+            (Role::Primary, _) => {}
+            // Of what this primary had, GEOM Gate's device has gone, or cannot go.
+            (_, true) => device::sweep_attached(directory, provider),
+            (_, false) => device::sweep(directory, provider, &self.owner),
         }
         if role == Role::Primary {
             match Device::open(directory, provider, &self.owner) {

@@ -140,10 +140,9 @@ pub(in crate::supervisor) fn is_left_behind(socket: &Path) -> bool {
 }
 
 /// Takes away what a process that was killed left behind.
-pub(in crate::supervisor) fn sweep(nbd_directory: &Path, name: &str) {
-    let Ok(socket) = hast_conf::nbd_socket_path(nbd_directory, name) else { return };
-    sweep_nbd(&socket, name);
-    sweep_ublk(&socket, name);
+pub(in crate::supervisor) fn sweep(socket: &Path, name: &str) {
+    sweep_nbd(socket, name);
+    sweep_ublk(socket, name);
 }
 
 fn sweep_nbd(socket: &Path, name: &str) {
