@@ -13,6 +13,7 @@ use crc::{CRC_32_ISCSI, Crc, Table};
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::bitmap::Bitmap;
 use crate::metadata::{Metadata, MetadataError, RESOURCE_NAME_MAX, Role, cut};
 
 /// Most runs of stale extents that there is room for.
@@ -83,6 +84,19 @@ impl Run {
     pub fn extents(self) -> Range<u32> {
         self.first..self.first.saturating_add(self.count)
     }
+}
+
+/// Extents as runs, as few as there can be, in order.
+#[must_use]
+pub fn runs_of(extents: &Bitmap) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for extent in extents.iter() {
+        match runs.last_mut() {
+            Some(run) if run.first.saturating_add(run.count) == extent => run.count += 1,
+            _ => runs.push(Run { first: extent, count: 1 }),
+        }
+    }
+    runs
 }
 
 /// A point in time, in seconds since 1970, shown as `2026-11-24 07:00:00 UTC`; 0 is an unknown time.

@@ -294,20 +294,21 @@ impl Primary {
     /// The secondary has written down that it alone is right, before it counted for that: a worker that replaces this one
     /// is to find that it has counted since, and is the source. What this node had counted the secondary has by now.
     pub(super) fn remember_detachment(&mut self) {
-        if self.detachment.remembered.is_some() {
-            return;
+        if self.detachment.remembered.is_none() {
+            self.remember_counts();
         }
-        self.detachment.remembered = Some(Counts::default());
-        self.recount_detachment();
     }
 
-    /// The counts are those of nodes that are equal, or were before the secondary counted for what it has just written down.
+    /// The nodes have become equal: what the driver was told of counts is older than that.
     pub(super) fn recount_detachment(&mut self) {
-        let local = self.metadata.localcnt.min(self.sync.told);
-        let counts = Counts { local, remote: self.metadata.remotecnt };
-        if let Some(remembered) = &mut self.detachment.remembered {
-            *remembered = counts;
+        if self.detachment.remembered.is_some() {
+            self.remember_counts();
         }
+    }
+
+    fn remember_counts(&mut self) {
+        let local = self.metadata.localcnt.min(self.sync.told);
+        self.detachment.remembered = Some(Counts { local, remote: self.metadata.remotecnt });
         self.remember_again();
     }
 

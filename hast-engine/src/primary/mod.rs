@@ -23,7 +23,7 @@ mod link;
 mod request;
 mod silence;
 mod storage;
-pub(crate) mod sync;
+mod sync;
 mod turning;
 mod window;
 

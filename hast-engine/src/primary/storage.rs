@@ -4,12 +4,11 @@ use core::time::Duration;
 use std::collections::VecDeque;
 
 use hast_format::bitmap::Bitmap;
-use hast_format::extension::{Extension, Run, STALE_RUNS};
+use hast_format::extension::{Extension, Run, STALE_RUNS, runs_of};
 use hast_net::buffer::Buffer;
 use hast_net::errno::Errno;
 use hast_net::handshake::Met;
 
-use super::sync::runs_of;
 use super::{Phase, Primary, Purpose};
 use crate::connection::met;
 use crate::counts::Counts;

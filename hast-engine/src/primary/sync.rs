@@ -9,7 +9,7 @@ use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use hast_format::bitmap::Bitmap;
-use hast_format::extension::{Extension, Run};
+use hast_format::extension::{Extension, Run, runs_of};
 use hast_net::buffer::Buffer;
 use hast_net::errno::Errno;
 use hast_net::extensions::Extensions;
@@ -227,18 +227,6 @@ impl Sync {
             copy.spoiled = true;
         }
     }
-}
-
-/// Extents as runs.
-pub(crate) fn runs_of(extents: &Bitmap) -> Vec<Run> {
-    let mut runs: Vec<Run> = Vec::new();
-    for extent in extents.iter() {
-        match runs.last_mut() {
-            Some(run) if run.first.saturating_add(run.count) == extent => run.count += 1,
-            _ => runs.push(Run { first: extent, count: 1 }),
-        }
-    }
-    runs
 }
 
 impl Primary {

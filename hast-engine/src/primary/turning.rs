@@ -12,10 +12,9 @@
 use core::ops::Range;
 
 use hast_format::bitmap::Bitmap;
-use hast_format::extension::STALE_RUNS;
+use hast_format::extension::{STALE_RUNS, runs_of};
 
 use super::Primary;
-use super::sync::runs_of;
 use crate::rule::{Rule, keeps};
 
 /// The extents that are turning.

@@ -6,11 +6,10 @@
 use std::collections::BTreeMap;
 
 use hast_format::bitmap::Bitmap;
-use hast_format::extension::{Run, STALE_RUNS};
+use hast_format::extension::{Run, STALE_RUNS, runs_of};
 use hast_net::errno::Errno;
 
 use super::{Phase, Save, Secondary};
-use crate::primary::sync::runs_of;
 use crate::types::DiskResult;
 
 /// How far stale extents have come.
