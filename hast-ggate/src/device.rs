@@ -314,9 +314,9 @@ impl Device {
         self.released.store(true, Ordering::Relaxed);
     }
 
-    /// Takes the device away, whoever uses it. Whoever waits for requests is woken. False: the kernel may have begun to serve
-    /// a read itself, and must not lose the device before that has ended, which this process cannot see. No further one
-    /// begins, and the device is left to whoever can ([`Gate::look`]).
+    /// Takes the device away, in use or not. Threads that wait for requests are woken. False: the device is still there. The
+    /// kernel may have begun to serve a read itself, and must not lose the device before that read has ended, which this process
+    /// cannot see. No further read begins; the supervisor, which can see it ([`Gate::look`]), takes the device away.
     ///
     /// # Errors
     ///

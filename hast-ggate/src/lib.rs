@@ -169,8 +169,8 @@ pub trait Gate: Send + Sync {
     /// Changes a device.
     fn modify(&self, unit: i32, change: &Change) -> Result<(), Errno>;
 
-    /// Takes a device away, in use or not. Whoever waits for requests is woken. ENXIO: it is gone already. While the kernel
-    /// reads for the device itself it must not be called: what such a read looks at when it ends is freed here.
+    /// Takes a device away, in use or not. Threads that wait for requests are woken. ENXIO: the device is gone already. It
+    /// must not be called while the kernel reads for the device itself: such a read uses at its end what is freed here.
     fn destroy(&self, which: &Which) -> Result<(), Errno>;
 }
 

@@ -259,8 +259,8 @@ impl Server {
         lock(&self.shared.state).failure.take()
     }
 
-    /// Parts from the device: it is left to a successor, with what is not answered, or destroyed; by the supervisor if the
-    /// kernel may still be reading for it.
+    /// Leaves the device to a successor, with the requests that are not answered, or destroys it. If the kernel may still be
+    /// reading for the device, the supervisor destroys it later.
     pub(super) fn finish(&mut self, successor: bool) {
         self.stop();
         // Nobody could keep the kernel from reading what is old by then.

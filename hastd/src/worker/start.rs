@@ -88,11 +88,11 @@ pub(super) struct Started {
 /// Whether an earlier hastd has left a primary's device behind, and what waits in it was meant for the data as they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LeftBehind {
-    /// There is none.
+    /// No device was left behind.
     No,
-    /// The other node has to be asked.
+    /// It may have been: the other node has to be asked.
     Perhaps,
-    /// This node was no primary since.
+    /// It was not: this node has had another role since.
     Old,
 }
 
