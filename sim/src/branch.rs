@@ -48,10 +48,13 @@ impl World {
         let Some(branch) = self.as_held_by(node) else { return };
         let mut stale = self.stale_sectors(node);
         stale.extend(self.sectors_owed_to(node));
-        let (older, mixed) = match self.admin.fork.take() {
-            // Once more: what the other one holds has not changed.
-            Some(fork) if fork.new == node => (fork.older, fork.mixed),
-            _ => (self.memory.clone(), false),
+        let (older, mixed, forced) = match self.admin.fork.take() {
+            // Once more: what the other one holds has not changed, and what a force has given up stays given up.
+            Some(fork) if fork.new == node => {
+                stale.extend(fork.stale);
+                (fork.older, fork.mixed, forced || fork.forced)
+            }
+            _ => (self.memory.clone(), false, forced),
         };
         self.admin.fork = Some(Fork { new: node, forced, branch, older, stale, mixed });
     }
