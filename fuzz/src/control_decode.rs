@@ -113,7 +113,7 @@ fn error(source: &mut Source<'_>) -> i16 {
 fn entry(source: &mut Source<'_>) -> Entry {
     let name = text(source);
     match source.below(3) {
-        0 => Entry::Error { name, error: error(source) },
+        0 => Entry::Error { name, error: error(source), reason: source.flag().then(|| text(source)) },
         1 => Entry::RoleWas { name, role: text(source), peer_behind: source.flag() },
         _ => Entry::Status { name, status: Box::new(status(source)) },
     }

@@ -178,6 +178,8 @@ pub enum Entry {
         name: String,
         /// An `ERROR_` number or an errno, never 0.
         error: i16,
+        /// Why, in words for the administrator (extension `x_reason`).
+        reason: Option<String>,
     },
     /// Answer to [`Command::SetRole`].
     RoleWas {
@@ -198,6 +200,11 @@ pub enum Entry {
 }
 
 impl Entry {
+    /// What could not be done with a resource, without a reason in words.
+    pub fn error(name: impl Into<String>, error: i16) -> Entry {
+        Entry::Error { name: name.into(), error, reason: None }
+    }
+
     /// The resource's name.
     pub fn name(&self) -> &str {
         match self {
@@ -208,7 +215,12 @@ impl Entry {
     fn encode(&self, list: &mut Numbered<'_>) {
         list.str("resource", self.name());
         match self {
-            Entry::Error { error, .. } => list.i16("error", *error),
+            Entry::Error { error, reason, .. } => {
+                list.i16("error", *error);
+                if let Some(reason) = reason {
+                    list.str("x_reason", reason);
+                }
+            }
             Entry::RoleWas { role, peer_behind, .. } => {
                 list.str("role", role);
                 if *peer_behind {
@@ -221,7 +233,8 @@ impl Entry {
 
     fn decode(name: String, index: usize, pairs: &Pairs<'_>) -> Result<Entry, ReplyError> {
         if let Some(error) = pairs.i16("error", index).filter(|error| *error != 0) {
-            return Ok(Entry::Error { name, error });
+            let reason = pairs.text("x_reason", index);
+            return Ok(Entry::Error { name, error, reason });
         }
         // Only a status has these, and every status has them.
         let is_status = ["provname", "localpath", "remoteaddr", "replication", "workerpid"]

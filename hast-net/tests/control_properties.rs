@@ -94,7 +94,11 @@ prop_compose! {
 fn entry() -> impl Strategy<Value = Entry> {
     let error = any::<i16>().prop_filter("no error", |error| *error != 0);
     prop_oneof![
-        (text(), error).prop_map(|(name, error)| Entry::Error { name, error }),
+        (text(), error, proptest::option::of(text())).prop_map(|(name, error, reason)| Entry::Error {
+            name,
+            error,
+            reason
+        }),
         (text(), text(), any::<bool>()).prop_map(|(name, role, peer_behind)| Entry::RoleWas {
             name,
             role,
@@ -228,7 +232,7 @@ fn names_end_at_the_first_gap() {
     let reply = reply(|l| {
         l.str("resource0", "a").i16("error0", 1).str("resource2", "c").i16("error2", 1);
     });
-    assert_eq!(reply, Ok(Reply::Entries(vec![Entry::Error { name: "a".into(), error: 1 }])));
+    assert_eq!(reply, Ok(Reply::Entries(vec![Entry::error("a", 1)])));
 }
 
 #[test]

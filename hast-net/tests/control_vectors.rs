@@ -270,7 +270,7 @@ fn all_counts_only_as_the_first_name() {
     assert_eq!(request.resources, ["disk0", "all"]);
     let reply = Reply::decode(&capture.reply.frame.unwrap().list().unwrap()).unwrap();
     let Reply::Entries(entries) = reply else { panic!() };
-    assert_eq!(entries[1], Entry::Error { name: "all".into(), error: hast_net::control::ERROR_NO_ENTRY });
+    assert_eq!(entries[1], Entry::error("all", hast_net::control::ERROR_NO_ENTRY));
 }
 
 #[test]

@@ -204,8 +204,11 @@ fn report_roles(entries: &[Entry], new: Role) {
     for entry in entries {
         let _scope = hast_log::scope(Some(entry.name()), None);
         match entry {
-            Entry::Error { name, error } => {
+            Entry::Error { name, error, reason } => {
                 log::warn!("Received error {error} from hastd.");
+                if let Some(reason) = reason {
+                    log::warn!("{}.", human::printable(reason));
+                }
                 if new == Role::Primary {
                     explain(name, *error);
                 }
@@ -225,7 +228,7 @@ fn report_roles(entries: &[Entry], new: Role) {
 fn explain(name: &str, error: i16) {
     if error == Errno::ESTALE.to_wire() {
         log::warn!(
-            "The data here is out of date: make the other node primary, or give up what it has written since \
+            "Let the other node be primary or leave its role first, or give up what it has written and this node has not \
              with `hastctl role -f primary {name}'."
         );
     } else if error == i16::from(exit::NOINPUT) {

@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn an_unknown_resource_has_its_error() {
-        let entries = [Entry::Error { name: "nosuch".to_owned(), error: 1 }];
+        let entries = [Entry::error("nosuch".to_owned(), 1)];
         assert_eq!(status(&entries, false), "Name\tStatus\t Role\t\tComponents\nnosuch\tERR1\n");
         assert_eq!(status(&entries, true), "Name\tStatus\t Role\t\tComponents\tCondition\nnosuch\tERR1\n");
         for verbose in [false, true] {
@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_daemon_cannot_steer_the_terminal() {
-        let entries = [Entry::Error { name: "a\u{1b}[2J\nb".to_owned(), error: 1 }];
+        let entries = [Entry::error("a\u{1b}[2J\nb".to_owned(), 1)];
         assert_eq!(list(&entries, false), "a?[2J?b:\n  error: 1\n");
     }
 }

@@ -89,6 +89,10 @@ impl Prospect<'_> {
                 Err(why) => return (vec![format!("would be refused: {why}")], exit::NOINPUT),
             },
         };
+        let refused = |why: &str| {
+            let status = u8::try_from(Errno::ESTALE.to_wire()).unwrap_or(u8::MAX);
+            (vec![format!("would be refused: {why}")], status)
+        };
         let mut lines = Vec::new();
         if let Some(since) = facts.inconsistent_since {
             let by = if facts.inconsistent_by.is_empty() { "the other node" } else { &facts.inconsistent_by };
@@ -98,8 +102,7 @@ impl Prospect<'_> {
                 printable(by)
             );
             if !self.force {
-                let status = u8::try_from(Errno::ESTALE.to_wire()).unwrap_or(u8::MAX);
-                return (vec![format!("would be refused: {behind}")], status);
+                return refused(&behind);
             }
             lines.push(format!("forced: {behind}"));
         } else if facts.possibly_behind {
@@ -108,7 +111,10 @@ impl Prospect<'_> {
             );
         }
         if self.status.worker.as_ref().is_some_and(|worker| worker.complete) {
-            lines.push("the other node is primary and connected: both would be".to_owned());
+            if !self.force {
+                return refused("the other node is primary and connected, unless it leaves its role in time");
+            }
+            lines.push("forced: the other node is primary and connected: both would be".to_owned());
         }
         lines.insert(0, would);
         (lines, 0)

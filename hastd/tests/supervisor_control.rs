@@ -157,7 +157,7 @@ fn a_role_changes_once_and_the_former_one_is_told() {
         role: "secondary".to_owned(),
         peer_behind: false,
     };
-    let unknown = Entry::Error { name: "nosuch".to_owned(), error: 1 };
+    let unknown = Entry::error("nosuch".to_owned(), 1);
     assert_eq!(reply, Reply::Entries(vec![was("one"), unknown, was("two")]));
     assert!(place.log().contains("[INFO] [one] (init) Role changed to secondary.\n"));
     assert!(place.log().contains("[INFO] [two] (secondary) Role changed to init.\n"));

@@ -18,11 +18,13 @@ const PEER: &str = "127.0.0.4";
 const SINCE: u64 = 1_795_503_600;
 const REFUSED: &str = "The data here is out of date since 2026-11-24 07:00:00 UTC; tcp4://127.0.0.4 has the \
                        newer data. Role not changed to primary.\n";
+const WAITING: &str = "[INFO] [disk0] (secondary) tcp4://127.0.0.4:8457 is primary and connected: waiting up to 3 s for it to \
+                       leave its role.";
 
 fn configure(place: &Place) {
     let hook = place.hook();
     place.configure(&format!(
-        "timeout 1 exec {} resource disk0 {{ local @/disk0 on a {{ remote tcp4://{PEER}:8457 }} }}",
+        "timeout 1 peer-timeout 1 exec {} resource disk0 {{ local @/disk0 on a {{ remote tcp4://{PEER}:8457 }} }}",
         hook.display()
     ));
 }
@@ -48,8 +50,25 @@ fn forced(role: Role) -> Request {
     Request { force: true, ..set_role(role, &["disk0"]) }
 }
 
-fn stale_entry() -> Reply {
-    Reply::Entries(vec![Entry::Error { name: "disk0".into(), error: 70 }])
+/// The node is not made primary. Why.
+fn refused(place: &Place, names: &[&str]) -> String {
+    let reply = place.ask(&set_role(Role::Primary, names));
+    let Reply::Entries(mut entries) = reply else { panic!("{reply:?}") };
+    match entries.remove(0) {
+        Entry::Error { name, error: 70, reason: Some(reason) } if name == "disk0" => reason,
+        other => panic!("{other:?}\n{}", place.log()),
+    }
+}
+
+/// Asks for role primary; the primary that is connected leaves once it is waited for.
+fn promote_when_left_alone(place: &Place, connections: (Stream, Stream, Frame)) -> Reply {
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| place.ask(&set_role(Role::Primary, &["disk0"])));
+        place.wait_for_log(WAITING);
+        assert_eq!(place.role("disk0"), "secondary");
+        drop(connections);
+        asking.join().unwrap()
+    })
 }
 
 fn was(role: &str) -> Reply {
@@ -113,8 +132,8 @@ fn from_role_init() {
     let place = place();
     mark(&place, "disk0");
     let _daemon = place.start();
-    assert_eq!(place.ask(&set_role(Role::Primary, &["disk0"])), stale_entry());
-    assert_eq!(place.ask(&set_role(Role::Primary, &["all"])), stale_entry());
+    assert_eq!(format!("{}. Role not changed to primary.\n", refused(&place, &["disk0"])), REFUSED);
+    refused(&place, &["all"]);
     let status = place.status("disk0");
     assert_eq!((status.role.as_str(), status.workerpid), ("init", 0));
     assert!(!is_locked(&place), "role init holds no lock");
@@ -171,7 +190,7 @@ fn what_a_worker_could_not_write_down_is_remembered() {
         place.wait_for_log(&format!("exitcode={code}"));
         for _ in 0..2 {
             place.set_role(Role::Init, &["disk0"]);
-            assert_eq!(place.ask(&set_role(Role::Primary, &["disk0"])), stale_entry());
+            refused(&place, &["disk0"]);
         }
         place.create("disk0", "disk0");
         assert_eq!(place.ask(&set_role(Role::Primary, &["disk0"])), was("init"));
@@ -223,7 +242,7 @@ fn from_role_secondary_without_a_primary() {
     mark(&place, "disk0");
     let _daemon = place.start();
     place.set_role(Role::Secondary, &["disk0"]);
-    assert_eq!(place.ask(&set_role(Role::Primary, &["disk0"])), stale_entry());
+    refused(&place, &["disk0"]);
     assert_eq!(place.role("disk0"), "secondary");
     assert!(is_locked(&place));
     place.wait_for_log(&format!("[ERROR] [disk0] (secondary) {REFUSED}"));
@@ -240,12 +259,13 @@ fn a_mark_that_comes_while_the_worker_stops_counts() {
     let place = place();
     let _daemon = place.start();
     place.set_role(Role::Secondary, &["disk0"]);
-    let (mut out, _in, _) = connect(&place);
+    let connections = connect(&place);
     let pid = wait_for("a worker", || Some(place.status("disk0").workerpid).filter(|pid| *pid != 0));
     mark(&place, "disk0");
-    assert_eq!(place.ask(&set_role(Role::Primary, &["disk0"])), stale_entry());
+    let reply = promote_when_left_alone(&place, connections);
+    let Reply::Entries(entries) = &reply else { panic!("{reply:?}") };
+    assert!(matches!(entries.as_slice(), [Entry::Error { error: 70, .. }]), "{reply:?}");
     assert!(!is_alive(pid));
-    assert_eq!(out.receive(), None);
     assert_eq!(place.role("disk0"), "secondary");
     assert!(is_locked(&place));
     let _connections = connect(&place);
@@ -257,9 +277,10 @@ fn a_node_without_a_mark_is_not_asked_twice() {
     let _daemon = place.start();
     for force in [false, true] {
         place.set_role(Role::Secondary, &["disk0"]);
-        let _connections = connect(&place);
+        let connections = connect(&place);
         let request = if force { forced(Role::Primary) } else { set_role(Role::Primary, &["disk0"]) };
-        assert_eq!(place.ask(&request), was("secondary"));
+        let reply = if force { place.ask(&request) } else { promote_when_left_alone(&place, connections) };
+        assert_eq!(reply, was("secondary"));
         assert_eq!(place.role("disk0"), "primary");
         // Nothing changes, and nothing is asked.
         assert_eq!(place.ask(&request), was("primary"));
@@ -316,12 +337,36 @@ fn a_suspicion_outlives_the_worker_and_the_daemon() {
 
     // The nodes meet in step: it was for nothing.
     place.set_role(Role::Secondary, &["disk0"]);
-    let _connections = connect_with(&place, |hello| {
+    let connections = connect_with(&place, |hello| {
         hello.u64("resuid", 77).u64("localcnt", 4).u64("remotecnt", 4);
     });
     assert!(!suspects());
-    place.set_role(Role::Primary, &["disk0"]);
+    assert_eq!(promote_when_left_alone(&place, connections), was("secondary"));
     assert_eq!(place.log().matches(WARNED).count(), 2);
+}
+
+/// A node does not become primary beside one that is primary and connected, unless it is forced. Nothing has changed then,
+/// neither here nor for the other node.
+#[test]
+fn a_primary_that_stays_is_not_joined() {
+    let place = place();
+    let _daemon = place.start();
+    place.set_role(Role::Secondary, &["disk0"]);
+    let _connections = connect(&place);
+    let worker = wait_for("a worker", || Some(place.status("disk0").workerpid).filter(|pid| *pid != 0));
+    assert_eq!(refused(&place, &["disk0"]), format!("tcp4://{PEER}:8457 is primary and connected"));
+    place.wait_for_log(WAITING);
+    assert_eq!((place.role("disk0").as_str(), place.status("disk0").workerpid), ("secondary", worker));
+    // Whoever asks for something else meanwhile does not wait.
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| refused(&place, &["disk0"]));
+        place.wait_for_log_times(WAITING, 2);
+        assert_eq!(place.ask(&set_role(Role::Secondary, &["disk0"])), was("secondary"));
+        assert!(asking.join().unwrap().contains("is primary and connected"));
+    });
+    assert_eq!(place.status("disk0").workerpid, worker);
+    assert_eq!(place.ask(&forced(Role::Primary)), was("secondary"));
+    assert_eq!(place.role("disk0"), "primary");
 }
 
 /// What force overrides is a mark, not the lack of data.
@@ -331,7 +376,7 @@ fn a_provider_that_says_nothing_is_refused_forced_or_not() {
     configure(&place);
     place.provider("disk0");
     let _daemon = place.start();
-    let unusable = || Reply::Entries(vec![Entry::Error { name: "disk0".into(), error: 66 }]);
+    let unusable = || Reply::Entries(vec![Entry::error("disk0", 66)]);
     assert_eq!(place.ask(&forced(Role::Primary)), unusable());
     assert_eq!(place.ask(&Request { force: false, ..forced(Role::Primary) }), unusable());
     assert_eq!(place.role("disk0"), "init");
@@ -431,5 +476,5 @@ fn what_a_worker_could_not_write_down_is_remembered_until_one_has() {
     std::fs::write(place.path("die"), "").unwrap();
     let _streams = begin_to_connect_again(&place);
     place.wait_for_log("Worker process killed");
-    assert_eq!(place.ask(&set_role(Role::Primary, &["disk0"])), stale_entry());
+    refused(&place, &["disk0"]);
 }

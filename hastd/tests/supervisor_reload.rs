@@ -64,10 +64,7 @@ fn resources_come_go_and_restart() {
     assert_eq!(names(&place), ["three", "four", "two"]);
     let roles = ["three", "four", "two"].map(|name| place.role(name));
     assert_eq!(roles, ["secondary", "init", "secondary"]);
-    assert_eq!(
-        place.ask(&status(&["one"])),
-        Reply::Entries(vec![Entry::Error { name: "one".into(), error: 1 }])
-    );
+    assert_eq!(place.ask(&status(&["one"])), Reply::Entries(vec![Entry::error("one", 1)]));
     // Its provider is free again.
     hast_provider::Provider::open(&place.path("one"), true).unwrap().lock().unwrap();
 

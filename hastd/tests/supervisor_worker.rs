@@ -311,7 +311,7 @@ fn a_stopped_worker_holds_up_only_its_own_resource() {
         assert_eq!(place.role("disk1"), "primary");
         let hast_net::control::Reply::Entries(entries) = both.join().unwrap() else { panic!() };
         assert!(
-            matches!(&entries[0], hast_net::control::Entry::Error { name, error: 60 } if name == "disk0")
+            matches!(&entries[0], hast_net::control::Entry::Error { name, error: 60, .. } if name == "disk0")
         );
         assert!(matches!(&entries[1], hast_net::control::Entry::Status { name, .. } if name == "disk1"));
     });

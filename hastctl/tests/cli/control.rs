@@ -138,7 +138,7 @@ fn an_error_for_the_whole_request_is_70() {
 
 #[test]
 fn the_first_failed_resource_decides_the_status() {
-    let error = |name: &str, error| Entry::Error { name: name.to_owned(), error };
+    let error = |name: &str, error| Entry::error(name.to_owned(), error);
     let fine =
         |name: &str| Entry::RoleWas { name: name.to_owned(), role: "init".to_owned(), peer_behind: false };
     let reply = |entries| frame(&Reply::Entries(entries).encode());
@@ -321,7 +321,7 @@ two\t-        secondary      /dev/two\ttcp4://10.9.0.2\t-
 
 #[test]
 fn an_outdated_node_is_refused_with_a_hint_and_forced_on_request() {
-    let refused = frame(&Reply::Entries(vec![Entry::Error { name: "test".to_owned(), error: 70 }]).encode());
+    let refused = frame(&Reply::Entries(vec![Entry::error("test".to_owned(), 70)]).encode());
     let ask = |words: &[&str]| {
         let node = node();
         let daemon = Daemon::on(&node, refused.clone());
@@ -330,8 +330,8 @@ fn an_outdated_node_is_refused_with_a_hint_and_forced_on_request() {
         (ran, hast_format::nv::List::parse(&request[5..]).unwrap().u8("force"))
     };
     let plain = "[WARNING] [test] Received error 70 from hastd.\n";
-    let hint = "[WARNING] [test] The data here is out of date: make the other node primary, or give up what it \
-                has written since with `hastctl role -f primary test'.\n";
+    let hint = "[WARNING] [test] Let the other node be primary or leave its role first, or give up what it has written and \
+                this node has not with `hastctl role -f primary test'.\n";
     let ran = |stderr: String| Ran { status: 70, stdout: String::new(), stderr };
     assert_eq!(ask(&["role", "primary", "test"]), (ran(format!("{plain}{hint}")), None));
     assert_eq!(ask(&["role", "-f", "primary", "test"]), (ran(format!("{plain}{hint}")), Some(1)));
@@ -340,9 +340,19 @@ fn an_outdated_node_is_refused_with_a_hint_and_forced_on_request() {
 }
 
 #[test]
+fn the_reason_for_a_refusal_is_shown() {
+    let reason = Some("tcp4://10.9.0.1 is primary\nand connected".to_owned());
+    let refused = Entry::Error { name: "test".to_owned(), error: 70, reason };
+    let ran = answered(&["role", "init", "test"], frame(&Reply::Entries(vec![refused]).encode()));
+    let stderr = "[WARNING] [test] Received error 70 from hastd.\n\
+                  [WARNING] [test] tcp4://10.9.0.1 is primary?and connected.\n";
+    assert_eq!(ran, Ran { status: 70, stdout: String::new(), stderr: stderr.to_owned() });
+}
+
+#[test]
 fn a_node_that_cannot_be_primary_is_explained() {
     for (error, cause) in [(66, "The provider cannot be used"), (71, "The device cannot be created")] {
-        let reply = frame(&Reply::Entries(vec![Entry::Error { name: "test".to_owned(), error }]).encode());
+        let reply = frame(&Reply::Entries(vec![Entry::error("test".to_owned(), error)]).encode());
         let received = format!("[WARNING] [test] Received error {error} from hastd.\n");
         let ran = answered(&["role", "primary", "test"], reply.clone());
         let stderr = format!("{received}[WARNING] [test] {cause}: hastd's log says why. The role is init.\n");

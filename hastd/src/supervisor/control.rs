@@ -229,7 +229,7 @@ impl Supervisor {
                             let waiter = Some(Waiter { client: key, slot });
                             self.add_task(index, Task::SetRole { role, promotion, waiter }, now);
                         }
-                        None => self.answer(key, &[slot], Entry::Error { name, error: ERROR_NO_ENTRY }),
+                        None => self.answer(key, &[slot], Entry::error(name, ERROR_NO_ENTRY)),
                     }
                 }
             }
@@ -240,7 +240,7 @@ impl Supervisor {
                             let asker = Asker::Client { key, slots, verbose: request.verbose };
                             self.ask_status(index, asker, now);
                         }
-                        None => self.answer(key, &slots, Entry::Error { name, error: ERROR_NO_ENTRY }),
+                        None => self.answer(key, &slots, Entry::error(name, ERROR_NO_ENTRY)),
                     }
                 }
             }
@@ -269,7 +269,7 @@ impl Supervisor {
         let (key, slots, verbose) = match asker {
             Asker::Client { key, slots, verbose } => (key, slots, verbose),
             Asker::Promotion => {
-                return self.promotion_answered(index, answer.as_ref().map(|status| &status.facts), now);
+                return self.promotion_answered(index, answer.as_ref(), now);
             }
         };
         if verbose && answer.is_none() {
@@ -287,7 +287,7 @@ impl Supervisor {
         let scope = resource.scope();
         log::error!("Worker process does not tell its status.");
         drop(scope);
-        let entry = Entry::Error { name: resource.config.name.clone(), error: Errno::ETIMEDOUT.to_wire() };
+        let entry = Entry::error(resource.config.name.clone(), Errno::ETIMEDOUT.to_wire());
         match query.asker {
             Asker::Client { key, slots, .. } => self.answer(key, &slots, entry),
             // Its provider can be asked once it has ended.

@@ -65,7 +65,7 @@ impl Supervisor {
                 let metadata = metadata.filter(|metadata| metadata.resource == resource.config.name);
                 status(resource, None, metadata.map(promotion::facts))
             }
-            None => Entry::Error { name: look.name, error: ERROR_NO_ENTRY },
+            None => Entry::error(look.name, ERROR_NO_ENTRY),
         };
         self.answer(look.client, &look.slots, entry);
     }

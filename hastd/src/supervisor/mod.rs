@@ -254,6 +254,7 @@ impl Supervisor {
             if restart {
                 self.start_primary(index, forced);
             }
+            self.ask_again(index, now);
         }
     }
 

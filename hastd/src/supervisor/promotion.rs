@@ -1,15 +1,18 @@
-//! Whether a node may become primary: not with data that is known to be out of date, unless it is forced
-//! (spec: durability, "Out-of-date nodes").
+//! Whether a node may become primary: not with data that is known to be out of date, and not while the other node is
+//! primary and connected, unless it is forced (spec: durability, "Out-of-date nodes").
 //!
 //! A secondary's worker is asked first, so that a refusal leaves it at work. What counts is the provider, read
 //! when no worker can write to it any more: whatever a worker has answered, it may have been told later.
+//!
+//! A primary that is connected is waited for: in a planned change it is about to leave its role, and one that has died is
+//! noticed meanwhile.
 
 use std::fmt;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use hast_format::extension::{Mark, Utc};
 use hast_format::metadata::{Metadata, Role};
-use hast_net::control::{Entry, Facts};
+use hast_net::control::{Entry, Facts, WorkerStatus};
 use hast_net::errno::Errno;
 
 use super::Supervisor;
@@ -90,27 +93,61 @@ impl Supervisor {
     }
 
     /// The worker has answered, or will not.
-    pub(super) fn promotion_answered(&mut self, index: usize, answer: Option<&Facts>, now: Instant) {
+    pub(super) fn promotion_answered(&mut self, index: usize, answer: Option<&WorkerStatus>, now: Instant) {
         let Some(resource) = self.resources.get_mut(index) else { return };
-        let Some(change) = resource.change.as_mut().filter(|change| change.step == Step::Asking) else {
+        let alone = resource.is_left_alone();
+        let primary = format!("{} is primary and connected", resource.config.remote_text());
+        let patience = resource.primary_patience();
+        let Some(change) = resource.change.as_mut().filter(|change| !change.step.leaves_role()) else {
             return;
         };
-        match answer.and_then(Outdated::told) {
-            Some(outdated) => self.refuse_promotion(index, &outdated),
-            None => {
-                change.suspect = answer.is_some_and(|facts| facts.possibly_behind);
-                self.leave_role(index, now);
+        let facts = answer.as_ref().map(|status| &status.facts);
+        change.suspect |= facts.is_some_and(|facts| facts.possibly_behind);
+        match (facts.and_then(Outdated::told), &change.step) {
+            (Some(outdated), _) => self.refuse_promotion(index, &outdated.to_string()),
+            (None, Step::AskingAgain) if answer.is_some_and(|status| status.complete) => {
+                self.refuse_promotion(index, &primary);
             }
+            (None, Step::Asking) if answer.is_some() && !alone => {
+                change.step = Step::Waiting(now + patience);
+                let _scope = resource.scope();
+                log::info!("{primary}: waiting up to {} s for it to leave its role.", patience.as_secs());
+            }
+            (None, _) => self.leave_role(index, now),
         }
         self.advance(index, now);
     }
 
-    /// Leaves the role what it is.
-    pub(super) fn refuse_promotion(&mut self, index: usize, outdated: &Outdated) {
+    /// The primary has had its time to leave its role: is it still there?
+    pub(super) fn ask_again(&mut self, index: usize, now: Instant) {
+        let Some(resource) = self.resources.get_mut(index) else { return };
+        let Some(change) = &mut resource.change else { return };
+        if !matches!(change.step, Step::Waiting(until) if until <= now) {
+            return;
+        }
+        change.step = Step::AskingAgain;
+        let asked = resource.worker.as_mut().is_some_and(|worker| worker.ask(now, Asker::Promotion).is_ok());
+        if !asked {
+            self.leave_role(index, now);
+            self.advance(index, now);
+        }
+    }
+
+    /// Something else is wanted meanwhile: the primary is not waited for any longer.
+    pub(super) fn give_up_waiting(&mut self, index: usize) {
+        let Some(resource) = self.resources.get_mut(index) else { return };
+        if resource.change.as_ref().is_some_and(|change| matches!(change.step, Step::Waiting(_))) {
+            let primary = format!("{} is primary and connected", resource.config.remote_text());
+            self.refuse_promotion(index, &primary);
+        }
+    }
+
+    /// Leaves the role what it is, for that `reason`.
+    pub(super) fn refuse_promotion(&mut self, index: usize, reason: &str) {
         let Some(resource) = self.resources.get_mut(index) else { return };
         let Some(Change { waiter, .. }) = resource.change.take() else { return };
         let scope = resource.scope();
-        log::error!("{outdated}. Role not changed to {}.", Role::Primary.as_str());
+        log::error!("{reason}. Role not changed to {}.", Role::Primary.as_str());
         drop(scope);
         let name = resource.config.name.clone();
         if resource.role == Role::Init {
@@ -118,7 +155,8 @@ impl Supervisor {
             resource.provider = None;
         }
         if let Some(waiter) = waiter {
-            let entry = Entry::Error { name, error: Errno::ESTALE.to_wire() };
+            let reason = Some(reason.to_owned());
+            let entry = Entry::Error { name, error: Errno::ESTALE.to_wire(), reason };
             self.answer(waiter.client, &[waiter.slot], entry);
         }
         self.start_secondary(index);
@@ -201,12 +239,13 @@ mod tests {
     fn a_worker_that_refuses_goes_on_working() {
         let directory = tempfile::tempdir().unwrap();
         let mut supervisor = asked(directory.path());
+        let status = |facts| WorkerStatus { facts, ..WorkerStatus::default() };
         let outdated = Facts { inconsistent_since: Some(0), possibly_behind: true, ..Facts::default() };
-        supervisor.promotion_answered(0, Some(&outdated), Instant::now());
+        supervisor.promotion_answered(0, Some(&status(outdated)), Instant::now());
         let resource = &supervisor.resources[0];
         assert_eq!((resource.role, resource.is_settled()), (Role::Secondary, true));
         // An answer that comes late changes nothing.
-        supervisor.promotion_answered(0, Some(&Facts::default()), Instant::now());
+        supervisor.promotion_answered(0, Some(&WorkerStatus::default()), Instant::now());
         assert!(supervisor.resources[0].is_settled());
         drop(supervisor);
 
@@ -214,7 +253,7 @@ mod tests {
             [Some(Facts { possibly_behind: true, ..Facts::default() }), Some(Facts::default()), None]
         {
             let mut supervisor = asked(directory.path());
-            supervisor.promotion_answered(0, answer.as_ref(), Instant::now());
+            supervisor.promotion_answered(0, answer.clone().map(status).as_ref(), Instant::now());
             let change = supervisor.resources[0].change.as_ref().unwrap();
             assert!(matches!(change.step, Step::Opening(_)), "{change:?}");
             assert_eq!(change.suspect, answer.is_some_and(|facts| facts.possibly_behind));

@@ -20,6 +20,8 @@ use crate::worker::longest_end;
 
 /// How much longer than it should a worker may take to end before it is killed.
 const STOP_GRACE: Duration = Duration::from_secs(5);
+/// How long the worker of a secondary may need to end once its primary counts as gone.
+const SILENCE_GRACE: Duration = Duration::from_secs(2);
 
 /// A resource as long as it is configured. A resource that is removed and configured again is another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,7 +109,7 @@ impl Resource {
     /// The role that peers are told: a secondary that is about to be something else accepts nobody any more.
     pub(super) fn role_for_peers(&self) -> Role {
         match (self.role, &self.change) {
-            (Role::Secondary, Some(change)) if change.step != Step::Asking => change.role,
+            (Role::Secondary, Some(change)) if change.step.leaves_role() => change.role,
             (role, _) => role,
         }
     }
@@ -124,6 +126,18 @@ impl Resource {
     /// Whether nothing is being changed.
     pub(super) fn is_settled(&self) -> bool {
         self.change.is_none() && self.tasks.is_empty()
+    }
+
+    /// Whether this node has no primary: neither a worker for one, nor one that has just connected.
+    pub(super) fn is_left_alone(&self) -> bool {
+        self.worker.is_none() && !matches!(self.pending, Pending::Complete(_))
+    }
+
+    /// How long a primary that is connected may take to leave its role before a promotion here is refused. A dead one is
+    /// noticed in that time: it is silent for `peer-timeout`, and then its connection counts as lost.
+    pub(super) fn primary_patience(&self) -> Duration {
+        let silence = Duration::from_secs(self.config.peer_timeout.into()).saturating_add(SILENCE_GRACE);
+        Duration::from_secs(self.config.timeout.into()).max(silence)
     }
 
     /// How long a worker may take to store what it acknowledged.
@@ -147,7 +161,8 @@ impl Resource {
             Pending::None | Pending::Complete(_) => None,
         };
         let worker = self.worker.as_ref().and_then(Worker::deadline);
-        [self.restart, half, worker].into_iter().flatten().min()
+        let waiting = self.change.as_ref().and_then(|change| change.step.deadline());
+        [self.restart, half, worker, waiting].into_iter().flatten().min()
     }
 }
 
@@ -197,10 +212,31 @@ pub(super) struct Change {
 pub(super) enum Step {
     /// The worker has been asked whether its data is out of date. Nothing has changed yet.
     Asking,
+    /// The other node is primary and connected: it is given until then to leave its role. Nothing has changed yet.
+    Waiting(Instant),
+    /// That time is over, and the worker has been asked whether the primary still is connected. Nothing has changed yet.
+    AskingAgain,
     /// The old worker has been told to stop.
     Stopping,
     /// The provider is being opened and locked, or read.
     Opening(JobId),
+}
+
+impl Step {
+    /// Whether the old role is being left.
+    pub(super) fn leaves_role(&self) -> bool {
+        match self {
+            Step::Asking | Step::Waiting(_) | Step::AskingAgain => false,
+            Step::Stopping | Step::Opening(_) => true,
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        match self {
+            Step::Waiting(until) => Some(*until),
+            Step::Asking | Step::AskingAgain | Step::Stopping | Step::Opening(_) => None,
+        }
+    }
 }
 
 /// The connections of a primary until a secondary's worker has them.
@@ -263,8 +299,10 @@ mod tests {
         resource.change = change(Role::Init);
         assert_eq!(resource.role_for_peers(), Role::Init);
         // Nobody knows yet whether it will leave.
-        resource.change = change(Role::Primary).map(|change| Change { step: Step::Asking, ..change });
-        assert_eq!(resource.role_for_peers(), Role::Secondary);
+        for step in [Step::Asking, Step::Waiting(Instant::now()), Step::AskingAgain] {
+            resource.change = change(Role::Primary).map(|change| Change { step, ..change });
+            assert_eq!(resource.role_for_peers(), Role::Secondary);
+        }
         // Not yet a secondary: the other node may try again.
         resource.role = Role::Primary;
         resource.change = change(Role::Secondary);

@@ -25,6 +25,7 @@ impl Supervisor {
     pub(super) fn add_task(&mut self, index: usize, task: Task, now: Instant) {
         if let Some(resource) = self.resources.get_mut(index) {
             resource.tasks.push_back(task);
+            self.give_up_waiting(index);
             self.advance(index, now);
         }
     }
@@ -36,7 +37,12 @@ impl Supervisor {
             if let Some(change) = &resource.change {
                 match change.step {
                     Step::Stopping if resource.worker.is_none() => self.enter(index, now),
-                    Step::Asking | Step::Stopping | Step::Opening(_) => return,
+                    Step::Waiting(_) if resource.is_left_alone() => self.leave_role(index, now),
+                    Step::Asking
+                    | Step::Waiting(_)
+                    | Step::AskingAgain
+                    | Step::Stopping
+                    | Step::Opening(_) => return,
                 }
                 continue;
             }
@@ -111,7 +117,9 @@ impl Supervisor {
                 }
                 let promotion = resource.change.as_ref().map(|change| change.promotion);
                 match (outdated, promotion) {
-                    (Some(outdated), Some(Promotion::Checked)) => self.refuse_promotion(index, &outdated),
+                    (Some(outdated), Some(Promotion::Checked)) => {
+                        self.refuse_promotion(index, &outdated.to_string());
+                    }
                     (outdated, _) => {
                         if let Some(outdated) = outdated {
                             let _scope = resource.scope();
@@ -247,7 +255,7 @@ impl Supervisor {
         let Some(resource) = self.resources.get(index) else { return };
         let Some(waiter) = waiter else { return };
         let (name, error) = (resource.config.name.clone(), i16::try_from(error).unwrap_or(i16::MAX));
-        self.answer(waiter.client, &[waiter.slot], Entry::Error { name, error });
+        self.answer(waiter.client, &[waiter.slot], Entry::error(name, error));
     }
 
     fn answer_role(&mut self, index: usize, waiter: Option<Waiter>, was: Role) {

@@ -192,7 +192,7 @@ impl Place {
         let reply = self.ask(&set_role(role, &[name]));
         match reply {
             Reply::Entries(entries) => match entries.as_slice() {
-                [Entry::Error { name: of, error }] if of == name => *error,
+                [Entry::Error { name: of, error, .. }] if of == name => *error,
                 other => panic!("{other:?}\n{}", self.log()),
             },
             Reply::Error(error) => panic!("{error}"),

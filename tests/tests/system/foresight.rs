@@ -66,8 +66,11 @@ fn users_of_the_device_are_named() -> Outcome {
     }
     volume.scribble(2, 4096, 4096)?;
     let b = foresee(&pair.b, &["primary", "disk0"])?;
+    let expected = "disk0: would be refused: the other node is primary and connected, unless it leaves its role in time\n";
+    assert_eq!(ran(&b), (70, expected, ""));
+    let b = foresee(&pair.b, &["-f", "primary", "disk0"])?;
     let expected = "disk0: role would change from secondary to primary\n\
-                    disk0: the other node is primary and connected: both would be\n";
+                    disk0: forced: the other node is primary and connected: both would be\n";
     assert_eq!(ran(&b), (0, expected, ""));
 
     // It goes ahead, and standard output is the original's.
