@@ -239,7 +239,8 @@ impl World {
     /// A primary that lived on the other node's disk and crashed serves what its own holds until the two meet.
     fn fork_if_detachment_is_forgotten(&mut self, node: usize) {
         let forgotten = self.nodes.get(node).is_some_and(|node| node.forgot_detachment);
-        if forgotten && self.plan.scene == Scene::AllFaults && self.admin.fork.is_none() {
+        let shows_it = self.admin.fork.as_ref().is_none_or(|fork| fork.new == node);
+        if forgotten && self.plan.scene == Scene::AllFaults && shows_it {
             self.fork(node, false);
         }
     }
