@@ -134,6 +134,14 @@ impl Activemap {
         }
     }
 
+    /// The most recently written extents stay in the map only as long as something else keeps them there: no writes
+    /// are to come.
+    pub fn forget_recent(&mut self) {
+        for extent in self.recent.clear() {
+            self.refresh(extent);
+        }
+    }
+
     /// Everything set in `received`, the other node's map, is to be synchronised too.
     pub fn merge(&mut self, received: &Bitmap) {
         for extent in received.iter() {
@@ -378,6 +386,12 @@ impl Recent {
     fn contains(&self, extent: u32) -> bool {
         self.stamps.contains_key(&extent)
     }
+
+    /// Forgets all of them; gives them back.
+    fn clear(&mut self) -> Vec<u32> {
+        self.stamps.clear();
+        core::mem::take(&mut self.order).into_values().collect()
+    }
 }
 
 #[cfg(test)]
@@ -534,6 +548,7 @@ mod tests {
         FlushBegins,
         FlushEnds(bool),
         Lost,
+        ForgetRecent,
         Begin,
         End(bool),
     }
@@ -545,6 +560,7 @@ mod tests {
             1 => Just(Step::FlushBegins),
             1 => any::<bool>().prop_map(Step::FlushEnds),
             1 => Just(Step::Lost),
+            1 => Just(Step::ForgetRecent),
             3 => Just(Step::Begin),
             3 => any::<bool>().prop_map(Step::End),
         ]
@@ -575,6 +591,7 @@ mod tests {
                         if ok { map.flush_succeeded() } else { map.flush_failed() }
                     },
                     Step::Lost => { map.peer_lost(); flushing = false; }
+                    Step::ForgetRecent => { map.forget_recent(); prop_assert!(map.recent.order.is_empty()); }
                     Step::Begin => if let Some(run) = map.begin_write().first() {
                         let new = [run.bytes[0], run.bytes[1]];
                         possible.push(new);

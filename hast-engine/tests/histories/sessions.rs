@@ -560,6 +560,38 @@ fn a_stop_waits_for_the_secondary_and_not_for_ever() {
     }
 }
 
+/// What was written lately stays in the map while more writes may come. Of a planned end, or new addresses, of nodes that
+/// are in step nothing is left to copy; what only this node has, or the secondary has not flushed, is.
+#[test]
+fn a_planned_end_leaves_only_what_differs_in_the_map() {
+    let map = |h: &H| h.disk[4096];
+    for (reconnect, fails) in [(false, false), (true, false), (false, true)] {
+        let mut h = H::in_step();
+        h.w(1, 2);
+        h.serve_all(|_| Some(None));
+        h.req(2, Op::Flush);
+        h.serve_all(|_| Some(None));
+        assert_eq!((h.result(2), map(&h)), (Some(Ok(None)), 1 << 2), "written last");
+        if fails {
+            h.w(3, 3);
+            h.serve_all(|_| Some(None));
+        }
+        if reconnect {
+            h.p.handle_reload(h.t, H::settings(), true);
+        } else {
+            h.p.handle_stop(h.t);
+        }
+        h.pump();
+        h.serve_all(|message| {
+            let fails =
+                fails && matches!(message, Message::Request(request) if request.command == Command::Flush);
+            Some(fails.then_some(Errno::EIO))
+        });
+        assert_eq!(map(&h), if fails { 1 << 3 } else { 0 });
+        assert_eq!(exits(&h, 0), !reconnect);
+    }
+}
+
 #[test]
 fn a_stop_ends_though_the_disk_does_not_answer() {
     let mut h = known();

@@ -19,13 +19,22 @@ fn planned_switch_both_ways() -> Outcome {
         assert!(!pair.a.socket("disk0").exists(), "a secondary has no device");
         pair.b.role("primary", "disk0")?;
         pair.b.wait_in_step("disk0")?;
+        // Nodes that parted in step have nothing to copy.
+        assert!(!pair.b.log().contains("Synchronization started"), "{mode}: {}", pair.b.log());
         let mut on_b = on_a.moved_to(&pair.b, "disk0")?;
         on_b.verify()?;
         on_b.scribble(2, 1 << 20, 3 << 20)?;
 
+        let copied = pair.a.log().matches("Synchronization started").count();
         pair.b.role("secondary", "disk0")?;
         pair.a.role("primary", "disk0")?;
         pair.a.wait_in_step("disk0")?;
+        assert_eq!(
+            pair.a.log().matches("Synchronization started").count(),
+            copied,
+            "{mode}: {}",
+            pair.a.log()
+        );
         let on_a = on_b.moved_to(&pair.a, "disk0")?;
         on_a.verify()?;
         on_a.flush()?;
