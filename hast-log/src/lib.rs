@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod repeats;
 mod syslog;
 
 use std::cell::RefCell;
@@ -25,9 +26,11 @@ use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
 use std::panic;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
+use repeats::{Line, Repeats};
 use syslog::Syslog;
 
 /// Where messages go.
@@ -93,6 +96,24 @@ pub fn critical(message: fmt::Arguments<'_>) {
     emit(Severity::Critical, message);
 }
 
+/// From now on messages of one kind that come very often are counted instead of being shown, and told of once a minute and
+/// when they have ended: a disk that fails ten thousand times a second does not fill another one. For programs that run
+/// long, and call [`tell_repeats`]. With debug output everything is shown.
+pub fn count_repeats() {
+    output().repeats.get_or_insert_with(|| (Instant::now(), Repeats::default()));
+}
+
+/// Tells of what was counted and is due. When that is the case again, if nothing is logged meanwhile.
+pub fn tell_repeats() -> Option<Instant> {
+    let mut output = output();
+    let (start, repeats) = output.repeats.as_mut()?;
+    let mut lines = Vec::new();
+    repeats.tell(start.elapsed(), &mut lines);
+    let due = repeats.due().map(|due| *start + due);
+    lines.iter().for_each(|line| output.show(line));
+    due
+}
+
 /// From now on panics are logged as [`critical`] instead of being written to a standard error that a program
 /// in the background does not have.
 pub fn log_panics() {
@@ -146,13 +167,35 @@ thread_local! {
 }
 
 static LOGGER: Logger = Logger;
-static OUTPUT: Mutex<Output> = Mutex::new(Output { syslog: None, prefix: String::new() });
+static OUTPUT: Mutex<Output> = Mutex::new(Output { syslog: None, prefix: String::new(), repeats: None });
 
 /// What all threads share.
 struct Output {
     /// Messages go to the terminal when absent.
     syslog: Option<Syslog>,
     prefix: String,
+    /// With the moment from which their times count; absent if everything is shown.
+    repeats: Option<(Instant, Repeats)>,
+}
+
+impl Output {
+    fn show(&mut self, line: &Line) {
+        let Line { severity, prefix, message } = line;
+        let message = printable(message);
+        if let Some(syslog) = &mut self.syslog
+            && syslog.send(severity.number(), prefix, &message)
+        {
+            return;
+        }
+        let text = format!("{}{}{message}\n", severity.tag(), printable(prefix));
+        // A closed terminal or a full disk is no reason to stop.
+        let _ = if severity.is_trouble() {
+            io::stderr().lock().write_all(text.as_bytes())
+        } else {
+            let mut stdout = io::stdout().lock();
+            stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush())
+        };
+    }
 }
 
 fn output() -> MutexGuard<'static, Output> {
@@ -247,19 +290,16 @@ fn emit(severity: Severity, message: fmt::Arguments<'_>) {
         SCOPE.try_with(|scope| scope.try_borrow().ok().and_then(|scope| scope.clone())).ok().flatten();
     let mut output = output();
     let prefix = scope.unwrap_or_else(|| output.prefix.clone());
-    if let Some(syslog) = &mut output.syslog
-        && syslog.send(severity.number(), &prefix, &printable(&message))
-    {
-        return;
+    let line = Line { severity, prefix, message };
+    let mut lines = Vec::new();
+    match &mut output.repeats {
+        // Whoever asks for debug output wants all of it.
+        Some((start, repeats)) if log::max_level() <= LevelFilter::Info => {
+            repeats.take(start.elapsed(), line, &mut lines);
+        }
+        _ => lines.push(line),
     }
-    let line = format!("{}{}{}\n", severity.tag(), printable(&prefix), printable(&message));
-    // A closed terminal or a full disk is no reason to stop.
-    let _ = if severity.is_trouble() {
-        io::stderr().lock().write_all(line.as_bytes())
-    } else {
-        let mut stdout = io::stdout().lock();
-        stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush())
-    };
+    lines.iter().for_each(|line| output.show(line));
 }
 
 /// Messages may quote a peer or a client: control characters become visible instead of reaching a

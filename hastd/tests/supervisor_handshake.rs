@@ -67,6 +67,28 @@ fn refused_token(place: &Place, token: &Token) -> String {
     refusal(&stream.last()).errmsg
 }
 
+/// Whoever connects over and over again does not fill the log.
+#[test]
+fn what_comes_very_often_is_counted() {
+    let place = place();
+    let daemon = place.start_quietly();
+    for _ in 0..200 {
+        let mut stream = place.connect_from("127.0.0.77");
+        assert_eq!(stream.receive(), None);
+    }
+    place
+        .wait_for_log("[ERROR] More of this is counted, and told of once a minute: Client tcp://127.0.0.77:");
+    assert_eq!(place.log().matches("isn't known").count(), 6, "{}", place.log());
+    drop(daemon);
+    // With debug output everything is shown.
+    let _daemon = place.start();
+    for _ in 0..10 {
+        let mut stream = place.connect_from("127.0.0.77");
+        assert_eq!(stream.receive(), None);
+    }
+    place.wait_for_log_times("isn't known", 16);
+}
+
 #[test]
 fn captured_headers_are_refused_as_the_original_refuses_them() {
     let place = place();

@@ -74,6 +74,7 @@ pub fn run() -> i32 {
         }
     };
     hast_log::init(hast_log::Sink::Terminal, options.debug);
+    hast_log::count_repeats();
     let supervisor = start::prepare(&options).and_then(|prepared| prepared.start(&options));
     let result = supervisor.and_then(|mut supervisor| {
         supervisor.work().map_err(|error| {
@@ -131,7 +132,8 @@ impl Supervisor {
     fn work(&mut self) -> io::Result<()> {
         let mut events = Events::new();
         while !self.ending || self.resources.iter().any(|resource| resource.worker.is_some()) {
-            let timeout = self.deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let deadline = [self.deadline(), hast_log::tell_repeats()].into_iter().flatten().min();
+            let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             events.clear();
             match self.poller.wait(&mut events, timeout) {
                 Ok(_) => {}

@@ -180,7 +180,8 @@ impl Reactor {
     /// Waits for something to happen, and takes it in.
     fn wait(&mut self, events: &mut Events) -> io::Result<()> {
         self.watch();
-        let patience = self.patience();
+        let repeats = hast_log::tell_repeats().map(|at| at.saturating_duration_since(Instant::now()));
+        let patience = [self.patience(), repeats].into_iter().flatten().min();
         self.waiter.wait(events, patience)?;
         for event in events.iter() {
             self.dispatch(event.key);

@@ -159,6 +159,7 @@ pub(super) fn open_with(start: Start, gate: Option<UsedGate>) -> Result<Started,
     // The socket to the system log must be open before the root directory changes.
     hast_log::init(if background { Sink::Syslog } else { Sink::Terminal }, debug);
     hast_log::set_process_prefix(Some(&resource.name), Some(role.as_str()));
+    hast_log::count_repeats();
 
     let provider = Provider::from_fd(provider, &resource.localpath)?;
     log::debug!("Obtained info about {}.", provider.path().display());

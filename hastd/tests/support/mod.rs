@@ -113,16 +113,20 @@ impl Place {
 
     /// The same with a command of one's own.
     pub(crate) fn start_as(&self, command: &mut Command, options: &[&str]) -> Daemon<'_> {
+        self.start_showing(command.arg("-dd"), options)
+    }
+
+    /// The same without debug output.
+    pub(crate) fn start_quietly(&self) -> Daemon<'_> {
+        self.start_showing(&mut self.command(), &[])
+    }
+
+    fn start_showing(&self, command: &mut Command, options: &[&str]) -> Daemon<'_> {
         let log = OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
         let started = || self.log().matches("Started successfully").count();
         let before = started();
-        let child = command
-            .args(["-F", "-dd"])
-            .args(options)
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+        let child =
+            command.arg("-F").args(options).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         let mut daemon = Daemon { place: self, child };
         wait_for("hastd to start", || {
             if let Some(status) = daemon.child.try_wait().unwrap() {
