@@ -480,7 +480,8 @@ impl Secondary {
         if matches!(self.phase, Phase::Ending { .. } | Phase::Ended) {
             return;
         }
-        log::error!("{}.", reason.trim_end_matches('.'));
+        // A primary that leaves its role ends the connection as well.
+        log::warn!("{}.", reason.trim_end_matches('.'));
         if self.phase != Phase::Admitting {
             self.actions.push_back(Action::Event(Event::Disconnect));
         }

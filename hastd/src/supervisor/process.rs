@@ -412,6 +412,9 @@ impl Supervisor {
                 );
                 resource.peer_behind = true;
             }
+            (Some(EX_TEMPFAIL), _) if resource.role == Role::Secondary => {
+                log::info!("Worker process exited (pid={pid}): the connection to its primary has ended.");
+            }
             (Some(code), _) => {
                 log::error!("Worker process exited ungracefully (pid={pid}, exitcode={code}).");
             }

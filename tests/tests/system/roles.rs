@@ -40,6 +40,9 @@ fn planned_switch_both_ways() -> Outcome {
         on_a.flush()?;
         on_a.verify_provider(&pair.a, "disk0")?;
         on_a.verify_provider(&pair.b, "disk0")?;
+        for node in [&pair.a, &pair.b] {
+            assert!(!node.log().contains("[ERROR]"), "{mode}: nothing is wrong: {}", node.log());
+        }
         pair.finish()?;
     }
     Ok(())
