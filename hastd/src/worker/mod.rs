@@ -18,6 +18,7 @@ mod pace;
 mod peer;
 mod privileges;
 mod reactor;
+mod reclaim;
 mod requests;
 mod sandbox;
 mod sendqueue;

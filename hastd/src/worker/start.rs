@@ -23,6 +23,7 @@ use super::engine::Engine;
 use super::gate;
 use super::peer::LinkSettings;
 use super::privileges::{self, PrivilegesError};
+use super::reclaim;
 use super::sandbox::{self, Purpose};
 use crate::ipc::{Channel, GateStart, Start, StartKind, ToWorker};
 use crate::supervisor::process::TITLE_PREFIX;
@@ -123,6 +124,10 @@ pub(super) fn receive(channel: &Channel) -> Result<Option<Start>, StartError> {
 
 /// Opens the log, checks the provider, makes the engine (at time zero) and the device, and drops privileges.
 pub(super) fn open(mut start: Start) -> Result<Started, StartError> {
+    begin_log(&start);
+    if start.role() == Role::Primary {
+        reclaim::stay_out_of_reclaim();
+    }
     let gate = match &mut start.kind {
         StartKind::Primary { gate, .. } => gate.take(),
         StartKind::Secondary { .. } => None,
@@ -132,6 +137,13 @@ pub(super) fn open(mut start: Start) -> Result<Started, StartError> {
     let used = |GateStart { control, owner }| gate::kernel(control).map(|kernel| UsedGate { kernel, owner });
     let gate = gate.map(used).transpose().map_err(refused)?;
     open_with(start, gate)
+}
+
+/// The socket to the system log must be open before the root directory changes.
+fn begin_log(start: &Start) {
+    hast_log::init(if start.background { Sink::Syslog } else { Sink::Terminal }, start.debug);
+    hast_log::set_process_prefix(Some(&start.resource.name), Some(start.role().as_str()));
+    hast_log::count_repeats();
 }
 
 /// GEOM Gate as a worker uses it.
@@ -146,8 +158,8 @@ pub(super) fn open_with(start: Start, gate: Option<UsedGate>) -> Result<Started,
     let role = start.role();
     let Start {
         resource,
-        debug,
-        background,
+        debug: _,
+        background: _,
         drop_privileges,
         boot,
         forced,
@@ -156,11 +168,6 @@ pub(super) fn open_with(start: Start, gate: Option<UsedGate>) -> Result<Started,
         provider,
         kind,
     } = start;
-    // The socket to the system log must be open before the root directory changes.
-    hast_log::init(if background { Sink::Syslog } else { Sink::Terminal }, debug);
-    hast_log::set_process_prefix(Some(&resource.name), Some(role.as_str()));
-    hast_log::count_repeats();
-
     let provider = Provider::from_fd(provider, &resource.localpath)?;
     log::debug!("Obtained info about {}.", provider.path().display());
     log::debug!("Locked {}.", provider.path().display());

@@ -109,15 +109,27 @@ reread() {
 reloads_of() { grep -c 'Configuration reloaded' "/tmp/$1/hastd.log"; }
 reloaded() { [ "$(reloads_of "$1")" -gt "$reloads" ]; }
 
-# signal <signal>: to the worker of the one primary that there is
-signal() {
+# worker: the process id of the worker of the one primary that there is
+worker() {
 	for process in /proc/[0-9]*; do
 		case $(tr '\0' ' ' <"$process/cmdline" 2>/dev/null) in
-		"hastd: $name (primary)"*) kill "-$1" "${process#/proc/}" && return 0 ;;
+		"hastd: $name (primary)"*) echo "${process#/proc/}" && return 0 ;;
 		esac
 	done
 	return 1
 }
+# signal <signal>: to that worker
+signal() { process=$(worker) && kill "-$1" "$process"; }
+# flushes: every thread of the worker has PF_MEMALLOC_NOIO, and the worker has memory that is locked
+flushes() {
+	process=$(worker) || return 1
+	for thread in "/proc/$process/task"/*; do
+		flags=$(sed 's/.*) //' "$thread/stat" | cut -d' ' -f7)
+		[ $((flags & 0x80000)) != 0 ] || return 1
+	done
+	[ "$(sed -n 's/^VmLck:[^0-9]*\([0-9]*\).*/\1/p' "/proc/$process/status")" -gt 0 ]
+}
+spared() { process=$(worker) && [ "$(cat "/proc/$process/oom_score_adj")" = -1000 ]; }
 
 in_step() { ctl "$1" list $name | grep -q 'status: complete' && ctl "$1" list $name | grep -q 'dirty: 0 '; }
 logged() { grep -q "$2" "/tmp/$1/hastd.log"; }
@@ -186,6 +198,8 @@ try_device() {
 	check "hastd reads that it is to load the module" reread a "device $1"
 	check "role primary" ctl a role primary $name
 	check "the device appears" within 30 is_device
+	check "no thread of the worker waits for writeback" flushes
+	check "the worker is spared when memory has run out" spared
 	check "its name leads to the kernel's device" leads_to "$1"
 	check "it has the size of the data area" [ "$(blockdev --getsize64 $device)" -eq "$(ctl a dump $name | sed -n 's/^ *datasize: \([0-9]*\).*/\1/p')" ]
 	check "it can be made to write through" [ "$(cat "/sys/block/$(basename "$(readlink $device)")/queue/fua")" = 1 ]
