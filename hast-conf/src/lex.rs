@@ -153,7 +153,12 @@ impl<'a> Lexer<'a> {
     }
 
     fn take_word(&mut self) -> Token<'a> {
-        let mut token = self.take_token(Kind::Word, is_word);
+        // A zone's `%` belongs to an IPv6 address, and to no other word.
+        let mut colons = 0_u8;
+        let mut token = self.take_token(Kind::Word, |c| {
+            colons = colons.saturating_add(u8::from(c == ':'));
+            is_word(c) || (c == '%' && colons > 1)
+        });
         if token.text.bytes().all(|b| b.is_ascii_digit()) {
             token.kind = Kind::Number;
         } else if RESERVED.binary_search(&token.text).is_ok() {

@@ -254,9 +254,11 @@ fn addresses_keep_their_text_and_have_default_ports() {
     for (text, port) in [
         ("10.0.0.2", 8457),
         ("tcp4://10.0.0.2:1", 1),
-        ("::1", 8457),
-        ("[::1]", 8457),
-        ("[::1]:2", 2),
+        ("2001:db8::1", 8457),
+        ("[2001:db8::1]", 8457),
+        ("[2001:db8::1]:2", 2),
+        ("tcp6://[fe80::1%eth0]:3", 3),
+        ("fe80::1%eth0.7", 8457),
         ("TCP://b", 8457),
     ] {
         let remote = resource(&format!("resource r {{ on a {{ local /d remote {text} }} }}")).remote.unwrap();

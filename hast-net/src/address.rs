@@ -225,7 +225,8 @@ impl fmt::Display for Family {
 pub enum Host {
     /// A literal address; needs no name service.
     Ip(IpAddr),
-    /// A name to be looked up at each use.
+    /// A name to be looked up at each use, or an IPv6 address with the zone that it is of (`fe80::1%eth0`): the
+    /// interface's number is known only while it is there.
     Name(String),
 }
 
@@ -263,6 +264,9 @@ pub enum AddressError {
     /// Brackets or several colons, but no IPv6 address.
     #[error("`{0}` is not an IPv6 address")]
     BadIpv6(String),
+    /// A zone behind an address that is none of a link's.
+    #[error("{0} is not a link-local address and has no zone")]
+    ZoneOfGlobal(Ipv6Addr),
     /// A bracket without its partner, or something other than a port behind it.
     #[error("`{0}` is not of the form [IPv6 address]:port")]
     BadBrackets(String),
@@ -307,11 +311,11 @@ fn parse_tcp(text: &str, family: Family, default_port: u16) -> Result<Endpoint, 
             None if rest.is_empty() => None,
             None => return Err(bad()),
         };
-        (Host::Ip(parse_v6(ip)?), port)
+        (parse_v6(ip, family)?, port)
     } else {
         match text.split_once(':') {
             None => (parse_host(text)?, None),
-            Some((_, rest)) if rest.contains(':') => (Host::Ip(parse_v6(text)?), None),
+            Some((_, rest)) if rest.contains(':') => (parse_v6(text, family)?, None),
             Some((host, port)) => (parse_host(host)?, Some(port)),
         }
     };
@@ -327,11 +331,23 @@ fn parse_tcp(text: &str, family: Family, default_port: u16) -> Result<Endpoint, 
     Ok(Endpoint::Tcp { family, host, port })
 }
 
-fn parse_v6(text: &str) -> Result<IpAddr, AddressError> {
-    match Ipv6Addr::from_str(text) {
-        Ok(ip) => Ok(IpAddr::V6(ip)),
-        Err(_) => Err(AddressError::BadIpv6(text.to_owned())),
+fn parse_v6(text: &str, family: Family) -> Result<Host, AddressError> {
+    let bad = || AddressError::BadIpv6(text.to_owned());
+    let (address, zone) = text.split_once('%').map_or((text, None), |(address, zone)| (address, Some(zone)));
+    let ip = Ipv6Addr::from_str(address).map_err(|_| bad())?;
+    let Some(zone) = zone else { return Ok(Host::Ip(IpAddr::V6(ip))) };
+    // Other addresses mean the same on every interface.
+    if !ip.is_unicast_link_local() {
+        return Err(AddressError::ZoneOfGlobal(ip));
     }
+    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':');
+    if zone.is_empty() || !zone.chars().all(is_name) {
+        return Err(bad());
+    }
+    if !family.admits(&IpAddr::V6(ip)) {
+        return Err(AddressError::WrongFamily { ip: IpAddr::V6(ip), family });
+    }
+    Ok(Host::Name(text.to_owned()))
 }
 
 fn parse_host(text: &str) -> Result<Host, AddressError> {
@@ -381,6 +397,14 @@ mod tests {
             ("fe80::1:2", tcp(Family::Any, "fe80::1:2", 8457)),
             ("::1", tcp(Family::Any, "::1", 8457)),
             ("tcp6://fe80::1", tcp(Family::V6, "fe80::1", 8457)),
+            (
+                "tcp6://[fe80::1%lo]:99",
+                Endpoint::Tcp { family: Family::V6, host: Host::Name("fe80::1%lo".into()), port: 99 },
+            ),
+            (
+                "fe80::1%eth0.7",
+                Endpoint::Tcp { family: Family::Any, host: Host::Name("fe80::1%eth0.7".into()), port: 8457 },
+            ),
             ("b.example.org", tcp(Family::Any, "b.example.org", 8457)),
             ("tcp4://hast_b-1:77", tcp(Family::V4, "hast_b-1", 77)),
             ("/var/run/h", Endpoint::Unix("/var/run/h".into())),
@@ -439,6 +463,13 @@ mod tests {
             ("tcp6://10.9.0.2", AddressError::WrongFamily { ip: v4, family: Family::V6 }),
             ("tcp4://[::1]", AddressError::WrongFamily { ip: v6, family: Family::V4 }),
             ("tcp4://::1", AddressError::WrongFamily { ip: v6, family: Family::V4 }),
+            ("fe80::1%", AddressError::BadIpv6("fe80::1%".into())),
+            ("[fe80::1%a/b]:1", AddressError::BadIpv6("fe80::1%a/b".into())),
+            ("[2001:db8::1%lo]:1", AddressError::ZoneOfGlobal("2001:db8::1".parse().unwrap())),
+            (
+                "tcp4://[fe80::1%lo]:1",
+                AddressError::WrongFamily { ip: "fe80::1".parse().unwrap(), family: Family::V4 },
+            ),
             ("uds://", AddressError::BadPath),
             ("uds://a\0b", AddressError::BadPath),
         ];
@@ -478,6 +509,19 @@ mod tests {
         assert_eq!(address.literal(), Some(expected));
         assert_eq!(address.resolve().unwrap(), [expected]);
         assert_eq!(Address::parse("example.org").unwrap().literal(), None);
+    }
+
+    /// The loopback interface is the only one that is everywhere.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_zone_becomes_the_number_of_its_interface() {
+        let address = Address::parse("tcp6://[fe80::1%lo]:9").unwrap();
+        assert_eq!(address.literal(), None);
+        let found = address.resolve().unwrap();
+        let [SocketAddr::V6(found)] = found.as_slice() else { panic!("{found:?}") };
+        assert_eq!((found.ip().to_string().as_str(), found.port()), ("fe80::1", 9));
+        assert_ne!(found.scope_id(), 0);
+        assert!(Address::parse("[fe80::1%nosuch0]:9").unwrap().resolve().is_err());
     }
 
     #[test]

@@ -10,15 +10,23 @@ use hast_net::handshake::{Hello, Refusal, Token, texts};
 /// Where a connection comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// From this address; ports say nothing.
-    Ip(IpAddr),
+    /// From this address; ports say nothing. With it the number of the interface, if the address is of a link.
+    Ip(IpAddr, u32),
     /// From this machine, over a unix socket.
     Unix,
 }
 
 impl From<Option<SocketAddr>> for Origin {
     fn from(address: Option<SocketAddr>) -> Origin {
-        address.map_or(Origin::Unix, |address| Origin::Ip(address.ip()))
+        address.map_or(Origin::Unix, |address| Origin::Ip(address.ip(), scope(&address)))
+    }
+}
+
+/// The number of the interface that a link-local address is of, or 0.
+fn scope(address: &SocketAddr) -> u32 {
+    match address {
+        SocketAddr::V6(address) => address.scope_id(),
+        SocketAddr::V4(_) => 0,
     }
 }
 
@@ -42,14 +50,19 @@ pub(super) fn comes_from<'a>(
     let yes = |yes: bool| if yes { Match::Yes } else { Match::No };
     match (origin, remote.endpoint()) {
         (Origin::Unix, endpoint) => yes(matches!(endpoint, Endpoint::Unix(_))),
-        (Origin::Ip(_), Endpoint::Unix(_)) => Match::No,
-        (Origin::Ip(ip), Endpoint::Tcp { .. }) => match remote.literal() {
-            Some(address) => yes(address.ip() == ip),
-            None => match lookup(remote) {
-                Some(addresses) => yes(addresses.iter().any(|address| address.ip() == ip)),
-                None => Match::Unknown,
-            },
-        },
+        (Origin::Ip(..), Endpoint::Unix(_)) => Match::No,
+        (Origin::Ip(ip, link), Endpoint::Tcp { .. }) => {
+            // Another link may have the same address.
+            let is =
+                |address: &SocketAddr| address.ip() == ip && (scope(address) == 0 || scope(address) == link);
+            match remote.literal() {
+                Some(address) => yes(is(&address)),
+                None => match lookup(remote) {
+                    Some(addresses) => yes(addresses.iter().any(is)),
+                    None => Match::Unknown,
+                },
+            }
+        }
     }
 }
 
@@ -234,11 +247,26 @@ mod tests {
 
     #[test]
     fn names_match_what_they_were_resolved_to() {
-        let origin = Origin::Ip("10.9.0.2".parse().unwrap());
+        let origin = Origin::Ip("10.9.0.2".parse().unwrap(), 0);
         let remote = Address::parse("node-b").unwrap();
         let there = ["[fe80::1]:8457".parse().unwrap(), "10.9.0.2:8457".parse().unwrap()];
         assert_eq!(comes_from(origin, Some(&remote), |_| Some(&there)), Match::Yes);
         assert_eq!(comes_from(origin, Some(&remote), |_| Some(&there[..1])), Match::No);
         assert_eq!(comes_from(origin, Some(&remote), |_| Some(&[])), Match::No);
+    }
+
+    #[test]
+    fn an_address_of_a_link_matches_on_that_link() {
+        use std::net::SocketAddrV6;
+        let on = |link| SocketAddr::from(SocketAddrV6::new("fe80::1".parse().unwrap(), 9, 0, link));
+        let remote = Address::parse("fe80::1%eth0").unwrap();
+        let there = [on(2)];
+        let matches = |origin| comes_from(Origin::from(Some(origin)), Some(&remote), |_| Some(&there));
+        assert_eq!(matches(on(2)), Match::Yes);
+        assert_eq!(matches(on(3)), Match::No);
+        assert_eq!(matches("[fe80::2]:9".parse().unwrap()), Match::No);
+        // Without a zone any link will do, as before.
+        let remote = Address::parse("fe80::1").unwrap();
+        assert_eq!(comes_from(Origin::from(Some(on(3))), Some(&remote), |_| None), Match::Yes);
     }
 }
