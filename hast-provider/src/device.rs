@@ -7,7 +7,9 @@ use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
 
-pub(crate) use system::{DISK, flush, forget_cached, is_disk, mediasize, past_the_cache, sectorsize};
+pub(crate) use system::{
+    DISK, flush, forget_cached, is_disk, is_read_only, mediasize, past_the_cache, sectorsize,
+};
 
 /// Whether a transfer failed because of the sectors that it was about, and not because of the disk as a whole, the
 /// system or what was asked for.
@@ -44,6 +46,10 @@ mod system {
     }
     nix::ioctl_read_bad! {
         #[allow(unreachable_pub)]
+        blkroget, nix::request_code_none!(0x12, 94), libc::c_int
+    }
+    nix::ioctl_read_bad! {
+        #[allow(unreachable_pub)]
         blksszget, nix::request_code_none!(0x12, 104), libc::c_int
     }
 
@@ -65,6 +71,15 @@ mod system {
         // an int; the descriptor is open because `file` is borrowed.
         unsafe { blksszget(file.as_raw_fd(), &raw mut size) }?;
         u32::try_from(size).map_err(io::Error::other)
+    }
+
+    /// Whether the disk refuses to be written. Opening it for writing succeeds all the same.
+    pub(crate) fn is_read_only(file: &File) -> io::Result<bool> {
+        let mut read_only: libc::c_int = 0;
+        // SAFETY: BLKROGET writes one int through the pointer, which is valid for the call and refers to an int; the
+        // descriptor is open because `file` is borrowed.
+        unsafe { blkroget(file.as_raw_fd(), &raw mut read_only) }?;
+        Ok(read_only != 0)
     }
 
     pub(crate) fn flush(file: &File, _is_device: bool) -> io::Result<()> {
@@ -135,6 +150,11 @@ mod system {
         // and refers to one; the descriptor is open because `file` is borrowed.
         unsafe { diocgsectorsize(file.as_raw_fd(), &raw mut size) }?;
         Ok(size)
+    }
+
+    /// GEOM does not let a provider that cannot be written be opened for that.
+    pub(crate) fn is_read_only(_file: &File) -> io::Result<bool> {
+        Ok(false)
     }
 
     pub(crate) fn flush(file: &File, is_device: bool) -> io::Result<()> {

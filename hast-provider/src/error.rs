@@ -30,6 +30,12 @@ pub enum ProviderError {
         /// The provider.
         path: PathBuf,
     },
+    /// A disk that can be read alone.
+    #[error("Unable to open {} for writing: the disk is read-only.", path.display())]
+    ReadOnly {
+        /// The provider.
+        path: PathBuf,
+    },
     /// Nothing can be learned about it.
     #[error("Unable to stat {}: {}.", path.display(), error_text(error))]
     Stat {

@@ -58,7 +58,7 @@ impl Provider {
     ///
     /// # Errors
     ///
-    /// What cannot be opened, and what is neither a disk nor a regular file.
+    /// What cannot be opened, what is neither a disk nor a regular file, and a disk that cannot be written if it is to be.
     pub fn open(path: &Path, write: bool) -> Result<Provider, ProviderError> {
         let open = |error: io::Error| match error.raw_os_error() {
             Some(libc::EBUSY) => ProviderError::Mounted { path: path.to_owned() },
@@ -77,6 +77,9 @@ impl Provider {
         let file =
             OpenOptions::new().read(true).write(write).custom_flags(flags.bits()).open(path).map_err(open)?;
         let provider = Provider::measure(file, path)?;
+        if write && is_disk && device::is_read_only(&provider.file).map_err(open)? {
+            return Err(ProviderError::ReadOnly { path: path.to_owned() });
+        }
         if flags.contains(OFlag::O_NONBLOCK) {
             let flags = if write { OFlag::O_RDWR } else { OFlag::O_RDONLY };
             fcntl(&provider.file, FcntlArg::F_SETFL(flags))

@@ -478,3 +478,43 @@ fn what_a_worker_could_not_write_down_is_remembered_until_one_has() {
     place.wait_for_log("Worker process killed");
     refused(&place, &["disk0"]);
 }
+
+/// A disk that cannot be written is found out before anything has changed: the kernel lets it be opened.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_read_only_disk_makes_no_primary() {
+    use std::process::Command;
+    let place = Place::new();
+    let file = place.create("disk0", "disk0");
+    let losetup = Command::new("losetup").args(["--find", "--show", "--read-only"]).arg(&file).output();
+    let Some(device) = losetup.ok().filter(|output| output.status.success()) else {
+        eprintln!("skipped: no loop device can be attached here");
+        return;
+    };
+    let device = String::from_utf8(device.stdout).unwrap().trim().to_owned();
+    let _detach = Detach(device.clone());
+    let hook = place.hook();
+    place.configure(&format!(
+        "exec {} resource disk0 {{ local {device} on a {{ remote none }} }}",
+        hook.display()
+    ));
+    let _daemon = place.start();
+    assert_eq!(place.refused(Role::Primary, "disk0"), 66);
+    let status = place.status("disk0");
+    assert_eq!((status.role.as_str(), status.workerpid), ("init", 0));
+    assert!(place.log().contains(&format!("Unable to open {device} for writing: the disk is read-only.")));
+    // The first hook is that of the next change.
+    assert_eq!(place.set_role(Role::Secondary, &["disk0"]), ["init"]);
+    assert_eq!(place.wait_for_lines("events", 1), ["role disk0 init secondary"]);
+}
+
+/// A loop device that goes with the test.
+#[cfg(target_os = "linux")]
+struct Detach(String);
+
+#[cfg(target_os = "linux")]
+impl Drop for Detach {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("losetup").arg("--detach").arg(&self.0).status();
+    }
+}
