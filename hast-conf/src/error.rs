@@ -169,6 +169,34 @@ pub enum Problem {
         /// The resource.
         resource: String,
     },
+    /// A second resource with the same disk or file below it.
+    #[error("resource {resource} has the same `local` as resource {other}, {}", path.display())]
+    LocalTwice {
+        /// The resource.
+        resource: String,
+        /// The one before it.
+        other: String,
+        /// The disk or file.
+        path: PathBuf,
+    },
+    /// A second resource with the same provider name.
+    #[error("resource {resource} has the same provider name as resource {other}, `{provname}`")]
+    NameTwice {
+        /// The resource.
+        resource: String,
+        /// The one before it.
+        other: String,
+        /// The name.
+        provname: String,
+    },
+    /// This node would replicate to itself.
+    #[error("resource {resource}: its `remote` {remote} is this node itself")]
+    RemoteIsSelf {
+        /// The resource.
+        resource: String,
+        /// The address as configured.
+        remote: String,
+    },
     /// The resource's NBD socket cannot have the path that follows from its provider name.
     #[error("resource {resource}: {error}")]
     NbdPath {

@@ -20,6 +20,7 @@ mod error;
 mod lex;
 mod nbd;
 mod node;
+mod own;
 mod parse;
 mod scope;
 

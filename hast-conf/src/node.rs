@@ -18,6 +18,8 @@ pub struct Node {
     /// Its kernel has IPv6: the default `listen` address exists.
     pub inet6: bool,
     hostid: HostId,
+    /// It is this host, whose addresses are its own. Otherwise nobody knows which those are.
+    pub(crate) is_host: bool,
 }
 
 impl Node {
@@ -32,6 +34,7 @@ impl Node {
             inet: has_family(AddressFamily::Inet),
             inet6: has_family(AddressFamily::Inet6),
             hostid: HostId::of_host(),
+            is_host: true,
         }
     }
 
@@ -44,6 +47,7 @@ impl Node {
             inet: has_family(AddressFamily::Inet),
             inet6: has_family(AddressFamily::Inet6),
             hostid: HostId::unknown(),
+            is_host: false,
         }
     }
 
@@ -179,8 +183,12 @@ mod system {
         Some(u64::from(u32::from_ne_bytes(bytes.first_chunk().copied()?)))
     }
 
-    /// Made from the IPv4 address of the host's own name; may have to ask a name service.
+    /// Made from the IPv4 address of the host's own name; may have to ask a name service. 0 without one.
     pub(super) fn expensive_hostid() -> Option<u64> {
+        address_hostid().or(Some(0))
+    }
+
+    fn address_hostid() -> Option<u64> {
         let name = nix::unistd::gethostname().ok()?;
         let mut addresses = (name.to_str()?, 0).to_socket_addrs().ok()?;
         addresses.find_map(|address| match address.ip() {
@@ -226,6 +234,7 @@ mod tests {
             inet: true,
             inet6: true,
             hostid: HostId(OnceLock::from(hostid)),
+            is_host: true,
         }
     }
 
@@ -260,6 +269,14 @@ mod tests {
             assert!(!node.matches(other), "{other}");
         }
         assert_eq!(node.matching_names(), ["a", "hostid8323329"]);
+    }
+
+    /// A host whose id nobody has set has the id 0, and the original takes a section for that.
+    #[test]
+    fn the_host_id_may_be_0() {
+        assert!(node(&["a"], None, Some(0)).matches("hostid0"));
+        // Not so where the host is not asked.
+        assert!(!Node::named("a").matches("hostid0"));
     }
 
     #[test]
@@ -312,9 +329,10 @@ mod tests {
     #[test]
     fn the_host_id_is_that_of_gethostid() {
         // coreutils' hostid(1) prints what gethostid(3) returns; a host without an IPv4 address of
-        // its own has 0 there and no host id here.
+        // its own has 0.
         let Ok(output) = std::process::Command::new("hostid").output() else { return };
         let printed = u64::from_str_radix(String::from_utf8(output.stdout).unwrap().trim(), 16).unwrap();
-        assert_eq!(HostId::of_host().get().unwrap_or(0), printed);
+        assert_eq!(HostId::of_host().get(), Some(printed));
+        assert!(Node::detect().matches(&format!("hostid{printed}")));
     }
 }

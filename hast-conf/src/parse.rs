@@ -64,11 +64,13 @@ pub(crate) struct Parser<'a> {
     lexer: Lexer<'a>,
     /// Lines of the `{` that are still open.
     opened: Vec<usize>,
+    /// A statement of ours was not behind `#%`.
+    is_ours_alone: bool,
 }
 
 impl<'a> Parser<'a> {
     pub(crate) fn new(text: &'a str, file: &'a str, node: &'a Node) -> Parser<'a> {
-        Parser { text, file, node, lexer: Lexer::new(text), opened: Vec::new() }
+        Parser { text, file, node, lexer: Lexer::new(text), opened: Vec::new(), is_ours_alone: false }
     }
 
     /// Reads the whole text.
@@ -94,6 +96,7 @@ impl<'a> Parser<'a> {
             }
         }
         let warnings = self.warnings();
+        global.is_ours_alone = self.is_ours_alone;
         global
             .finish(self.node, warnings)
             .map_err(|missing| self.error(missing.at, missing.problem, missing.expected))
@@ -204,6 +207,8 @@ impl<'a> Parser<'a> {
             Kind::Close if self.opened.pop().is_some() => return Ok(None),
             Kind::End if self.opened.is_empty() => return Ok(None),
             Kind::Word | Kind::Reserved | Kind::Extension if known.contains(&token.text) => {
+                // Every statement of the original begins with a reserved word.
+                self.is_ours_alone |= token.kind == Kind::Word;
                 return Ok(Some(token));
             }
             Kind::Word => Problem::UnknownWord(quoted(token.text)),

@@ -11,6 +11,7 @@ use crate::error::{Problem, one_of};
 use crate::lex::{Position, Token};
 use crate::nbd::{DEFAULT_NBD_DIRECTORY, NbdPathError, nbd_socket_path};
 use crate::node::Node;
+use crate::own;
 use hast_net::Replication;
 use hast_net::address::{Address, DEFAULT_PORT, Endpoint, Family, Host};
 use hast_net::payload::{Checksum, Compression};
@@ -40,6 +41,8 @@ pub(crate) struct Global<'a> {
     pub(crate) daemon: Daemon,
     /// Of all sections for this node.
     pub(crate) node: Daemon,
+    /// A statement of ours stands there in the open.
+    pub(crate) is_ours_alone: bool,
     sections: Vec<Section<'a>>,
     lines: HashMap<&'a str, usize>,
 }
@@ -107,9 +110,15 @@ impl<'a> Global<'a> {
         let nbd_is_default = nbd.is_none();
         let nbd = nbd.unwrap_or_else(|| DEFAULT_NBD_DIRECTORY.into());
         let has_nbd = HAS_NBD_BY_DEFAULT || !nbd_is_default;
-        let mut resources = Vec::with_capacity(self.sections.len());
+        let mut resources: Vec<Resource> = Vec::with_capacity(self.sections.len());
+        let mut places = Vec::with_capacity(self.sections.len());
+        let mut taken = Taken::default();
         for section in self.sections {
-            resources.push(section.finish(&self.settings, node, &nbd, has_nbd)?);
+            let at = section.at;
+            let resource = section.finish(&self.settings, node, &nbd, has_nbd)?;
+            taken.add(&resource, at)?;
+            resources.push(resource);
+            places.push(at);
         }
         let mut listen: Vec<Address> = Vec::new();
         for address in self.node.listen.into_iter().chain(self.daemon.listen) {
@@ -123,6 +132,18 @@ impl<'a> Global<'a> {
             listen.extend(node.inet.then(default_listen_v4));
             listen.extend(node.inet6.then(default_listen_v6));
         }
+        for (resource, at) in resources.iter().zip(places) {
+            if let Some(remote) = &resource.remote
+                && own::leads_here(remote, &listen, node)
+            {
+                let problem = Problem::RemoteIsSelf {
+                    resource: resource.name.clone(),
+                    remote: remote.as_str().to_owned(),
+                };
+                let expected = "the address of the other node in the `on` section for this node".to_owned();
+                return Err(Missing { at, problem, expected });
+            }
+        }
         Ok(Config {
             control: self.node.control.or(self.daemon.control).unwrap_or_else(default_control),
             pidfile: self.node.pidfile.or(self.daemon.pidfile).unwrap_or_else(|| DEFAULT_PIDFILE.into()),
@@ -131,8 +152,34 @@ impl<'a> Global<'a> {
             nbd,
             nbd_is_default,
             resources,
+            is_ours_alone: self.is_ours_alone,
             warnings,
         })
+    }
+}
+
+/// What resources cannot share.
+#[derive(Default)]
+struct Taken {
+    locals: HashMap<PathBuf, String>,
+    provnames: HashMap<String, String>,
+}
+
+impl Taken {
+    fn add(&mut self, resource: &Resource, at: Position) -> Result<(), Missing> {
+        let name = || resource.name.clone();
+        // Not as text: `/dev//da0` is `/dev/da0`.
+        let path: PathBuf = resource.localpath.components().collect();
+        if let Some(other) = self.locals.insert(path.clone(), name()) {
+            let problem = Problem::LocalTwice { resource: name(), other, path };
+            return Err(Missing { at, problem, expected: "a disk or file for each resource".to_owned() });
+        }
+        if let Some(other) = self.provnames.insert(resource.provname.clone(), name()) {
+            let provname = resource.provname.clone();
+            let problem = Problem::NameTwice { resource: name(), other, provname };
+            return Err(Missing { at, problem, expected: "another `name`".to_owned() });
+        }
+        Ok(())
     }
 }
 

@@ -256,6 +256,24 @@ shows! {
         |  |          ^
         |expected `auto`, `nbd`, `ublk` or `none`";
 
+    one_disk_for_two: "resource r { local /d on a { remote b } }\nresource s { on a { local //d/. remote b } }" => "
+        |hast.conf:2:10: resource s has the same `local` as resource r, /d
+        |2 | resource s { on a { local //d/. remote b } }
+        |  |          ^
+        |expected a disk or file for each resource";
+
+    one_device_for_two: "resource r { local /d on a { remote b } }\nresource s { local /e name r on a { remote b } }" => "
+        |hast.conf:2:10: resource s has the same provider name as resource r, `r`
+        |2 | resource s { local /e name r on a { remote b } }
+        |  |          ^
+        |expected another `name`";
+
+    replicated_to_itself: "listen 10.0.0.1\nresource r { local /d on a { remote tcp4://10.0.0.1 } }" => "
+        |hast.conf:2:10: resource r: its `remote` tcp4://10.0.0.1 is this node itself
+        |2 | resource r { local /d on a { remote tcp4://10.0.0.1 } }
+        |  |          ^
+        |expected the address of the other node in the `on` section for this node";
+
     silence_of_no_time: "peer-timeout 0" => "
         |hast.conf:1:14: timeout of 0 seconds
         |1 | peer-timeout 0
@@ -306,6 +324,25 @@ fn socket_paths_too_long() {
             "^".repeat(name.len())
         )
     );
+}
+
+/// What is an error for one node is none for the other, whose sections differ.
+#[test]
+fn only_this_nodes_resources_are_compared() {
+    let text = "resource r { on a { local /d remote b } on b { local /d remote a } }
+                resource s { on a { local /e remote b } on b { local /d remote a } }";
+    hast_conf::parse(text, "f", &common::node("a")).unwrap();
+    let error = hast_conf::parse(text, "f", &common::node("b")).unwrap_err();
+    assert!(error.to_string().contains("resource s has the same `local` as resource r"), "{error}");
+    // The own name behind the default addresses is this node; on another port it may be somebody else.
+    let own = |remote: &str| {
+        let text = format!("resource r {{ on a {{ local /d remote {remote} }} }}");
+        hast_conf::parse(&text, "f", &common::node("a")).map(drop).map_err(|error| error.to_string())
+    };
+    assert!(own("a").unwrap_err().contains("its `remote` a is this node itself"));
+    assert_eq!((own("a:99"), own("b")), (Ok(()), Ok(())));
+    // Of a node that is not this host no address is known.
+    assert_eq!(own("127.0.0.1"), Ok(()));
 }
 
 #[test]

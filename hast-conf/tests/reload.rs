@@ -80,7 +80,7 @@ fn a_listen_address_that_could_not_be_opened_is_opened_later() {
 
 #[test]
 fn removed_resources_disappear_and_new_ones_appear() {
-    let one = |name: &str| format!("resource {name} {{ on a {{ local /d remote b }} }}\n");
+    let one = |name: &str| format!("resource {name} {{ on a {{ local /{name} remote b }} }}\n");
     let changes = changes(&[one("x"), one("y"), one("z")].concat(), &[one("w"), one("y"), one("v")].concat());
     let names = |resources: &[hast_conf::Resource]| -> Vec<String> {
         resources.iter().map(|r| r.name.clone()).collect()
@@ -92,7 +92,7 @@ fn removed_resources_disappear_and_new_ones_appear() {
 
 #[test]
 fn another_order_is_no_change() {
-    let one = |name: &str| format!("resource {name} {{ on a {{ local /d remote b }} }}\n");
+    let one = |name: &str| format!("resource {name} {{ on a {{ local /{name} remote b }} }}\n");
     assert!(changes(&[one("x"), one("y")].concat(), &[one("y"), one("x")].concat()).is_empty());
 }
 
@@ -149,7 +149,7 @@ fn a_restart_wins_over_applying() {
 #[test]
 fn a_global_change_reaches_the_resources_that_inherit_it() {
     let tail =
-        "resource x { on a { local /d remote b } } resource y { timeout 5 on a { local /d remote b } }";
+        "resource x { on a { local /d remote b } } resource y { timeout 5 on a { local /e remote b } }";
     let changes = changes(tail, &format!("timeout 6 {tail}"));
     assert_eq!(changes.changed.len(), 1);
     assert_eq!((changes.changed[0].old.timeout, changes.changed[0].new.timeout), (20, 6));

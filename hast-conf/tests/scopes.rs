@@ -191,7 +191,7 @@ fn what_a_resource_must_have() {
 #[test]
 fn resources_keep_the_order_of_the_file() {
     let text: String =
-        ["c", "a", "b"].map(|r| format!("resource {r} {{ on a {{ local /d remote b }} }}\n")).concat();
+        ["c", "a", "b"].map(|r| format!("resource {r} {{ on a {{ local /{r} remote b }} }}\n")).concat();
     let names: Vec<String> = config(&text).resources.into_iter().map(|r| r.name).collect();
     assert_eq!(names, ["c", "a", "b"]);
 }
