@@ -60,7 +60,7 @@ pub struct Limits {
 impl Limits {
     /// Between the nodes of a pair.
     pub const PEER: Limits = Limits { header: 64 << 10, payload: 1 << 20 };
-    /// Between hastctl and hastd.
+    /// Between hastctl and hastd, where no message has a payload.
     pub const CONTROL: Limits = Limits { header: 16 << 20, payload: 0 };
 }
 
@@ -173,7 +173,9 @@ impl Receiver {
         let mut rest = received;
         let mut partial = None;
         while let Some(Head { version, nv, after }) = split_header(rest, self.limits.header)? {
-            let size = List::parse(nv)?.u32("size").unwrap_or(0);
+            // A control message has no payload, whatever it says: the original does not look there.
+            let asked = List::parse(nv)?.u32("size").unwrap_or(0);
+            let size = if self.limits == Limits::CONTROL { 0 } else { asked };
             if size > self.limits.payload {
                 return Err(FrameError::PayloadTooLong { size: size.into(), limit: self.limits.payload });
             }

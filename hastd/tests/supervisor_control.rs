@@ -81,6 +81,21 @@ fn requests_captured_from_the_original_are_answered_like_there() {
     assert!(compared >= 12, "{compared}");
 }
 
+/// The original does not look for a payload, whatever a request says of one.
+#[test]
+fn a_request_that_speaks_of_a_payload_is_answered() {
+    let place = Place::new();
+    place.configure("resource one { local @/one on a { remote none } }");
+    let _daemon = place.start();
+    for size in [1, 4096, u32::MAX] {
+        let mut list = Writer::new();
+        list.str("resource0", "one").u8("cmd", 2).u32("size", size);
+        let answer =
+            exchange(&place.control(), &frame::encode(2, list.as_bytes()).unwrap()).expect("an answer");
+        assert_eq!(answer.list().unwrap().str("resource0"), Some("one"), "{size}");
+    }
+}
+
 /// bsnmpd's snmp_hast takes a number of another type for 0, and a key that is missing for nothing: it is given what the
 /// original gives, in the order of pairs in which it asks.
 #[test]
