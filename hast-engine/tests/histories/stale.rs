@@ -353,13 +353,16 @@ fn what_a_former_primary_misses_the_next_primary_hears_of() {
     }
 }
 
-/// A primary of ours says when it has copied everything.
+/// A primary of ours says when it has copied everything; what it writes until then says nothing.
 #[test]
 fn what_a_primary_has_copied_is_not_stale_any_more() {
     let mut s = S::new(stale(7), &[]);
     s.run();
+    s.frame(part_of(3, 7 * u64::from(ES), ES.into()));
+    s.run();
     s.frame(flush_of(1));
     s.run();
+    assert_eq!(stale_on(&s.disk), [7]);
     s.frame(Message::Mark(Mark { seq: 2, kind: MarkKind::SyncDone { localcnt: 1, failures: Some(0) } }));
     s.run();
     assert_eq!(stale_on(&s.disk), []);
@@ -423,6 +426,31 @@ fn what_an_original_has_copied_is_stale_until_a_flush_has_covered_it() {
     s.frame(part_of(4, begin, ES.into()));
     s.run();
     s.frame(flush_of(5));
+    s.run();
+    assert_eq!(stale_on(&s.disk), []);
+}
+
+/// One save at a time: what is copied while one is being written is written down by the next.
+#[test]
+fn what_an_original_has_copied_meanwhile_is_saved_after_the_save_under_way() {
+    let runs = [2, 5].map(|first| Run { first, count: 1 }).to_vec();
+    let mut s = S::under(Extensions::NONE, Extension { stale: runs, ..Extension::default() }, &[]);
+    s.run();
+    s.frame(part_of(1, 2 * u64::from(ES), ES.into()));
+    s.run();
+    s.frame(flush_of(2));
+    let all_but_the_save = |s: &mut S| {
+        while let Some(at) = s.ops.iter().position(|(_, op)| !is_metadata(op)) {
+            s.step(at);
+        }
+    };
+    all_but_the_save(&mut s);
+    assert_eq!(s.ops.len(), 1);
+    s.frame(part_of(3, 5 * u64::from(ES), ES.into()));
+    all_but_the_save(&mut s);
+    s.frame(flush_of(4));
+    all_but_the_save(&mut s);
+    assert_eq!(s.ops.len(), 1, "the first one has not ended");
     s.run();
     assert_eq!(stale_on(&s.disk), []);
 }

@@ -26,6 +26,17 @@ fn both_roles_say_since_when_they_are_out_of_date_and_by_whom() {
     assert!(secondary.status().facts.inconsistent_by.is_empty());
 }
 
+/// What waits in a device that was left behind is not served before the nodes have met, nor by one that is out of date.
+#[test]
+fn a_primary_says_whether_it_serves_and_whether_it_is_out_of_date() {
+    let waiting = H::new(24, 1, Extension::default(), &[], 5, 1, 1);
+    assert!(!waiting.p.is_serving() && !waiting.p.is_target());
+    let equal = H::in_step();
+    assert!(equal.p.is_serving() && !equal.p.is_target());
+    let behind = H::target(&[2]);
+    assert!(behind.p.is_serving() && behind.p.is_target());
+}
+
 #[test]
 fn both_roles_say_whether_the_other_node_is_an_original() {
     let h = H::new(24, 1, Extension::default(), &[], 5, 1, 1);
