@@ -139,6 +139,9 @@ impl H {
         }
     }
     /// hast.conf has another mode now; the connection stays.
+    fn set_peer_timeout(&mut self, peer_timeout: Duration) {
+        self.p.handle_reload(self.t, Settings { peer_timeout, ..H::settings() }, false);
+    }
     fn set_mode(&mut self, replication: Replication) {
         self.p.handle_reload(self.t, Settings { replication, ..H::settings() }, false);
     }
@@ -194,16 +197,21 @@ impl H {
         self.pump();
     }
     fn handshake_first(&mut self, ext: Extensions) {
-        self.p.handle_connected(self.t, Side::Out);
+        self.connected(Side::Out);
+        self.first_answer(ext);
+        self.connected(Side::In);
+    }
+    fn connected(&mut self, side: Side) {
+        self.p.handle_connected(self.t, side);
         self.pump();
+    }
+    fn first_answer(&mut self, ext: Extensions) {
         let w = FirstAnswer { version: 2, token: [9; 16], ext }.encode();
         self.p.handle_frame(
             self.t,
             Side::Out,
             Frame { version: 2, nv: w.as_bytes().to_vec().into(), payload: None },
         );
-        self.pump();
-        self.p.handle_connected(self.t, Side::In);
         self.pump();
     }
     fn answer(&mut self, l: u64, r: u64, src: SyncSource, map: Option<Vec<u8>>) {
@@ -465,6 +473,28 @@ fn a_host_that_does_not_answer_holds_up_a_takeover_for_two_seconds() {
     h.answer(3, 5, SyncSource::Primary, Some(vec![0; 512]));
     h.serve_all(|_| Some(None));
     assert!(!h.p.status().facts.target);
+}
+
+/// A hastd that is frozen leaves it to its kernel to accept connections: after a takeover it is waited for as long as it may
+/// be silent, in whatever step of the handshake it stops, and not for all of `timeout`.
+#[test]
+fn a_secondary_that_stops_in_the_handshake_holds_up_a_takeover_for_peer_timeout() {
+    for step in 0..3 {
+        let mut h = H::new(24, 1, Extension::default(), &[], 5, 3, 5);
+        h.set_peer_timeout(Duration::from_secs(5));
+        h.w(1, 4);
+        h.connected(Side::Out);
+        if step > 0 {
+            h.first_answer(Extensions::ALL);
+        }
+        if step > 1 {
+            h.connected(Side::In);
+        }
+        h.tick(4);
+        assert!(h.result(1).is_none(), "{step}: served before the other node had a chance to answer");
+        h.tick(1);
+        assert_eq!(h.result(1), Some(Ok(None)), "{step}: held up although nobody answers");
+    }
 }
 
 #[test]

@@ -64,8 +64,8 @@ pub(super) struct Link {
     attempts: u32,
     /// Why the last one failed, as the log has it.
     complaint: String,
-    /// While requests wait for the first attempt: until when they wait for any answer to it.
-    answer_until: Option<Duration>,
+    /// When the last attempt began.
+    attempted: Duration,
     /// While this lasts, a refusal with `wait` keeps the device's requests waiting.
     wait_until: Duration,
     /// The log says so.
@@ -153,7 +153,7 @@ impl Link {
             name: settings.peer.clone(),
             attempts: 0,
             complaint: String::new(),
-            answer_until: None,
+            attempted: now,
             wait_until: now + settings.timeout,
             waiting: false,
             version: 1,
@@ -338,9 +338,7 @@ impl Primary {
             return self.serve();
         }
         self.link.name.clone_from(&self.settings.peer);
-        if self.phase == Phase::Connecting {
-            self.link.answer_until = Some(self.now + FIRST_ANSWER);
-        }
+        self.link.attempted = self.now;
         self.enter(Stage::OpeningOut);
         self.actions.push_back(Action::Connect(Side::Out));
     }
@@ -893,10 +891,19 @@ impl Primary {
         deadlines.into_iter().flatten().min()
     }
 
-    /// When requests stop waiting for a host that has not answered the first attempt to connect.
+    /// When requests stop waiting for a secondary that has not answered this attempt to connect: a host that is silent, or
+    /// a hastd that is frozen and has left the answer to its kernel.
     fn answer_deadline(&self) -> Option<Duration> {
-        let unanswered = self.phase == Phase::Connecting && self.link.stage == Stage::OpeningOut;
-        self.link.answer_until.filter(|_| unanswered)
+        let patience = match self.link.stage {
+            Stage::OpeningOut => FIRST_ANSWER,
+            Stage::AwaitingFirst | Stage::OpeningIn | Stage::AwaitingSecond => {
+                self.settings.peer_timeout.max(FIRST_ANSWER)
+            }
+            Stage::Down(_) | Stage::Preparing { .. } | Stage::Merging | Stage::Marking | Stage::Up => {
+                return None;
+            }
+        };
+        (self.phase == Phase::Connecting).then(|| self.link.attempted.saturating_add(patience))
     }
 }
 
