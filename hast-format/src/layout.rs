@@ -15,6 +15,11 @@ pub const METADATA_SIZE: u64 = 4096;
 pub const EXTENTSIZE_DEFAULT: u32 = 2 << 20;
 /// Most bytes per extent.
 pub const EXTENTSIZE_MAX: u32 = 1 << 30;
+/// Where a data area begins on a boundary that suits what lies below it: disks with physical sectors of 4096 bytes
+/// that say 512, page caches, file systems.
+pub const ALIGNMENT: u64 = 4096;
+/// The same for flash and RAID as well, where there is room enough.
+pub const WIDE_ALIGNMENT: u64 = 1 << 20;
 /// Extents kept dirty if nobody says otherwise.
 pub const KEEPDIRTY_DEFAULT: u32 = 64;
 /// Most extents kept dirty.
@@ -79,6 +84,33 @@ impl Layout {
         let layout = Layout { datasize, localoff, provider_size: mediasize, extentsize, sectorsize };
         layout.check_extents()?;
         Ok(layout)
+    }
+
+    /// The same, with a data area that begins on a multiple of [`ALIGNMENT`]. It costs up to 3584 bytes of data, so
+    /// that a node that the original has laid out has a larger data area: the two are not taken for a pair.
+    pub fn create_aligned(mediasize: u64, sectorsize: u32, extentsize: u32) -> Result<Layout, LayoutError> {
+        let layout = Layout::create(mediasize, sectorsize, extentsize)?;
+        let localoff = layout.localoff.checked_next_multiple_of(ALIGNMENT).unwrap_or(layout.localoff);
+        let lost = localoff.saturating_sub(layout.localoff);
+        match layout.datasize.checked_sub(lost).filter(|datasize| *datasize > 0) {
+            Some(datasize) => Ok(Layout { datasize, localoff, ..layout }),
+            None => Ok(layout),
+        }
+    }
+
+    /// Moves the data area of a layout for a part of a provider up to a boundary, as far as there is room behind that part.
+    /// Its size stays, so that the other node, of whatever kind, sees no difference: where the area begins stands in
+    /// the metadata.
+    #[must_use]
+    pub fn moved_to_boundary(self, provider_size: u64) -> Layout {
+        let aligned = self.localoff.checked_next_multiple_of(ALIGNMENT);
+        let wide = self.localoff.checked_next_multiple_of(WIDE_ALIGNMENT);
+        let fits = |localoff: &u64| {
+            localoff.checked_add(self.datasize).is_some_and(|end| end <= provider_size.min(SIZE_MAX))
+        };
+        let localoff = wide.filter(fits).or(aligned.filter(fits)).unwrap_or(self.localoff);
+        debug_assert!(localoff >= self.localoff);
+        Layout { localoff, ..self }
     }
 
     /// Takes a layout from the metadata of a provider of `provider_size` bytes, believing none of it.
@@ -318,6 +350,44 @@ mod tests {
                     Err(LayoutError::TooSmall { size })
                 );
             }
+        }
+    }
+
+    #[test]
+    fn an_aligned_layout_begins_on_a_boundary() {
+        for sector in [512, 1024, 2048, 4096] {
+            for size in [1 << 20, (64 << 20) + u64::from(sector), 1 << 40] {
+                let plain = Layout::create(size, sector, EXTENTSIZE_DEFAULT).unwrap();
+                let aligned = Layout::create_aligned(size, sector, EXTENTSIZE_DEFAULT).unwrap();
+                assert!(aligned.localoff().is_multiple_of(ALIGNMENT), "{size} {sector}");
+                assert!(aligned.datasize() > plain.datasize() - ALIGNMENT, "{size} {sector}");
+                assert_eq!(aligned.localoff() + aligned.datasize(), plain.localoff() + plain.datasize());
+                assert!(aligned.map_bytes() <= aligned.map_capacity());
+            }
+        }
+        let aligned = Layout::create_aligned(64 << 20, 512, EXTENTSIZE_DEFAULT).unwrap();
+        assert_eq!((aligned.localoff(), aligned.datasize()), (8192, (64 << 20) - 8192));
+        // Where nothing would be left of the data there is no boundary.
+        let small = Layout::create_aligned(8192, 512, EXTENTSIZE_DEFAULT).unwrap();
+        assert_eq!((small.localoff(), small.datasize()), (4608, 3584));
+        let small = Layout::create_aligned(8192 + 512, 512, EXTENTSIZE_DEFAULT).unwrap();
+        assert_eq!((small.localoff(), small.datasize()), (8192, 512));
+    }
+
+    #[test]
+    fn a_part_of_a_provider_moves_to_a_boundary_and_keeps_its_size() {
+        let part = Layout::create(64 << 20, 512, EXTENTSIZE_DEFAULT).unwrap();
+        let end = part.localoff() + part.datasize();
+        for (provider, localoff) in [
+            (end, 4608),
+            (end + 3583, 4608),
+            (end + 3584, 8192),
+            (end + (1 << 20) - 4608 - 1, 8192),
+            (end + (1 << 20) - 4608, 1 << 20),
+            (u64::MAX, 1 << 20),
+        ] {
+            let moved = part.moved_to_boundary(provider);
+            assert_eq!((moved.localoff(), moved.datasize()), (localoff, part.datasize()), "{provider}");
         }
     }
 
