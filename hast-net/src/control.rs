@@ -62,6 +62,7 @@ impl Request {
         match self.command {
             Command::SetRole(role) => list.u8("cmd", SET_ROLE).u8("role", role_code(role)),
             Command::Status => list.u8("cmd", STATUS),
+            Command::Reload => list.u8("cmd", RELOAD),
         };
         match self.command {
             Command::SetRole(_) if self.force => _ = list.u8("force", 1),
@@ -91,6 +92,7 @@ impl Request {
         let command = match (command, role) {
             (SET_ROLE, Some(role)) => Command::SetRole(role),
             (STATUS, _) => Command::Status,
+            (RELOAD, _) => Command::Reload,
             _ => return Err(Rejected::Error(ERROR_UNIMPLEMENTED)),
         };
         let asked = |name| list.u8(name) == Some(1);
@@ -107,10 +109,15 @@ pub enum Command {
     SetRole(Role),
     /// Tell about them.
     Status,
+    /// Read the configuration again; the resources say nothing, but have to be there. An original answers
+    /// [`ERROR_UNIMPLEMENTED`].
+    Reload,
 }
 
 const SET_ROLE: u8 = 1;
 const STATUS: u8 = 2;
+/// Far from what an original may have next.
+const RELOAD: u8 = 64;
 
 /// What a request that is none gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -130,6 +137,17 @@ pub enum Reply {
     Error(i16),
     /// One entry per resource, in the order asked for.
     Entries(Vec<Entry>),
+    /// Answer to [`Command::Reload`].
+    Reloaded(Reloaded),
+}
+
+/// What became of a reload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reloaded {
+    /// 0 if the configuration is in force as a whole, otherwise the exit status that says why not.
+    pub status: u8,
+    /// What has changed, or why something has not, for people.
+    pub lines: Vec<String>,
 }
 
 impl Reply {
@@ -141,6 +159,12 @@ impl Reply {
         match self {
             Reply::Error(error) => {
                 list.i16("error", *error);
+            }
+            Reply::Reloaded(Reloaded { status, lines }) => {
+                list.u8("x_reloaded", *status);
+                for (index, line) in lines.iter().enumerate() {
+                    list.str(&format!("x_line{index}"), line);
+                }
             }
             Reply::Entries(entries) if entries.is_empty() => {
                 list.u32("resources", 0);
@@ -161,6 +185,10 @@ impl Reply {
             return Ok(Reply::Error(error));
         }
         let pairs = Pairs::new(list);
+        if let Some(status) = list.u8("x_reloaded") {
+            let lines = (0..).map_while(|index| pairs.text("x_line", index)).collect();
+            return Ok(Reply::Reloaded(Reloaded { status, lines }));
+        }
         let entries = (0..).map_while(|index| {
             let name = pairs.text("resource", index)?;
             Some(Entry::decode(name, index, &pairs))

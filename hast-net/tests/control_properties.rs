@@ -4,8 +4,8 @@
 use hast_format::metadata::Role;
 use hast_format::nv::{List, Writer};
 use hast_net::control::{
-    Command, Divergence, ERROR_INVALID, ERROR_UNIMPLEMENTED, Entry, Facts, Rejected, Reply, ReplyError,
-    Request, ResourceStatus, Statistics, WorkerStatus,
+    Command, Divergence, ERROR_INVALID, ERROR_UNIMPLEMENTED, Entry, Facts, Rejected, Reloaded, Reply,
+    ReplyError, Request, ResourceStatus, Statistics, WorkerStatus,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -201,6 +201,7 @@ proptest! {
         match Reply::decode(&list) {
             Ok(Reply::Error(error)) => prop_assert_eq!(Some(error), list.i16("error")),
             Ok(Reply::Entries(entries)) => prop_assert_eq!(!entries.is_empty(), list.str("resource0").is_some()),
+            Ok(reloaded @ Reply::Reloaded(_)) => prop_assert!(false, "{reloaded:?}"),
             Err(error) => prop_assert!(error.name == list.str("resource0").unwrap() || list.contains("resource1")),
         }
     }
@@ -221,6 +222,23 @@ fn faults_are_answered_in_the_original_order() {
     assert_eq!(request(|l| _ = l.u8("cmd", 1).i8("role", 1).str("resource0", "r")), invalid);
     let unknown = request(|l| _ = l.u8("cmd", 3).str("resource0", "r"));
     assert_eq!(unknown, Err(Rejected::Error(ERROR_UNIMPLEMENTED)));
+}
+
+/// An original takes the request for an unknown command, which it is there; its hastctl makes none.
+#[test]
+fn a_reload_is_asked_for_and_answered() {
+    let asked = Request::new(Command::Reload, vec!["all".to_owned()]);
+    let bytes = asked.encode();
+    let sent = List::parse(&bytes).unwrap();
+    assert_eq!((sent.u8("cmd"), sent.str("resource0")), (Some(64), Some("all")));
+    assert_eq!(Request::decode(&sent), Ok(asked));
+    for (status, lines) in [(0, vec!["Resource a added.".to_owned()]), (78, Vec::new())] {
+        let answer = Reply::Reloaded(Reloaded { status, lines });
+        let bytes = answer.encode();
+        assert_eq!(Reply::decode(&List::parse(&bytes).unwrap()), Ok(answer));
+    }
+    // An error of an original voids the reply, whatever else is there.
+    assert_eq!(reply(|l| _ = l.u8("x_reloaded", 0).i16("error", 4)), Ok(Reply::Error(4)));
 }
 
 #[test]

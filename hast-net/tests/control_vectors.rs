@@ -206,6 +206,7 @@ fn replies_are_understood_and_written_the_same() {
         assert_eq!(frame.version, frame::VERSION);
         let reply = Reply::decode(&frame.list().unwrap()).unwrap();
         match &reply {
+            Reply::Reloaded(told) => panic!("{name}: {told:?}"),
             Reply::Error(error) => {
                 kinds[0] += 1;
                 assert_eq!(Some(i128::from(*error)), side.number("error", "int16"), "{name}");

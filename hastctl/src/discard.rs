@@ -91,8 +91,9 @@ const EVERYTHING: &str =
 fn ask(config: &Config, command: control::Command, name: &str) -> Result<Entry, DiscardError> {
     let verbose = command == control::Command::Status;
     let request = Request { verbose, ..Request::new(command, vec![name.to_owned()]) };
-    match client::ask(&config.control, &request)? {
+    match client::ask(config, &request)? {
         Reply::Error(error) => Err(DiscardError::Refused { error }),
+        Reply::Reloaded(_) => Err(DiscardError::NoAnswer),
         Reply::Entries(entries) => match entries.into_iter().next() {
             Some(Entry::Error { error, .. }) => Err(DiscardError::Failed { error }),
             Some(entry) => Ok(entry),

@@ -10,12 +10,15 @@ mod condition;
 mod create;
 mod discard;
 mod dump;
+mod hint;
 mod human;
+mod occupants;
 mod options;
 mod report;
 mod role;
 mod size;
 mod stop;
+mod usage;
 mod users;
 
 use std::env;
@@ -26,11 +29,13 @@ use std::process::ExitCode;
 use hast_conf::{Config, Node, Resource};
 use hast_format::metadata::{Reading, Role};
 use hast_log::{Sink, error_text};
-use hast_net::control::{self, Entry, Reply, Request};
-use hast_net::errno::Errno;
+use hast_net::control::{self, Entry, Reloaded, Reply, Request};
 use hast_provider::{Provider, ProviderError};
 
-use create::Sizes;
+use client::AskError;
+use create::{Alignment, Wanted};
+use discard::DiscardError;
+use human::printable;
 use options::{Command, Dumped, Invocation};
 
 /// Exit statuses, from sysexits(3).
@@ -52,7 +57,12 @@ fn main() -> ExitCode {
     hast_log::log_panics();
     let mut arguments = env::args_os();
     let program = arguments.next().unwrap_or_default();
+    let name = Path::new(&program).file_name().unwrap_or(program.as_os_str()).to_string_lossy();
     match Invocation::parse(arguments) {
+        Ok(Invocation { command: Command::Help, .. }) => print_alone(&usage::help(&name)),
+        Ok(Invocation { command: Command::Version, .. }) => {
+            print_alone(&format!("hastctl {}\n", env!("CARGO_PKG_VERSION")))
+        }
         Ok(invocation) => {
             hast_log::init(Sink::Terminal, invocation.debug);
             match run(invocation) {
@@ -61,10 +71,17 @@ fn main() -> ExitCode {
             }
         }
         Err(error) => {
-            let name = Path::new(&program).file_name().unwrap_or(program.as_os_str()).to_string_lossy();
             let _ = io::stderr().write_all(error.text(&name).as_bytes());
             ExitCode::from(exit::USAGE)
         }
+    }
+}
+
+/// Prints what needs neither a configuration nor a daemon.
+fn print_alone(text: &str) -> ExitCode {
+    match print(text) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failed(status)) => ExitCode::from(status),
     }
 }
 
@@ -77,12 +94,14 @@ fn run(invocation: Invocation) -> Result<(), Failed> {
         return dump_file(path, *map);
     }
     let config = configuration(&invocation)?;
+    refuse_misplaced(&config, &invocation.command)?;
     match invocation.command {
-        Command::Create { names, extentsize, keepdirty, mediasize } => {
-            let sizes = Sizes { extentsize, keepdirty, mediasize };
+        Command::Create { names, extentsize, keepdirty, mediasize, align, force } => {
+            let alignment = if align { Alignment::Always } else { Alignment::of(&config) };
+            let wanted = Wanted { extentsize, keepdirty, mediasize, alignment, force };
             each(names.iter().map(|name| {
                 let _scope = hast_log::scope(Some(name), None);
-                create::create(named(&config, name)?, sizes)
+                create::create(named(&config, name)?, wanted)
                     .map_err(|error| failed(&error, error.exit_code()))
             }))
         }
@@ -93,25 +112,19 @@ fn run(invocation: Invocation) -> Result<(), Failed> {
             print(&text)?;
             if status == 0 { Ok(()) } else { Err(Failed(status)) }
         }
-        Command::Role { role, force, dry: false, names } => {
-            if role != Role::Primary {
-                role::warn_of_users(&config, &names);
-            }
-            let request = Request::new(control::Command::SetRole(role), names);
-            let entries = ask(&config, &Request { force, ..request })?;
-            report_roles(&entries, role);
-            outcome(&entries)
-        }
+        Command::Role { role, force, dry: false, names } => change_roles(&config, role, force, names),
         Command::List { names, verbose } => {
             let request = Request::new(control::Command::Status, names);
             let entries = ask(&config, &Request { verbose, ..request })?;
             print(&report::list(&entries, verbose))?;
+            explain(&config, &entries);
             outcome(&entries)
         }
         Command::Status { names, verbose } => {
             let request = Request::new(control::Command::Status, names);
             let entries = ask(&config, &Request { verbose, ..request })?;
             print(&report::status(&entries, verbose))?;
+            explain(&config, &entries);
             outcome(&entries)
         }
         Command::Dump { what: Dumped::Resources(names), map } => {
@@ -126,16 +139,34 @@ fn run(invocation: Invocation) -> Result<(), Failed> {
             let request = Request::new(control::Command::Status, names);
             let entries = ask(&config, &Request { verbose: true, ..request })?;
             print(&compare::compare(&config, &entries))?;
+            explain(&config, &entries);
             outcome(&entries)
         }
-        Command::Discard { names } => each(names.iter().map(|name| {
-            let _scope = hast_log::scope(Some(name), None);
-            let text = discard::discard(&config, named(&config, name)?)
-                .map_err(|error| failed(&error, error.exit_code()))?;
-            print(&format!("{text}\n"))
-        })),
-        Command::Stop => stop::stop(&config.pidfile).map_err(|error| failed(&error, error.exit_code())),
+        Command::Discard { names } => each(names.iter().map(|name| discard(&config, name))),
+        Command::Reload => reload(&config),
+        Command::Stop => stop::stop(&config).map_err(|error| failed(&error, error.exit_code())),
+        Command::Help | Command::Version => Ok(()), // have been answered
     }
+}
+
+/// An option behind the first operand is no option to getopt(3), but a resource of that name: one that was meant as
+/// an option must not be taken for the other, nor left out.
+fn refuse_misplaced(config: &Config, command: &Command) -> Result<(), Failed> {
+    let names = command.names();
+    let Some(word) = names.iter().find(|name| name.starts_with('-') && config.resource(name).is_none())
+    else {
+        return Ok(());
+    };
+    let first = match command {
+        Command::Role { role, .. } => Some(role.as_str()),
+        _ => names.first().filter(|first| *first != word).map(String::as_str),
+    };
+    let place =
+        first.map_or_else(String::new, |first| format!(", and options come before `{}'", printable(first)));
+    Err(failed(
+        &format_args!("`{}' is no resource of the configuration{place}. Nothing was done.", printable(word)),
+        exit::USAGE,
+    ))
 }
 
 fn configuration(invocation: &Invocation) -> Result<Config, Failed> {
@@ -143,8 +174,21 @@ fn configuration(invocation: &Invocation) -> Result<Config, Failed> {
         Some(name) => Node::named(name),
         None => Node::detect(),
     };
-    let config = hast_conf::load(&invocation.config, &node)
-        .map_err(|error| failed(&error, u8::try_from(error.exit_code()).unwrap_or(exit::CONFIG)))?;
+    let config = hast_conf::load(&invocation.config, &node).map_err(|error| {
+        let status = failed(&error, u8::try_from(error.exit_code()).unwrap_or(exit::CONFIG));
+        if matches!(invocation.command, Command::Reload) {
+            log::warn!(
+                "hastd was not asked: it would say the same, and goes on with the configuration that it has."
+            );
+        }
+        if let Some(word) = invocation.command.names().iter().find(|name| name.starts_with('-')) {
+            log::warn!(
+                "`{}' counts as the name of a resource: options come before operands.",
+                printable(word)
+            );
+        }
+        status
+    })?;
     for warning in &config.warnings {
         log::warn!("{warning}");
     }
@@ -154,12 +198,13 @@ fn configuration(invocation: &Invocation) -> Result<Config, Failed> {
 fn named<'a>(config: &'a Config, name: &str) -> Result<&'a Resource, Failed> {
     config.resources.iter().find(|resource| resource.name == name).ok_or_else(|| {
         let _plain = hast_log::scope(None, None);
-        failed(&format_args!("Unknown resource {name}."), exit::DATAERR)
+        let status = failed(&format_args!("Unknown resource {name}."), exit::DATAERR);
+        log::warn!("{}", hint::resource(config, name));
+        status
     })
 }
 
 fn dump_resource(resource: &Resource, verbose: bool) -> Result<(), Failed> {
-    let _scope = hast_log::scope(Some(&resource.name), None);
     dump_provider(Path::new(&resource.localpath), verbose, |provider| {
         provider.read_metadata_block_of(&resource.name)
     })
@@ -191,16 +236,69 @@ fn dump_provider(
 }
 
 fn ask(config: &Config, request: &Request) -> Result<Vec<Entry>, Failed> {
-    let reply = client::ask(&config.control, request);
+    let reply = client::ask(config, request);
     match reply.map_err(|error| failed(&error, error.exit_code()))? {
         Reply::Entries(entries) => Ok(entries),
+        Reply::Reloaded(_) => Err(failed(&"hastd answers what was not asked.", exit::UNAVAILABLE)),
         Reply::Error(error) => {
-            Err(failed(&format_args!("Error {error} received from hastd."), exit::SOFTWARE))
+            let status = failed(&format_args!("Error {error} received from hastd."), exit::SOFTWARE);
+            log::warn!("{}", hint::request(error));
+            Err(status)
         }
     }
 }
 
-fn report_roles(entries: &[Entry], new: Role) {
+fn change_roles(config: &Config, role: Role, force: bool, names: Vec<String>) -> Result<(), Failed> {
+    if role != Role::Primary {
+        role::warn_of_users(config, &names);
+    }
+    let request = Request::new(control::Command::SetRole(role), names);
+    let entries = ask(config, &Request { force, ..request })?;
+    report_roles(config, &entries, role);
+    outcome(&entries)
+}
+
+fn discard(config: &Config, name: &str) -> Result<(), Failed> {
+    let _scope = hast_log::scope(Some(name), None);
+    let text = discard::discard(config, named(config, name)?).map_err(|error| {
+        let status = failed(&error, error.exit_code());
+        if let DiscardError::Failed { error } | DiscardError::Refused { error } = error {
+            log::warn!("{}", hint::error(config, name, error, None));
+        }
+        status
+    })?;
+    print(&format!("{text}\n"))
+}
+
+fn reload(config: &Config) -> Result<(), Failed> {
+    let request = Request::new(control::Command::Reload, vec![control::ALL.to_owned()]);
+    let reply = client::ask(config, &request).map_err(|error| {
+        let status = failed(&error, error.exit_code());
+        if matches!(error, AskError::Connect { .. }) {
+            log::warn!("If hastd runs, and `control' is what has changed, send it a SIGHUP instead.");
+        }
+        status
+    })?;
+    match reply {
+        Reply::Reloaded(Reloaded { status: 0, lines }) => {
+            print(&lines.iter().map(|line| format!("{}\n", printable(line))).collect::<String>())
+        }
+        Reply::Reloaded(Reloaded { status, lines }) => {
+            for line in lines.iter().flat_map(|line| line.lines()) {
+                log::error!("{}", printable(line));
+            }
+            Err(Failed(status))
+        }
+        Reply::Error(error) => {
+            let status = failed(&format_args!("Error {error} received from hastd."), exit::SOFTWARE);
+            log::warn!("{} A SIGHUP makes it reload.", hint::request(error));
+            Err(status)
+        }
+        Reply::Entries(_) => Err(failed(&"hastd does not say what it has done.", exit::UNAVAILABLE)),
+    }
+}
+
+fn report_roles(config: &Config, entries: &[Entry], new: Role) {
     for entry in entries {
         let _scope = hast_log::scope(Some(entry.name()), None);
         match entry {
@@ -209,8 +307,8 @@ fn report_roles(entries: &[Entry], new: Role) {
                 if let Some(reason) = reason {
                     log::warn!("{}.", human::printable(reason));
                 }
-                if new == Role::Primary {
-                    explain(name, *error);
+                if reason.is_none() || new == Role::Primary {
+                    log::warn!("{}", hint::error(config, name, *error, Some(new)));
                 }
             }
             Entry::RoleWas { role: old, peer_behind: true, .. } => log::warn!(
@@ -224,17 +322,16 @@ fn report_roles(entries: &[Entry], new: Role) {
     }
 }
 
-/// Why hastd does not make a resource primary.
-fn explain(name: &str, error: i16) {
-    if error == Errno::ESTALE.to_wire() {
-        log::warn!(
-            "Let the other node be primary or leave its role first, or give up what it has written and this node has not \
-             with `hastctl role -f primary {name}'."
-        );
-    } else if error == i16::from(exit::NOINPUT) {
-        log::warn!("The provider cannot be used: hastd's log says why. The role is init.");
-    } else if error == i16::from(exit::OSERR) {
-        log::warn!("The device cannot be created: hastd's log says why. The role is init.");
+/// Says in words what the output says in numbers.
+fn explain(config: &Config, entries: &[Entry]) {
+    for entry in entries {
+        if let Entry::Error { name, error, reason } = entry {
+            let _scope = hast_log::scope(Some(name), None);
+            if let Some(reason) = reason {
+                log::warn!("{}.", human::printable(reason));
+            }
+            log::warn!("{}", hint::error(config, name, *error, None));
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use hast_net::errno::Errno;
 use hast_provider::Provider;
 
 use crate::human::printable;
-use crate::users::users;
+use crate::users::{DEVICES, users};
 use crate::{client, exit};
 
 /// How long hastd may take to tell who uses a device: a change of role does not wait for more.
@@ -135,20 +135,23 @@ impl Prospect<'_> {
 }
 
 /// Warns of those who use a device that is about to go. hastd is asked only if there is a device to be used: an
-/// NBD socket. What it does not say, or not in time, is not waited for.
+/// NBD socket, or a name in [`DEVICES`]. What it does not say, or not in time, is not waited for.
 pub(crate) fn warn_of_users(config: &Config, names: &[String]) {
     let all = names.first().is_some_and(|name| name == control::ALL);
-    let has_socket = |resource: &&hast_conf::Resource| {
-        let path = config.nbd_directory().map(|at| hast_conf::nbd_socket_path(at, &resource.provname));
-        path.is_some_and(|path| path.is_ok_and(|path| path.exists()))
+    let is_there = |directory: &Path, resource: &hast_conf::Resource| {
+        hast_conf::nbd_socket_path(directory, &resource.provname).is_ok_and(|path| path.exists())
+    };
+    let has_device = |resource: &&hast_conf::Resource| {
+        config.nbd_directory().is_some_and(|directory| is_there(directory, resource))
+            || Path::new(DEVICES).join(&resource.provname).exists()
     };
     let wanted = config.resources.iter().filter(|resource| all || names.contains(&resource.name));
-    let asked: Vec<String> = wanted.filter(has_socket).map(|resource| resource.name.clone()).collect();
+    let asked: Vec<String> = wanted.filter(has_device).map(|resource| resource.name.clone()).collect();
     if asked.is_empty() {
         return;
     }
     let request = Request { verbose: true, ..Request::new(control::Command::Status, asked) };
-    let Ok(Reply::Entries(entries)) = client::ask_within(&config.control, &request, Some(PATIENCE)) else {
+    let Ok(Reply::Entries(entries)) = client::ask_within(&config.control, &request, PATIENCE) else {
         return; // what is wrong the change of role itself will say
     };
     for entry in entries {

@@ -5,17 +5,21 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use hast_conf::Config;
 use hast_log::error_text;
+use hast_net::control;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::client::longest_change;
 use crate::exit;
+use crate::role::warn_of_users;
 
 /// How often it is looked whether the daemon has ended.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -26,9 +30,10 @@ const STARTING: u32 = 40;
 /// How often somebody who waits is told that we do.
 const REMINDER: Duration = Duration::from_secs(10);
 
-/// Sends the daemon whose pidfile is `pidfile` a SIGTERM and returns when it has ended. Its workers finish
-/// their writes first, so this takes as long as they take.
-pub(crate) fn stop(pidfile: &Path) -> Result<(), StopError> {
+/// Sends the daemon of `config` a SIGTERM and returns when it has ended. Its workers finish their writes first, so
+/// this takes as long as they take, which has a bound. Whoever uses a device that goes with it is named.
+pub(crate) fn stop(config: &Config) -> Result<(), StopError> {
+    let pidfile = config.pidfile.as_path();
     let not_running = || StopError::NotRunning { pidfile: pidfile.to_owned() };
     let read = |error| StopError::Read { pidfile: pidfile.to_owned(), error };
     let file = match File::open(pidfile) {
@@ -48,15 +53,20 @@ pub(crate) fn stop(pidfile: &Path) -> Result<(), StopError> {
         text = fs::read_to_string(pidfile).map_err(read)?;
     }
     let pid = process_in(&text).ok_or_else(|| StopError::NoProcess { pidfile: pidfile.to_owned() })?;
+    warn_of_users(config, &[control::ALL.to_owned()]);
     match kill(pid, Signal::SIGTERM) {
         Ok(()) => log::debug!("Sent SIGTERM to hastd ({pid})."),
         Err(Errno::ESRCH) => return Err(not_running()),
         Err(errno) => return Err(StopError::Kill { pid, error: errno.into() }),
     }
-    let mut reminded = Instant::now();
+    let (begun, longest) = (Instant::now(), longest_change(config));
+    let mut reminded = begun;
     while is_locked(&file).map_err(read)? && kill(pid, None) != Err(Errno::ESRCH) {
+        if begun.elapsed() >= longest {
+            return Err(StopError::Late { pid, seconds: longest.as_secs() });
+        }
         if reminded.elapsed() >= REMINDER {
-            log::info!("Waiting for hastd ({pid}) to stop its workers.");
+            log::info!("Waiting for hastd ({pid}) to stop its workers, {} s at most.", longest.as_secs());
             reminded = Instant::now();
         }
         thread::sleep(PAUSE);
@@ -79,6 +89,10 @@ pub(crate) enum StopError {
     NoProcess { pidfile: PathBuf },
     #[error("Unable to stop hastd ({pid}): {}.", error_text(error))]
     Kill { pid: Pid, error: io::Error },
+    #[error(
+        "hastd ({pid}) was told to end and has not done so for {seconds} s: its log may say what it waits for."
+    )]
+    Late { pid: Pid, seconds: u64 },
 }
 
 impl StopError {
@@ -86,7 +100,7 @@ impl StopError {
         match self {
             StopError::NotRunning { .. } | StopError::Kill { .. } => exit::OSERR,
             StopError::Read { .. } => exit::IOERR,
-            StopError::NoProcess { .. } => exit::TEMPFAIL,
+            StopError::NoProcess { .. } | StopError::Late { .. } => exit::TEMPFAIL,
         }
     }
 }

@@ -18,7 +18,7 @@ pub(crate) fn users(status: &ResourceStatus) -> Vec<String> {
 }
 
 /// Where hast-failover, or the administrator, links block devices.
-const DEVICES: &str = "/dev/hast";
+pub(crate) const DEVICES: &str = "/dev/hast";
 
 fn client(pid: u32) -> String {
     if pid == 0 {

@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
 
 use hast_format::metadata::Role;
-use hast_net::control::{Entry, Reply};
+use hast_net::control::{Command, Entry, Reply, Request};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::{Place, ask_at, free_ports, is_alive, status, wait_for};
@@ -23,6 +23,10 @@ fn names(place: &Place) -> Vec<String> {
     entries.iter().map(|entry| entry.name().to_owned()).collect()
 }
 
+fn reload() -> Request {
+    Request::new(Command::Reload, vec!["all".to_owned()])
+}
+
 #[test]
 fn a_bad_file_changes_nothing() {
     let place = Place::new();
@@ -30,13 +34,13 @@ fn a_bad_file_changes_nothing() {
     let daemon = place.start();
     place.write_conf("resource one { local @/one }\n");
     daemon.signal(Signal::SIGHUP);
-    place.wait_for_log("[ERROR] Configuration not reloaded.");
+    place.wait_for_log("[WARNING] Configuration not reloaded.");
     assert!(place.log().contains("hast.conf:1:"), "{}", place.log());
     assert_eq!(names(&place), ["one"]);
     // Nor does one that is missing.
     fs::remove_file(place.conf()).unwrap();
     daemon.signal(Signal::SIGHUP);
-    place.wait_for_log_times("[ERROR] Configuration not reloaded.", 2);
+    place.wait_for_log_times("[WARNING] Configuration not reloaded.", 2);
     assert_eq!(names(&place), ["one"]);
 }
 
@@ -119,7 +123,7 @@ fn sockets_move_and_those_that_stay_are_not_touched() {
     // ... and is refused as the only one: everything stays as it was.
     place.write_conf(&format!("control @/elsewhere\n{}", listen(&[port])));
     daemon.signal(Signal::SIGHUP);
-    place.wait_for_log("[ERROR] Configuration not reloaded.");
+    place.wait_for_log("[WARNING] Configuration not reloaded.");
     assert!(reach(stays));
     assert!(!place.path("elsewhere").exists());
     assert_eq!(ask_at(&place.path("moved"), &status(&["all"])), Reply::Entries(vec![]));
@@ -158,6 +162,90 @@ fn an_address_that_was_taken_is_tried_again_at_each_reload() {
     assert_eq!(daemon.stop().code(), Some(0));
 }
 
+/// A resource at work does not lose what it has because of a path that leads nowhere.
+#[test]
+fn a_wrong_local_or_name_leaves_the_resource_as_it_is() {
+    let place = Place::new();
+    let hook = format!("exec {}\n", place.hook().display());
+    let conf = |one: &str, more: &str, two: &str| {
+        place.configure(&format!(
+            "{hook}resource one {{ local @/{one} on a {{ remote none }} {more} }}\n\
+             resource two {{ local @/{two} on a {{ remote none }} }}\n"
+        ));
+    };
+    place.create("one", "one");
+    place.create("two", "two");
+    place.create("three", "three");
+    conf("one", "", "two");
+    let daemon = place.start();
+    place.set_role(Role::Primary, &["one"]);
+    place.set_role(Role::Secondary, &["two"]);
+    place.wait_for_lines("events", 2);
+    let socket = place.path("nbd/one.sock");
+    let before = (place.status("one").workerpid, fs::metadata(&socket).unwrap().ino());
+    fs::write(place.path("nbd/taken.sock"), "").unwrap();
+    for (local, more, why) in [
+        ("typo", "", "No such file or directory"),
+        ("three", "", "not part of resource one"),
+        ("one", "name taken", "taken.sock"),
+    ] {
+        conf(local, more, "two");
+        let Reply::Reloaded(told) = place.ask(&reload()) else { panic!() };
+        assert_eq!(told.status, 78, "{told:?}");
+        let [line] = told.lines.as_slice() else { panic!("{told:?}") };
+        assert!(line.starts_with("Resource one goes on as it was: ") && line.contains(why), "{line}");
+        let now = (place.status("one").workerpid, fs::metadata(&socket).unwrap().ino());
+        assert_eq!((now, place.role("one")), (before, "primary".to_owned()), "{why}");
+        assert!(place.log().contains("[WARNING] [one] (primary) The resource goes on as it was: "));
+    }
+    // A secondary without a connection as well; and what else is new is taken over.
+    conf("one", "timeout 7", "typo");
+    let Reply::Reloaded(told) = place.ask(&reload()) else { panic!() };
+    assert_eq!(told.status, 78);
+    assert_eq!(told.lines[0], "Resource one reloaded.");
+    assert_eq!(place.role("two"), "secondary");
+    assert_eq!(place.status("two").localpath, place.path("two").to_str().unwrap());
+    // Put right, it is as it was all the time; no role has changed meanwhile.
+    conf("one", "timeout 7", "two");
+    daemon.reload();
+    assert_eq!(place.status("one").workerpid, before.0);
+    assert_eq!(place.wait_for_lines("events", 2).len(), 2);
+    // The same disk by another name is no other disk.
+    fs::hard_link(place.path("one"), place.path("elsewhere")).unwrap();
+    conf("elsewhere", "timeout 7", "two");
+    daemon.reload();
+    wait_for("another worker", || {
+        let status = place.status("one");
+        (status.role == "primary" && ![0, before.0].contains(&status.workerpid)).then_some(())
+    });
+}
+
+/// Who asks for it over the control socket is told what has changed, or why nothing has.
+#[test]
+fn a_reload_that_was_asked_for_is_answered() {
+    let place = Place::new();
+    place.configure(&[&*resource("one", ""), &resource("two", "")].concat());
+    let daemon = place.start();
+    let ask = || match place.ask(&reload()) {
+        Reply::Reloaded(told) => (told.status, told.lines),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(ask(), (0, vec!["Nothing has changed.".to_owned()]));
+    place.configure(&[&*resource("two", "timeout 7"), &resource("three", "")].concat());
+    let expected = ["Resource one removed.", "Resource three added.", "Resource two restarted."];
+    assert_eq!(ask(), (0, expected.map(str::to_owned).to_vec()));
+    assert_eq!(names(&place), ["three", "two"]);
+    place.write_conf("resource one { local\n");
+    let (status, lines) = ask();
+    assert_eq!(status, 78);
+    assert!(lines[0].contains("hast.conf:1:"), "{lines:?}");
+    assert_eq!(lines.last().map(String::as_str), Some("Configuration not reloaded."));
+    fs::remove_file(place.conf()).unwrap();
+    assert_eq!(ask().0, 72);
+    assert_eq!(names(&place), ["three", "two"]);
+    assert_eq!(daemon.stop().code(), Some(0));
+}
+
 #[test]
 fn a_control_socket_of_somebody_else_is_not_taken() {
     let place = Place::new();
@@ -167,7 +255,7 @@ fn a_control_socket_of_somebody_else_is_not_taken() {
     let inode = fs::metadata(place.path("other")).unwrap().ino();
     place.write_conf(&format!("control @/other\nlisten tcp4://{}:{}\n", place.address, place.port));
     daemon.signal(Signal::SIGHUP);
-    place.wait_for_log("[ERROR] Configuration not reloaded.");
+    place.wait_for_log("[WARNING] Configuration not reloaded.");
     assert_eq!(fs::metadata(place.path("other")).unwrap().ino(), inode);
     assert_eq!(place.ask(&status(&["all"])), Reply::Entries(vec![]));
     drop(other);

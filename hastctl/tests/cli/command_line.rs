@@ -43,6 +43,65 @@ fn usage_is_shown_with_status_64() {
 }
 
 #[test]
+fn what_is_wrong_is_said_behind_the_usage() {
+    for (line, last) in [
+        (&["staus"][..], "hastctl: unknown command staus; did you mean status?"),
+        (&["role", "master", "test"], "hastctl: unknown role master: init, primary and secondary are roles"),
+        (&["role", "primary"], "hastctl: the name of a resource is missing"),
+    ] {
+        let ran = hastctl(line);
+        assert_usage(&ran, "");
+        assert_eq!(ran.stderr.lines().last(), Some(last));
+    }
+}
+
+#[test]
+fn help_and_version_are_status_0_on_standard_output() {
+    for line in [&["--help"][..], &["role", "--help"]] {
+        let ran = hastctl(line);
+        assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
+        for command in ["create", "role", "list", "status", "dump", "compare", "discard", "reload", "stop"] {
+            let lines = ran.stdout.lines().filter(|line| line.starts_with(&format!("  {command} ")));
+            assert_eq!(lines.count(), 1, "{command}: {}", ran.stdout);
+        }
+    }
+    let version = concat!("hastctl ", env!("CARGO_PKG_VERSION"), "\n");
+    assert_eq!(hastctl(&["--version"]).stdout, version);
+    assert_eq!(hastctl(&["--version"]).status, 0);
+}
+
+/// An option behind the first operand would be taken for a resource, and what it asks for would be left out.
+#[test]
+fn an_option_behind_the_first_operand_is_refused() {
+    let node = Node::with_provider(1 << 20);
+    // Nobody listens: it does not come to that.
+    for (line, word, first) in [
+        (&["role", "secondary", "-n", "test"][..], "-n", ", and options come before `secondary'"),
+        (&["role", "primary", "test", "-f"], "-f", ", and options come before `primary'"),
+        (&["status", "test", "-v"], "-v", ", and options come before `test'"),
+        (&["create", "test", "-m", "1m"], "-m", ", and options come before `test'"),
+        (&["list", "--", "-v"], "-v", ""),
+    ] {
+        let ran = node.hastctl(line);
+        let expected =
+            format!("[ERROR] `{word}' is no resource of the configuration{first}. Nothing was done.\n");
+        assert_eq!(ran, Ran { status: 64, stdout: String::new(), stderr: expected }, "{line:?}");
+    }
+    assert!(fs::read(node.provider()).unwrap().iter().all(|byte| *byte == 0));
+    // Where such a resource exists it is one.
+    let node = Node::new("a", "resource -n { on a { local /hast/a.img remote none } }\n");
+    node.put("a.img", 1 << 20, &[]);
+    assert_eq!(node.hastctl(&["create", "--", "-n"]).status, 0);
+    assert_eq!(node.hastctl(&["dump", "--", "-n"]).status, 0);
+    assert_eq!(node.hastctl(&["role", "init", "-n"]).status, 71);
+    // Without a configuration the file is what is missing, perhaps because of that very word.
+    let ran = hastctl(&["status", "x", "-c", "/nonexistent"]);
+    if ran.status == 72 {
+        assert!(ran.stderr.contains("`-c' counts as the name of a resource"), "{ran:?}");
+    }
+}
+
+#[test]
 fn invalid_sizes_are_named() {
     for (option, name) in [("-e", "extentsize"), ("-k", "keepdirty"), ("-m", "mediasize")] {
         for value in ["x", "", "4mX", "08", "16e", "-1", "1 k"] {

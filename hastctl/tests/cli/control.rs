@@ -65,6 +65,17 @@ fn answered(words: &[&str], answer: Vec<u8>) -> Ran {
     ran
 }
 
+/// What the original would say, when what follows it on standard error are warnings, one for each of `errors`.
+fn without_words(mut ran: Ran, errors: usize) -> Ran {
+    let lines: Vec<String> = ran.stderr.split_inclusive('\n').map(str::to_owned).collect();
+    let (words, plain): (Vec<_>, Vec<_>) = lines
+        .into_iter()
+        .partition(|line| line.starts_with("[WARNING] ") && !line.contains("Received error"));
+    assert_eq!(words.len(), errors, "{words:?}");
+    ran.stderr = plain.concat();
+    ran
+}
+
 fn frame(list: &[u8]) -> Vec<u8> {
     let mut frame = vec![2];
     frame.extend_from_slice(&u32::try_from(list.len()).unwrap().to_le_bytes());
@@ -101,7 +112,11 @@ fn captured_commands_send_and_print_what_the_original_does() {
             stdout: block(&description, "hastctl stdout:"),
             stderr: block(&description, "hastctl stderr:"),
         };
-        assert_eq!(ran, expected, "{name}: {command}");
+        // What ours adds are words for each error.
+        let errors = expected.stdout.matches("\tERR").count()
+            + expected.stdout.matches("\n  error: ").count()
+            + expected.stderr.matches("Received error").count();
+        assert_eq!(without_words(ran, errors), expected, "{name}: {command}");
         tested += 1;
     }
     assert_eq!(tested, 15, "captures in {}", directory("control").display());
@@ -132,7 +147,7 @@ fn an_error_for_the_whole_request_is_70() {
         let reply = bytes("control", &format!("control-raw-{name}.d2c.bin"));
         let ran = answered(&["status"], reply);
         let stderr = format!("[ERROR] Error {error} received from hastd.\n");
-        assert_eq!(ran, Ran { status: 70, stdout: String::new(), stderr }, "{name}");
+        assert_eq!(without_words(ran, 1), Ran { status: 70, stdout: String::new(), stderr }, "{name}");
     }
 }
 
@@ -145,7 +160,7 @@ fn the_first_failed_resource_decides_the_status() {
     let two = || reply(vec![fine("x"), error("y", 12), error("z", 1)]);
     let ran = answered(&["role", "init", "x", "y", "z"], two());
     let stderr = "[WARNING] [y] Received error 12 from hastd.\n[WARNING] [z] Received error 1 from hastd.\n";
-    assert_eq!(ran, Ran { status: 12, stdout: String::new(), stderr: stderr.to_owned() });
+    assert_eq!(without_words(ran, 2), Ran { status: 12, stdout: String::new(), stderr: stderr.to_owned() });
     let ran = answered(&["list", "y", "z"], reply(vec![error("y", 12), error("z", 1)]));
     assert_eq!((ran.status, ran.stdout.as_str()), (12, "y:\n  error: 12\nz:\n  error: 1\n"));
     let ran = answered(&["status", "y", "z"], reply(vec![error("z", 1), error("y", 12)]));
@@ -156,6 +171,23 @@ fn the_first_failed_resource_decides_the_status() {
     // Eight bits of an error make no success.
     assert_eq!(answered(&["status"], reply(vec![error("y", 256)])).status, 1);
     assert_eq!(answered(&["status"], reply(vec![error("y", -1)])).status, 255);
+}
+
+#[test]
+fn an_unknown_resource_is_explained() {
+    let unknown =
+        |name: &str| frame(&Reply::Entries(vec![Entry::error(name, 1)]).encode());
+    for command in [&["status"][..], &["list"], &["role", "primary"], &["compare"]] {
+        let ran = answered(&[command, &["tset"]].concat(), unknown("tset"));
+        assert_eq!(ran.status, 1, "{ran:?}");
+        let last = "[WARNING] [tset] hastd does not know this resource. Did you mean test?";
+        assert_eq!(ran.stderr.lines().last(), Some(last));
+        // It is in the configuration, and hastd has not read that.
+        let ran = answered(&[command, &["test"]].concat(), unknown("test"));
+        let last = ran.stderr.lines().last().unwrap();
+        assert!(last.starts_with("[WARNING] [test] hastd does not know this resource, but "), "{ran:?}");
+        assert!(last.contains("reload") || last.contains("SIGHUP"), "{ran:?}");
+    }
 }
 
 #[test]
@@ -229,6 +261,75 @@ fn without_a_daemon_it_is_71() {
     }
     drop(UnixListener::bind(node.path("a.ctl")).unwrap());
     assert_eq!(node.hastctl(&["status"]), refused("Connection refused"));
+}
+
+/// A daemon that hangs: frozen, or waiting for a name service. Whoever monitors it hears of that, and goes on.
+#[test]
+fn a_daemon_that_does_not_answer_is_75() {
+    for line in [&["status"][..], &["role", "init", "test"]] {
+        let node = node();
+        let path = node.path("a.ctl");
+        let _listener = UnixListener::bind(&path).unwrap();
+        let stderr = format!(
+            "[ERROR] hastd does not answer via uds://{}: nothing has come for 10 s.\n",
+            path.display()
+        );
+        assert_eq!(node.hastctl(line), Ran { status: 75, stdout: String::new(), stderr }, "{line:?}");
+    }
+}
+
+/// Nor does it wait at the door of one that takes no connection any more.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_daemon_that_takes_no_connection_is_75() {
+    let node = node();
+    let path = node.path("a.ctl");
+    let listener = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+    listener.bind(&socket2::SockAddr::unix(&path).unwrap()).unwrap();
+    listener.listen(0).unwrap();
+    let mut waiting = Vec::new();
+    loop {
+        let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        match socket.connect(&socket2::SockAddr::unix(&path).unwrap()) {
+            Ok(()) => waiting.push(socket),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    let ran = node.hastctl(&["list"]);
+    assert_eq!((ran.status, ran.stdout.as_str()), (75, ""), "{ran:?}");
+    assert!(ran.stderr.contains("does not answer"), "{ran:?}");
+}
+
+/// A change of roles may take long. While hastd answers other questions it is waited for, with a word.
+#[test]
+fn a_change_of_roles_is_waited_for_as_long_as_hastd_is_there() {
+    let node = node();
+    let listener = UnixListener::bind(node.path("a.ctl")).unwrap();
+    let daemon = thread::spawn(move || {
+        let receive = |stream: &mut std::os::unix::net::UnixStream| {
+            let mut request = vec![0; 5];
+            stream.read_exact(&mut request).unwrap();
+            let length = u32::from_le_bytes(request[1..].try_into().unwrap()) as usize;
+            request.resize(5 + length, 0);
+            stream.read_exact(&mut request[5..]).unwrap();
+        };
+        let (mut role, _) = listener.accept().unwrap();
+        receive(&mut role);
+        // The question in between comes because there is no answer.
+        let (mut status, _) = listener.accept().unwrap();
+        receive(&mut status);
+        status.write_all(&two_resources(None)).unwrap();
+        let was =
+            Entry::RoleWas { name: "test".to_owned(), role: "secondary".to_owned(), peer_behind: false };
+        role.write_all(&frame(&Reply::Entries(vec![was]).encode())).unwrap();
+    });
+    let ran = node.hastctl(&["role", "init", "test"]);
+    daemon.join().unwrap();
+    assert_eq!((ran.status, ran.stdout.as_str()), (0, ""), "{ran:?}");
+    assert!(ran.stderr.starts_with("[WARNING] hastd waits for "), "{ran:?}");
+    assert!(ran.stderr.ends_with(" s at most.\n"), "{ran:?}");
 }
 
 #[test]
@@ -336,7 +437,9 @@ fn an_outdated_node_is_refused_with_a_hint_and_forced_on_request() {
     assert_eq!(ask(&["role", "primary", "test"]), (ran(format!("{plain}{hint}")), None));
     assert_eq!(ask(&["role", "-f", "primary", "test"]), (ran(format!("{plain}{hint}")), Some(1)));
     // Of another role the number says something else.
-    assert_eq!(ask(&["role", "init", "test"]), (ran(plain.to_owned()), None));
+    let (other, None) = ask(&["role", "init", "test"]) else { panic!() };
+    assert!(other.stderr.contains("[WARNING] [test] The number stands for: "), "{other:?}");
+    assert_eq!(without_words(other, 1), ran(plain.to_owned()));
 }
 
 #[test]
@@ -357,6 +460,6 @@ fn a_node_that_cannot_be_primary_is_explained() {
         let ran = answered(&["role", "primary", "test"], reply.clone());
         let stderr = format!("{received}[WARNING] [test] {cause}: hastd's log says why. The role is init.\n");
         assert_eq!(ran, Ran { status: u8::try_from(error).unwrap().into(), stdout: String::new(), stderr });
-        assert_eq!(answered(&["role", "init", "test"], reply).stderr, received);
+        assert_eq!(without_words(answered(&["role", "init", "test"], reply), 1).stderr, received);
     }
 }

@@ -5,6 +5,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use hast_format::nv::{List, Writer};
+
 use crate::captured::{between, block, bytes, masked, names, text};
 use crate::program::{Node, Ran, head_of, words};
 
@@ -18,6 +20,26 @@ fn only_command(description: &str) -> Option<String> {
         [line] => line.strip_prefix("a: hastctl create ").map(str::to_owned),
         _ => None,
     }
+}
+
+/// A captured beginning of a provider of `size` bytes as ours lays it out: where the data area leaves room behind it, it
+/// begins at a boundary. Nothing else differs.
+fn moved(mut captured: Vec<u8>, size: u64) -> Vec<u8> {
+    let list = List::parse(&captured[..4096]).unwrap();
+    let (datasize, offset) = (list.u64("datasize").unwrap(), list.u64("offset").unwrap());
+    let boundary = [1 << 20, 4096].into_iter().map(|step| offset.next_multiple_of(step));
+    let Some(boundary) = boundary.into_iter().find(|boundary| boundary + datasize <= size) else {
+        return captured;
+    };
+    let mut pair = Writer::new();
+    pair.u64("offset", offset);
+    // The value is the last eight bytes of the pair; what pads the name is undefined.
+    let head = &pair.as_bytes()[..13];
+    let at = captured.windows(head.len()).position(|bytes| bytes == head).unwrap();
+    let value = at + pair.len() - 8;
+    captured[value..value + 8].copy_from_slice(&boundary.to_le_bytes());
+    captured.resize(usize::try_from(boundary).unwrap(), 0);
+    captured
 }
 
 /// What the original says on no stream, and we say on one.
@@ -45,14 +67,14 @@ fn captured_providers_are_created_byte_for_byte() {
         }
         let node = Node::new("a", &block(&description, "hast.conf:"));
         let size = between(&description, "regular files of ", " ").parse().unwrap();
-        let captured = bytes("metadata", &format!("{name}.bin"));
+        let captured = moved(bytes("metadata", &format!("{name}.bin")), size);
         // Whatever was there before: it is gone up to the data, and the data stays.
         node.put("a.img", size, &vec![0xff; captured.len() + 4096]);
         let arguments = words(&arguments);
         assert_created(&node.hastctl(&[&["create"], &arguments[..]].concat()), &arguments, &name);
         let head = node.head("a.img", captured.len() + 4096);
         let (created, data) = head.split_at(captured.len());
-        assert_eq!(created, masked(&captured), "{name}");
+        assert!(created == masked(&captured), "{name}");
         assert_eq!(data, [0xff; 4096], "{name}");
         assert_eq!(fs::metadata(node.provider()).unwrap().len(), size, "{name}");
         tested += 1;
@@ -73,10 +95,11 @@ fn freebsds_providers_are_created_byte_for_byte() {
             continue;
         }
         let arguments = words(between(&description, "hastctl create ", "\n"));
-        let node = Node::with_provider(number("# mediasize in bytes"));
+        let size = number("# mediasize in bytes");
+        let node = Node::with_provider(size);
         assert_created(&node.hastctl(&[&["create"], &arguments[..]].concat()), &arguments, &name);
-        let captured = bytes("freebsd", &format!("{name}.bin"));
-        assert_eq!(node.head("a.img", captured.len()), masked(&captured), "{name}");
+        let captured = moved(bytes("freebsd", &format!("{name}.bin")), size);
+        assert!(node.head("a.img", captured.len()) == masked(&captured), "{name}");
         tested += 1;
     }
     assert_eq!(tested, 12);
@@ -156,6 +179,124 @@ fn a_provider_in_use_is_left_alone() {
     assert_eq!(node.hastctl(&["create", "-e", "4k", "test"]), DONE);
 }
 
+/// Whether a program can be run here, to make what is to be found.
+fn made(program: &str, arguments: &[&str], path: &Path) -> bool {
+    let run = Command::new("sh")
+        .args(["-c", "PATH=$PATH:/usr/sbin:/sbin exec \"$@\" >/dev/null 2>&1", "sh", program])
+        .args(arguments)
+        .arg(path)
+        .status();
+    let made = run.unwrap().success();
+    if !made {
+        eprintln!("skipped: no {program} here");
+    }
+    made
+}
+
+#[test]
+fn what_a_provider_holds_is_named_and_left_alone() {
+    // A header of LUKS is known by its first bytes and its version.
+    let luks = |path: &Path| {
+        let file = OpenOptions::new().write(true).open(path).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"LUKS\xba\xbe\0\x01", 0).unwrap();
+        made("wipefs", &["--no-act"], path)
+    };
+    let boot = |path: &Path| made("sfdisk", &["--quiet", "--label", "gpt"], path);
+    let table: [(&str, &dyn Fn(&Path) -> bool); 4] = [
+        ("ext4", &|path| made("mkfs.ext4", &["-q", "-F"], path)),
+        ("swap", &|path| made("mkswap", &[], path)),
+        ("gpt", &boot),
+        ("crypto_LUKS", &luks),
+    ];
+    for (kind, make) in table {
+        let node = Node::with_provider(64 << 20);
+        if !make(&node.provider()) {
+            continue;
+        }
+        let before = node.head("a.img", 1 << 20);
+        let ran = node.hastctl(&["create", "test"]);
+        assert_eq!((ran.status, ran.stdout.as_str()), (65, ""), "{kind}: {ran:?}");
+        let path = node.provider().display().to_string();
+        for part in [kind, "[ERROR] [test] ", path.as_str(), "hastctl create -f"] {
+            assert!(ran.stderr.contains(part), "{part}: {ran:?}");
+        }
+        assert!(node.head("a.img", 1 << 20) == before, "{kind}");
+        assert_eq!(node.hastctl(&["create", "-f", "test"]), DONE);
+        assert_eq!(node.hastctl(&["dump", "test"]).status, 0);
+    }
+}
+
+#[test]
+fn the_provider_of_another_resource_is_left_alone() {
+    let node = Node::new(
+        "a",
+        "resource test { on a { local /hast/a.img remote none } }\n\
+         resource other { on a { local /hast/b.img remote none } }\n",
+    );
+    node.put("b.img", 1 << 20, &[]);
+    assert_eq!(node.hastctl(&["create", "other"]), DONE);
+    fs::rename(node.path("b.img"), node.provider()).unwrap();
+    let before = fs::read(node.provider()).unwrap();
+    let ran = node.hastctl(&["create", "test"]);
+    assert_eq!(ran.status, 65, "{ran:?}");
+    assert!(ran.stderr.contains("metadata of the resource other"), "{ran:?}");
+    assert_eq!(fs::read(node.provider()).unwrap(), before);
+    assert_eq!(node.hastctl(&["create", "-f", "test"]), DONE);
+    // What is its own is made anew without a question: a split-brain is resolved that way.
+    assert_eq!(node.hastctl(&["create", "test"]), DONE);
+}
+
+#[test]
+fn without_anybody_who_knows_only_an_empty_provider_is_taken() {
+    if cfg!(target_os = "freebsd") {
+        return;
+    }
+    // In a mount namespace of its own the programs are hidden.
+    let node = Node::with_provider(1 << 20);
+    let create = || -> Ran {
+        let mut command = Command::new("unshare");
+        let script = "mount -t tmpfs none /usr/sbin && mount -t tmpfs none /sbin && exec \"$@\"";
+        let hastctl = node.command(&["create", "test"]);
+        command.args(["-rm", "sh", "-c", script, "sh"]).arg(hastctl.get_program()).args(hastctl.get_args());
+        command.output().unwrap().into()
+    };
+    let first = create();
+    if first != DONE {
+        eprintln!("skipped: programs cannot be hidden here: {first:?}");
+        return;
+    }
+    node.put("a.img", 1 << 20, &[0, 0, 7]);
+    let ran = create();
+    assert_eq!(ran.status, 65, "{ran:?}");
+    assert!(ran.stderr.contains("is not empty, and wipefs(8)"), "{ran:?}");
+    assert_eq!(node.head("a.img", 3), [0, 0, 7]);
+}
+
+/// Two nodes of which neither can be an original begin their data areas at a boundary.
+#[test]
+fn the_data_area_is_aligned_where_that_is_safe() {
+    let offset = |options: &[&str], statement: &str, provider: u64| {
+        let node = Node::new(
+            "a",
+            &format!("{statement}\nresource test {{ on a {{ local /hast/a.img remote none }} }}\n"),
+        );
+        node.put("a.img", provider, &[]);
+        assert_eq!(node.hastctl(&[&["create"], options, &["test"]].concat()), DONE);
+        let text = node.hastctl(&["dump", "test"]).stdout;
+        let number = |name: &str| -> u64 {
+            between(&text, &format!("{name}: "), "\n").split(' ').next().unwrap().parse().unwrap()
+        };
+        (number("localoff"), number("datasize"))
+    };
+    let size = 64 << 20;
+    assert_eq!(offset(&[], "", size), (4608, size - 4608));
+    assert_eq!(offset(&[], "#% device none", size), (4608, size - 4608));
+    assert_eq!(offset(&[], "device none", size), (8192, size - 8192));
+    assert_eq!(offset(&["-a"], "", size), (8192, size - 8192));
+    let part = (1 << 20).to_string();
+    assert_eq!(offset(&["-m", &part], "", size), (1 << 20, (1 << 20) - 4608));
+}
+
 #[test]
 fn what_is_refused_leaves_the_provider_untouched() {
     let gigantic = (1_u64 << 31).to_string();
@@ -214,7 +355,8 @@ fn an_odd_length_is_rounded_down_to_sectors() {
     assert_eq!(odd.head("a.img", 8192), even.head("a.img", 8192));
     let asked = Node::with_provider(2 << 20);
     assert_eq!(asked.hastctl(&["create", "-m", "1049087", "test"]).status, 0);
-    assert_eq!(asked.head("a.img", 8192), even.head("a.img", 8192));
+    let sizes = |node: &Node| between(&node.hastctl(&["dump"]).stdout, "datasize: ", "\n").to_owned();
+    assert_eq!(sizes(&asked), sizes(&even));
 }
 
 #[test]
@@ -236,11 +378,11 @@ fn several_resources_are_created_and_the_first_error_counts() {
     node.put("1.img", 1 << 20, &[]);
     // `all` is no keyword here.
     let ran = node.hastctl(&["create", "all"]);
-    let stderr = "[ERROR] Unknown resource all.\n".to_owned();
+    let stderr = "[ERROR] Unknown resource all.\n[WARNING] The configuration has one, two.\n".to_owned();
     assert_eq!(ran, Ran { status: 65, stdout: String::new(), stderr });
     let ran = node.hastctl(&["create", "two", "nosuch", "one"]);
     assert_eq!(ran.status, 66);
-    assert_eq!(ran.stderr.lines().count(), 2);
+    assert_eq!(ran.stderr.lines().filter(|line| line.starts_with("[ERROR] ")).count(), 2);
     assert_eq!(node.hastctl(&["dump", "one"]).status, 0);
     let ran = node.hastctl(&["create", "nosuch", "two"]);
     assert_eq!(ran.status, 65);

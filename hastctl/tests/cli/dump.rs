@@ -180,11 +180,11 @@ fn damaged_metadata_is_dumped_as_it_was_and_stderr_says_so() {
     ] {
         node.change("a.img", 0, &good);
         node.change("a.img", at, instead);
-        let stderr = format!("[WARNING] [test] Metadata on {path} is not whole: {what}.\n");
+        let stderr = format!("[WARNING] Metadata on {path} is not whole: {what}.\n");
         let expected = |stdout: &str| Ran { status: 0, stdout: stdout.to_owned(), stderr: stderr.clone() };
         assert_eq!(node.hastctl(&["dump"]), expected(&plain));
         assert_eq!(node.hastctl(&["dump", "-v"]), expected(&verbose));
-        let of_a_file = Ran { stderr: stderr.replace("[test] ", ""), ..expected(&plain) };
+        let of_a_file = Ran { stderr: stderr.clone(), ..expected(&plain) };
         assert_eq!(hastctl(&["dump", "-f", &path]), of_a_file);
         // Looking does not change it.
         assert_eq!(node.head("a.img", 4096)[at as usize..][..instead.len()], *instead);
@@ -201,10 +201,7 @@ fn damaged_metadata_is_dumped_as_it_was_and_stderr_says_so() {
     node.change("a.img", 0, &[0xff; 512]);
     let ran = node.hastctl(&["dump"]);
     assert_eq!((ran.status, ran.stdout.as_str()), (255, ""));
-    assert!(
-        ran.stderr.starts_with(&format!("[ERROR] [test] Unable to read metadata from {path}: ")),
-        "{ran:?}"
-    );
+    assert!(ran.stderr.starts_with(&format!("[ERROR] Unable to read metadata from {path}: ")), "{ran:?}");
 }
 
 #[test]
@@ -222,17 +219,14 @@ fn a_provider_that_cannot_be_read_is_255() {
     let path = node.provider().display().to_string();
     let ran = node.hastctl(&["dump"]);
     assert_eq!((ran.status, ran.stdout.as_str()), (255, ""));
-    assert!(
-        ran.stderr.starts_with(&format!("[ERROR] [test] Unable to read metadata from {path}: ")),
-        "{ran:?}"
-    );
+    assert!(ran.stderr.starts_with(&format!("[ERROR] Unable to read metadata from {path}: ")), "{ran:?}");
     assert!(ran.stderr.ends_with("`hastctl create`.\n"), "{ran:?}");
     // A file is nobody's.
-    let plain = Ran { stderr: ran.stderr.replace("[test] ", ""), ..ran };
+    let plain = Ran { stderr: ran.stderr.clone(), ..ran };
     assert_eq!(hastctl(&["dump", "-f", &path]), plain);
 
     fs::remove_file(node.provider()).unwrap();
-    let stderr = format!("[ERROR] [test] Unable to open {path}: No such file or directory.\n");
+    let stderr = format!("[ERROR] Unable to open {path}: No such file or directory.\n");
     assert_eq!(node.hastctl(&["dump", "test"]), Ran { status: 255, stdout: String::new(), stderr });
     fs::create_dir(node.provider()).unwrap();
     let ran = node.hastctl(&["dump", "all"]);
@@ -245,7 +239,7 @@ fn another_resources_provider_is_refused() {
     let node = Node::with_provider(0);
     node.put("a.img", 4 << 20, &bytes("metadata", "metadata-create-default.bin"));
     let path = node.provider().display().to_string();
-    let stderr = format!("[ERROR] [test] Provider {path} is not part of resource test.\n");
+    let stderr = format!("[ERROR] Provider {path} is not part of resource test.\n");
     assert_eq!(node.hastctl(&["dump"]), Ran { status: 255, stdout: String::new(), stderr });
     // A file is asked for by its name only.
     assert_eq!(hastctl(&["dump", "-f", &path]).status, 0);
@@ -270,7 +264,7 @@ fn several_resources_are_dumped_and_the_first_error_counts() {
     }
     // Not alone, `all` is a name like any other.
     let ran = node.hastctl(&["dump", "all", "two"]);
-    let stderr = "[ERROR] Unknown resource all.\n".to_owned();
+    let stderr = "[ERROR] Unknown resource all.\n[WARNING] The configuration has one, two.\n".to_owned();
     assert_eq!(ran, Ran { status: 65, stdout: two.clone(), stderr });
     fs::remove_file(node.path("1.img")).unwrap();
     let ran = node.hastctl(&["dump", "one", "nosuch", "two"]);
@@ -291,5 +285,5 @@ fn metadata_that_does_not_fit_the_provider_is_shown_but_has_no_map() {
     let verbose = node.hastctl(&["dump", "-v"]);
     assert_eq!(verbose.status, 255);
     assert_eq!(verbose.stdout, format!("{}    extension: none\n", plain.stdout));
-    assert!(verbose.stderr.starts_with("[ERROR] [test] Unable to read activemap from "), "{verbose:?}");
+    assert!(verbose.stderr.starts_with("[ERROR] Unable to read activemap from "), "{verbose:?}");
 }

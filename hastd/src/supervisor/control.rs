@@ -205,6 +205,9 @@ impl Supervisor {
     }
 
     fn carry_out(&mut self, key: usize, request: &Request, now: Instant) {
+        if request.command == Command::Reload {
+            return self.reload_for(key, now);
+        }
         let names: Vec<String> = if request.is_all() {
             self.resources.iter().filter(|r| !r.leaving).map(|r| r.config.name.clone()).collect()
         } else {
@@ -233,6 +236,7 @@ impl Supervisor {
                     }
                 }
             }
+            Command::Reload => {} // is no matter of single resources
             Command::Status => {
                 for (name, slots) in places(names) {
                     match self.resource_named(&name) {
@@ -245,6 +249,17 @@ impl Supervisor {
                 }
             }
         }
+    }
+
+    /// Reads the configuration again and answers when that has come to its end.
+    fn reload_for(&mut self, key: usize, now: Instant) {
+        let Some(client) = self.clients.get_mut(&key) else { return };
+        if let Err(error) = client.wait(0) {
+            log::error!("Unable to serve control client: {}.", hast_log::error_text(&error));
+            self.clients.remove(&key);
+            return;
+        }
+        self.begin_reload(Some(key), now);
     }
 
     fn ask_status(&mut self, index: usize, asker: Asker, now: Instant) {
@@ -313,7 +328,8 @@ impl Supervisor {
         }
     }
 
-    fn reply(&mut self, key: usize, reply: &Reply, now: Instant) {
+    /// Sends an answer to a client, which may be gone.
+    pub(super) fn reply(&mut self, key: usize, reply: &Reply, now: Instant) {
         let Some(client) = self.clients.get_mut(&key) else { return };
         match client.answer(reply, now) {
             Ok(()) => {

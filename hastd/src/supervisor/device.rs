@@ -145,6 +145,11 @@ impl Export {
     }
 }
 
+/// Whether an NBD export can be served at `socket`; nothing stays there.
+pub(super) fn can_be_opened(socket: &Path) -> Result<(), String> {
+    UnixListener::bind_with_directories(socket).map(drop).map_err(|error| error.to_string())
+}
+
 /// Takes away the devices that an earlier hastd with this `owner` has left behind: this node is not to be the primary.
 pub(super) fn sweep(nbd_directory: Option<&Path>, provider_name: &str, owner: &str) {
     sweep_attached(nbd_directory, provider_name);

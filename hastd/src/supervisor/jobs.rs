@@ -46,6 +46,13 @@ pub(super) enum Report {
         /// Open for reading and writing, and locked; with its metadata if that was wanted.
         result: Result<(Provider, Option<Metadata>), UnusableError>,
     },
+    /// A provider that a resource is to use instead of the one that it has.
+    Probed {
+        /// Which job it was.
+        job: JobId,
+        /// Why it cannot.
+        result: Result<(), String>,
+    },
     /// What a provider says that nobody uses.
     Looked {
         /// The provider.
@@ -136,6 +143,24 @@ impl Jobs {
         job
     }
 
+    /// Looks whether `resource` can use the provider at `path`, and lets it go again. What it uses now, at `held`, may be the
+    /// same disk by another name.
+    pub(super) fn probe(&mut self, path: PathBuf, held: Option<PathBuf>, resource: String) -> JobId {
+        let job = JobId(self.next);
+        self.next = self.next.wrapping_add(1);
+        let work = move || -> Result<(), UnusableError> {
+            let same = held.is_some_and(|held| is_same(&held, &path));
+            let provider =
+                if same { Provider::open(&path, false)? } else { Provider::claim(&path, Duration::ZERO)? };
+            fit_metadata(&provider, &resource).map(drop)
+        };
+        self.start(
+            move || Report::Probed { job, result: work().map_err(|error| error.to_string()) },
+            |error| Report::Probed { job, result: Err(format!("{}.", hast_log::error_text(&error))) },
+        );
+        job
+    }
+
     /// Reads the metadata of a provider that nobody uses.
     pub(super) fn look(&mut self, path: &Path) {
         if !self.looking.insert(path.to_owned()) {
@@ -172,7 +197,7 @@ impl Jobs {
         match &report {
             Report::Resolved { address, .. } => _ = self.resolving.remove(address),
             Report::Looked { path, .. } => _ = self.looking.remove(path),
-            Report::Opened { .. } | Report::Attached { .. } => {}
+            Report::Opened { .. } | Report::Probed { .. } | Report::Attached { .. } => {}
         }
         Some(report)
     }
@@ -193,6 +218,18 @@ impl Jobs {
             let _ = self.poller.notify();
         }
     }
+}
+
+/// Whether two paths lead to one disk or file.
+fn is_same(one: &Path, other: &Path) -> bool {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    let identity = |path: &Path| {
+        let metadata = path.metadata().ok()?;
+        let kind = metadata.file_type();
+        let is_device = kind.is_block_device() || kind.is_char_device();
+        Some(if is_device { (true, metadata.rdev(), 0) } else { (false, metadata.dev(), metadata.ino()) })
+    };
+    identity(one).is_some_and(|one| identity(other) == Some(one))
 }
 
 /// The metadata of a provider that can be used. The worker looks again when it is its turn.

@@ -113,6 +113,16 @@ impl ListenError {
         }
     }
 
+    /// Whether the address may come: this host does not have it, or nobody knows it.
+    pub(super) fn is_not_there(&self) -> bool {
+        match self {
+            ListenError::Bind(_) => false,
+            ListenError::Failed { error, .. } => {
+                matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::NotFound)
+            }
+        }
+    }
+
     /// Whether the kernel does not have the address's family (or no address of it at all).
     pub(super) fn is_family_absent(&self) -> bool {
         match self {

@@ -5,6 +5,7 @@
 //! each of them has a deadline, and what may block runs in `jobs`. It never touches a resource's data; it
 //! opens and locks providers and hands them to workers.
 
+mod absent;
 mod attach;
 mod connect;
 mod control;
@@ -28,7 +29,7 @@ mod start;
 mod unix;
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,6 +38,7 @@ use hast_conf::{Config, Node};
 use polling::{Event, Events, Poller};
 
 use crate::watch::Watched;
+use absent::Absent;
 use connect::Connecting;
 use control::Client;
 use hooks::{Condition, Hooks};
@@ -44,7 +46,7 @@ use jobs::{Jobs, Report};
 use listen::{Peer, PeerListener};
 use listener::Listener;
 use look::Look;
-use options::Options;
+use options::{Options, Stop};
 use pidfile::Pidfile;
 use process::{Worker, Workers};
 use reload::Reload;
@@ -53,6 +55,8 @@ use signals::Signals;
 
 /// Exit status: usage.
 const EX_USAGE: i32 = 64;
+/// Exit status: the configuration.
+const EX_CONFIG: i32 = 78;
 /// In the answer to a control client: the provider cannot be used.
 const EX_NOINPUT: i32 = 66;
 /// Exit status: the system did not let us. In the answer to a control client: the device cannot be created.
@@ -68,13 +72,23 @@ pub fn run() -> i32 {
     daemon::keep_descriptors_private();
     let options = match Options::parse(std::env::args_os().skip(1)) {
         Ok(options) => options,
-        Err(text) => {
+        Err(Stop::Asked(text)) => return print(&text),
+        Err(Stop::Mistake(text)) => {
             eprintln!("{text}");
             return EX_USAGE;
         }
     };
     hast_log::init(hast_log::Sink::Terminal, options.debug);
     hast_log::count_repeats();
+    if options.check {
+        return match start::check(&options) {
+            Ok(text) => print(&text),
+            Err(failure) => {
+                log::error!("{}", failure.text);
+                failure.status
+            }
+        };
+    }
     let supervisor = start::prepare(&options).and_then(|prepared| prepared.start(&options));
     let result = supervisor.and_then(|mut supervisor| {
         supervisor.work().map_err(|error| {
@@ -91,6 +105,13 @@ pub fn run() -> i32 {
     }
 }
 
+/// Prints what was asked for; returns the exit status.
+fn print(text: &str) -> i32 {
+    // Whoever does not read it has seen enough.
+    let _ = writeln!(io::stdout(), "{text}");
+    0
+}
+
 /// Everything the supervisor has. When it ends, the fields go in this order: the control socket before the
 /// pidfile, so that whoever waits for the pidfile to go can start the next instance at once.
 struct Supervisor {
@@ -99,6 +120,7 @@ struct Supervisor {
     control_resume: Option<Instant>,
     clients: BTreeMap<usize, Client>,
     listeners: Vec<PeerListener>,
+    absent: Absent,
     /// Connections of other nodes, the oldest first.
     peers: BTreeMap<usize, Peer>,
     connects: BTreeMap<usize, Connecting>,
@@ -161,7 +183,12 @@ impl Supervisor {
         let resources = self.resources.iter().filter_map(Resource::deadline);
         let looks = self.looks.iter().map(Look::deadline);
         let listeners = self.listeners.iter().filter_map(|listener| listener.resume);
-        let rest = [self.hooks.deadline(), self.control_resume, self.reload.as_ref().map(Reload::deadline)];
+        let rest = [
+            self.hooks.deadline(),
+            self.control_resume,
+            self.reload.as_ref().map(Reload::deadline),
+            self.absent.deadline(),
+        ];
         clients
             .chain(peers)
             .chain(connects)
@@ -182,7 +209,7 @@ impl Supervisor {
             self.end(now);
         }
         if received.reload && !self.ending {
-            self.begin_reload(now);
+            self.begin_reload(None, now);
         }
     }
 
@@ -211,9 +238,11 @@ impl Supervisor {
             Report::Resolved { address, result } => {
                 self.peers_resolved(&address, &result, now);
                 self.connect_resolved(&address, &result);
+                self.absent_resolved(&address, &result);
                 self.reload_resolved(&address, &result, now);
             }
             Report::Opened { job, result } => self.provider_opened(job, result, now),
+            Report::Probed { job, result } => self.reload_probed(job, result, now),
             Report::Looked { path, result } => self.looked(&path, &result),
             Report::Attached { resource, result } => self.attached(resource, result),
         }
@@ -226,6 +255,7 @@ impl Supervisor {
         self.expire_connects(now);
         self.expire_looks(now);
         self.expire_reload(now);
+        self.expire_absent(now);
         self.hooks.report(now);
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         if due(self.control_resume) {
@@ -270,6 +300,7 @@ impl Supervisor {
         self.reload = None;
         self.clients.clear();
         self.listeners.clear();
+        self.absent = Absent::default();
         self.peers.clear();
         self.connects.clear();
         self.looks.clear();

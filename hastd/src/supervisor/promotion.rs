@@ -224,8 +224,14 @@ mod tests {
             "control uds://{at}/ctl\nlisten uds://{at}/listen\nresource r {{ local {at}/r on a {{ remote none }} }}"
         );
         std::fs::write(&conf, text).unwrap();
-        let options =
-            Options { debug: 0, foreground: true, config: conf, pidfile: None, node: Some("a".into()) };
+        let options = Options {
+            debug: 0,
+            foreground: true,
+            config: conf,
+            pidfile: None,
+            node: Some("a".into()),
+            check: false,
+        };
         let mut supervisor = start::prepare(&options).unwrap().start(&options).unwrap();
         let resource = &mut supervisor.resources[0];
         resource.role = Role::Secondary;

@@ -4,6 +4,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use hast_conf::{Config, Node};
 use hast_net::address::Address;
@@ -11,6 +12,7 @@ use hast_net::frame::VERSION;
 use nix::unistd::{User, geteuid};
 use polling::Poller;
 
+use super::absent::Absent;
 use super::daemon;
 use super::hooks::Hooks;
 use super::jobs::Jobs;
@@ -20,13 +22,13 @@ use super::options::Options;
 use super::pidfile::{Pidfile, PidfileError};
 use super::process::Workers;
 use super::signals::Signals;
-use super::{EX_OSERR, Supervisor};
+use super::{EX_CONFIG, EX_OSERR, Supervisor};
 use crate::watch::Watched;
 
 /// Exit status: another instance runs.
 const EX_TEMPFAIL: i32 = 75;
-/// Exit status: the configuration.
-const EX_CONFIG: i32 = 78;
+/// Bytes that the path of a pidfile may have, as in the configuration.
+const PIDFILE_MAX: usize = 1023;
 /// Whom workers run as.
 const USER: &str = "hast";
 
@@ -58,11 +60,23 @@ pub(super) struct Prepared {
     pidfile: Option<Pidfile>,
     control: Listener,
     listeners: Vec<(Address, Listener)>,
+    /// Addresses that this host does not have yet.
+    absent: Vec<Address>,
     program: PathBuf,
 }
 
-/// Reads the configuration, takes the pidfile and opens the sockets.
-pub(super) fn prepare(options: &Options) -> Result<Prepared, Failure> {
+/// Reads the configuration and says what it found, for `-t`. Nothing is opened but the file.
+pub(super) fn check(options: &Options) -> Result<String, Failure> {
+    let (path, node, config) = configuration(options)?;
+    let resources = match config.resources.len() {
+        1 => "1 resource".to_owned(),
+        count => format!("{count} resources"),
+    };
+    let node = node.names.first().cloned().or(node.uuid).unwrap_or_else(|| "-".to_owned());
+    Ok(format!("Configuration {} is good: {resources} for node {node}.", path.display()))
+}
+
+fn configuration(options: &Options) -> Result<(PathBuf, Node, Config), Failure> {
     let config_path = if options.config.is_absolute() {
         options.config.clone()
     } else {
@@ -78,12 +92,18 @@ pub(super) fn prepare(options: &Options) -> Result<Prepared, Failure> {
     for warning in &config.warnings {
         log::warn!("{warning}");
     }
+    Ok((config_path, node, config))
+}
+
+/// Reads the configuration, takes the pidfile and opens the sockets.
+pub(super) fn prepare(options: &Options) -> Result<Prepared, Failure> {
+    let (config_path, node, config) = configuration(options)?;
     let program =
         Workers::own_program().map_err(|error| Failure::system("Unable to find own program", &error))?;
     let pidfile = open_pidfile(options, &config)?;
     let control = open_control(&config.control)?;
-    let listeners = open_listeners(&config)?;
-    Ok(Prepared { config, config_path, node, pidfile, control, listeners, program })
+    let (listeners, absent) = open_listeners(&config)?;
+    Ok(Prepared { config, config_path, node, pidfile, control, listeners, absent, program })
 }
 
 impl Prepared {
@@ -115,6 +135,7 @@ impl Prepared {
             control_resume: None,
             clients: Default::default(),
             listeners,
+            absent: Absent::new(self.absent, Instant::now()),
             peers: Default::default(),
             connects: Default::default(),
             looks: Vec::new(),
@@ -187,6 +208,9 @@ pub(super) fn control_place(address: &Address) -> String {
 
 fn open_pidfile(options: &Options, config: &Config) -> Result<Option<Pidfile>, Failure> {
     let path = match &options.pidfile {
+        Some(path) if path.as_os_str().len() > PIDFILE_MAX => {
+            return Err(Failure::new(EX_CONFIG, "Pidfile path is too long."));
+        }
         Some(path) => path,
         None if options.foreground => return Ok(None),
         None => &config.pidfile,
@@ -210,19 +234,28 @@ fn open_control(address: &Address) -> Result<Listener, Failure> {
     })
 }
 
-fn open_listeners(config: &Config) -> Result<Vec<(Address, Listener)>, Failure> {
-    let mut listeners = Vec::new();
+/// Opens what can be opened; with it, what this host does not have yet.
+fn open_listeners(config: &Config) -> Result<(Vec<(Address, Listener)>, Vec<Address>), Failure> {
+    let (mut listeners, mut absent) = (Vec::new(), Vec::new());
+    let mut reasons = Vec::new();
     for address in &config.listen {
         match Listener::open(address, look_up(address)) {
             Ok(listener) => listeners.push((address.clone(), listener)),
             Err(error) if is_excused(config, &error) => log::debug!("{error}"),
+            Err(error) if error.is_not_there() => {
+                absent.push(address.clone());
+                reasons.push(error);
+            }
             Err(error) => return Err(Failure::new(EX_OSERR, error)),
         }
     }
     if listeners.is_empty() {
-        return Err(Failure::new(EX_OSERR, "There is no address to listen on for other nodes."));
+        let reasons: String = reasons.iter().map(|error| format!("{error} ")).collect();
+        let text = format!("{reasons}There is no address to listen on for other nodes.");
+        return Err(Failure::new(EX_OSERR, text));
     }
-    Ok(listeners)
+    reasons.iter().for_each(super::absent::log);
+    Ok((listeners, absent))
 }
 
 /// The default addresses count only as far as the kernel has their families.

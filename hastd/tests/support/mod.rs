@@ -199,7 +199,7 @@ impl Place {
                 [Entry::Error { name: of, error, .. }] if of == name => *error,
                 other => panic!("{other:?}\n{}", self.log()),
             },
-            Reply::Error(error) => panic!("{error}"),
+            other => panic!("{other:?}"),
         }
     }
 

@@ -78,17 +78,28 @@ fn ranges_outside_the_data_area() -> Outcome {
     pair.finish()
 }
 
+/// What `create -e 512 -m 1m` of an original makes of an empty provider.
+fn lay_out_as_original(provider: &std::path::Path) -> Outcome {
+    use hast_format::layout::Layout;
+    use hast_format::metadata::Metadata;
+    use std::os::unix::fs::FileExt;
+    let layout = Layout::create(1 << 20, 512, 512)?;
+    let file = std::fs::OpenOptions::new().write(true).open(provider)?;
+    for (offset, bytes) in Metadata::created(DISK, &layout, 64).writes(512) {
+        file.write_all_at(&bytes, offset)?;
+    }
+    Ok(())
+}
+
 /// A secondary created smaller than its provider clears its map without touching the data (L12).
 #[test]
 fn clearing_the_map_stays_inside_the_map() -> Outcome {
     let setup = Setup { provider: 64 << 20, resources: vec![Resource::named(DISK)], ..Setup::default() };
     let mut pair = hast_tests::Pair::blank(setup)?;
     // 1 MiB of a 64 MiB provider in extents of 512 bytes: the provider's own map would be 16 KiB long,
-    // this one has a few hundred bytes.
-    for node in [&pair.a, &pair.b] {
-        node.ctl(&["create", "-e", "512", "-m", "1m", DISK])?;
-    }
+    // this one has a few hundred bytes. The data begin right behind it, as where an original lays them out.
     let provider = pair.b.provider(DISK);
+    lay_out_as_original(&provider)?;
     let metadata = disk::metadata(&provider)?;
     assert!(metadata.localoff < 8192, "{}", metadata.localoff);
     let filled = disk::pattern(1, usize::try_from(metadata.datasize)?);
