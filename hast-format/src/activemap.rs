@@ -206,6 +206,12 @@ impl Activemap {
         !self.unflushed.is_empty() || !self.covered.is_empty()
     }
 
+    /// Whether `extent` was stored on both nodes and is not known to be durable on both.
+    #[must_use]
+    pub fn is_not_durable(&self, extent: u32) -> bool {
+        self.unflushed.contains(extent) || self.covered.contains(extent)
+    }
+
     /// Whether `extent` was stored on both nodes after the last flush began.
     #[must_use]
     pub fn is_unflushed(&self, extent: u32) -> bool {

@@ -368,8 +368,9 @@ impl Primary {
     }
 
     /// The stale extents as the metadata names them, in as many runs as it has room for. Neighbouring runs are
-    /// joined over a gap whose extents the secondary has as well: too many are named then, never too few.
-    /// `None` if that is not possible.
+    /// joined over a gap whose extents the secondary has as well: too many are named then, never too few. First over those
+    /// that the secondary has durably or that are named already: what it has in its cache only is right nowhere else after
+    /// both nodes have lost power (S1). `None` if that is not possible.
     fn stale_runs_to_save(&self, still_stale: &Bitmap) -> Option<Vec<Run>> {
         if self.is_saved_as_target() {
             return Some(Vec::new()); // its whole map is stale; runs could not say it
@@ -382,12 +383,20 @@ impl Primary {
             });
             let joinable = gaps
                 .filter(|(_, gap)| !gap.clone().any(|extent| self.is_behind(extent)) && !self.is_owed(gap));
-            let (at, gap) = joinable.min_by_key(|(_, gap)| gap.len())?;
+            let (at, gap) = joinable.min_by_key(|(_, gap)| {
+                let may_be_lost = |extent| self.map.is_not_durable(extent) && !self.is_named(extent);
+                (gap.clone().any(may_be_lost), gap.len())
+            })?;
             let next = runs.remove(at + 1);
             let run = runs.get_mut(at)?;
             run.count = run.count.saturating_add(u32::try_from(gap.len()).ok()?).saturating_add(next.count);
         }
         Some(runs)
+    }
+
+    /// Whether the metadata on disk name `extent` as stale.
+    fn is_named(&self, extent: u32) -> bool {
+        self.meta.runs.iter().any(|run| run.extents().contains(&extent))
     }
 
     pub(super) fn metadata_advanced(&mut self, result: DiskResult) {

@@ -3,7 +3,7 @@
 
 use super::*;
 use hast_format::bitmap::Bitmap;
-use hast_format::extension::{Mark as Outdated, Run};
+use hast_format::extension::{Mark as Outdated, Run, STALE_RUNS};
 
 fn stale(first: u32) -> Extension {
     Extension { stale: vec![Run { first, count: 1 }], ..Extension::default() }
@@ -281,6 +281,33 @@ fn what_the_disk_has_no_room_to_call_stale_is_not_forgotten() {
             assert_eq!(h.result(2), Some(Err(Errno::EIO)));
         }
         assert!(!calls_stale(&h, 150));
+    }
+}
+
+/// S1: extents that are copied here split a run, and there is no room to name one more: extents between two runs are named
+/// with them. Not one that the secondary has in its cache only, while there are others: after both nodes have lost power it
+/// would be right nowhere.
+#[test]
+fn what_the_secondary_has_not_flushed_is_not_named_for_want_of_room() {
+    let wide = Run { first: 0, count: 5 };
+    let singles = (0..STALE_RUNS as u32 - 1).map(|at| Run { first: 6 + 2 * at, count: 1 });
+    let runs = core::iter::once(wide).chain(singles).collect();
+    let mut h = H::new(80, 1, Extension { stale: runs, ..Extension::default() }, &[], 5, 1, 1);
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    let copies = |message: &Message, extents: core::ops::Range<u64>| {
+        matches!(message, Message::Request(request)
+            if request.command == Command::Read && extents.contains(&(request.offset / u64::from(ES))))
+    };
+    h.serve_all(|message| is_mark(message).then_some(None));
+    h.w(1, 5);
+    h.serve_all(|message| is(Command::Write)(message).then_some(None));
+    assert_eq!(h.result(1), Some(Ok(None)));
+    h.serve_all(|message| copies(message, 1..4).then_some(None));
+    h.tick(1);
+    assert!(!calls_stale(&h, 5), "{:?}", h.metadata().extension.stale);
+    for extent in [0, 4, 6, 66] {
+        assert!(calls_stale(&h, extent), "{extent}");
     }
 }
 

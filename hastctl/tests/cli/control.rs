@@ -175,8 +175,7 @@ fn the_first_failed_resource_decides_the_status() {
 
 #[test]
 fn an_unknown_resource_is_explained() {
-    let unknown =
-        |name: &str| frame(&Reply::Entries(vec![Entry::error(name, 1)]).encode());
+    let unknown = |name: &str| frame(&Reply::Entries(vec![Entry::error(name, 1)]).encode());
     for command in [&["status"][..], &["list"], &["role", "primary"], &["compare"]] {
         let ran = answered(&[command, &["tset"]].concat(), unknown("tset"));
         assert_eq!(ran.status, 1, "{ran:?}");
