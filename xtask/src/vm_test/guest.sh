@@ -133,6 +133,8 @@ spared() { process=$(worker) && [ "$(cat "/proc/$process/oom_score_adj")" = -100
 
 in_step() { ctl "$1" list $name | grep -q 'status: complete' && ctl "$1" list $name | grep -q 'dirty: 0 '; }
 logged() { grep -q "$2" "/tmp/$1/hastd.log"; }
+# is_another: the name leads to another device than the one that was left
+is_another() { [ "$(readlink $device)" != "$left" ] && is_device; }
 is_device() { [ -b $device ] && [ "$(blockdev --getsize64 $device)" -gt 0 ]; }
 # sum <file>
 sum() { md5sum <"$1" | cut -d' ' -f1; }
@@ -255,10 +257,11 @@ try_device() {
 	dd if=/dev/urandom of=/tmp/newer bs=64k count=1 2>/dev/null
 	check "in step before a node is left alone" within 60 in_step a
 	check "hastd is killed for good" murder a
-	/sbin/dd if=/tmp/older of="$(readlink $device)" bs=64k seek=1000 oflag=direct 2>/dev/null &
+	left=$(readlink $device)
+	/sbin/dd if=/tmp/older of="$left" bs=64k seek=1000 oflag=direct 2>/dev/null &
 	waiting=$!
 	check "the other node takes over" within 60 ctl b role primary $name
-	check "its device appears" within 30 is_device
+	check "its device appears, and has the name" within 30 is_another
 	check "it is written" dd if=/tmp/newer of=$device bs=64k seek=1000 oflag=direct
 	check "it steps back" ctl b role secondary $name
 	check "the first hastd starts" start a
