@@ -31,7 +31,7 @@ use std::time::Instant;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use repeats::{Line, Repeats};
-use syslog::Syslog;
+pub use syslog::Syslog;
 
 /// Where messages go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

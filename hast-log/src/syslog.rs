@@ -22,7 +22,8 @@ const SOCKETS: &[&str] = &["/var/run/logpriv", "/var/run/log"];
 const SOCKETS: &[&str] = &["/dev/log"];
 
 /// A connection to the local syslog daemon, renewed when it breaks.
-pub(crate) struct Syslog {
+#[derive(Debug)]
+pub struct Syslog {
     paths: Vec<PathBuf>,
     identity: String,
     socket: Option<UnixDatagram>,
@@ -30,7 +31,8 @@ pub(crate) struct Syslog {
 
 impl Syslog {
     /// The system's own syslog daemon; connects at once if there is one.
-    pub(crate) fn system() -> Syslog {
+    #[must_use]
+    pub fn system() -> Syslog {
         Syslog::at(SOCKETS.iter().map(PathBuf::from).collect(), &program())
     }
 
@@ -39,9 +41,9 @@ impl Syslog {
         Syslog { paths, identity: identity.to_owned(), socket }
     }
 
-    /// Sends `message`, each of its lines with the prefix. Says whether there is a syslog daemon at all;
+    /// Sends `message`, each of its lines with the prefix, as syslog's `severity` (3 is an error). Says whether there is a syslog daemon at all;
     /// a daemon that is too slow loses the message, which counts as sent.
-    pub(crate) fn send(&mut self, severity: u8, prefix: &str, message: &str) -> bool {
+    pub fn send(&mut self, severity: u8, prefix: &str, message: &str) -> bool {
         let head = format!("<{}>{}[{}]: {prefix}", FACILITY | severity, self.identity, process::id());
         let mut sent = true;
         for line in message.lines() {

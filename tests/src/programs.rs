@@ -1,4 +1,4 @@
-//! Where hastd and hastctl are.
+//! Where hastd, hastctl and hast-failover are.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,13 +6,15 @@ use std::sync::OnceLock;
 
 use crate::{Context, Failure};
 
-/// The two programs, built.
+/// The programs, built.
 #[derive(Clone, Debug)]
 pub struct Programs {
     /// The daemon.
     pub hastd: PathBuf,
     /// The control program.
     pub hastctl: PathBuf,
+    /// What gives a node its role. Only tests of failover need it: it may be missing in a directory of programs.
+    pub failover: PathBuf,
 }
 
 static FOUND: OnceLock<Programs> = OnceLock::new();
@@ -32,7 +34,8 @@ impl Programs {
     }
 
     fn in_directory(directory: &Path) -> Programs {
-        Programs { hastd: directory.join("hastd"), hastctl: directory.join("hastctl") }
+        let program = |name| directory.join(name);
+        Programs { hastd: program("hastd"), hastctl: program("hastctl"), failover: program("hast-failover") }
     }
 
     fn are_there(&self) -> bool {
@@ -47,7 +50,7 @@ impl Programs {
         }
         let directory = profile_directory()?;
         let programs = Programs::in_directory(&directory);
-        if !programs.are_there() {
+        if !programs.are_there() || !programs.failover.is_file() {
             build(&directory)?;
         }
         Ok(FOUND.get_or_init(|| programs).clone())
@@ -64,11 +67,11 @@ fn profile_directory() -> Result<PathBuf, Failure> {
     Ok(directory.to_path_buf())
 }
 
-/// Builds both programs into that directory.
+/// Builds the programs into that directory.
 pub fn build(directory: &Path) -> Result<(), Failure> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "-p", "hastd", "-p", "hastctl"]);
+    command.args(["build", "--quiet", "-p", "hastd", "-p", "hastctl", "-p", "hast-failover"]);
     if directory.ends_with("release") {
         command.arg("--release");
     }
@@ -78,7 +81,7 @@ pub fn build(directory: &Path) -> Result<(), Failure> {
     command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     let status = command.status().context("running cargo build")?;
     if !status.success() {
-        return Failure::because("hastd and hastctl do not build");
+        return Failure::because("hastd, hastctl and hast-failover do not build");
     }
     Ok(())
 }

@@ -156,7 +156,7 @@ impl Host {
         let dist = concat!(env!("CARGO_MANIFEST_DIR"), "/../dist");
         command
             .args(arguments)
-            .env("PATH", format!("{}:{dist}:{dist}/ucarp:{path}:/usr/sbin:/sbin", built.display()));
+            .env("PATH", format!("{}:{dist}/ucarp:{path}:/usr/sbin:/sbin", built.display()));
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         Ok(command)
     }

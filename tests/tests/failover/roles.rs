@@ -53,7 +53,7 @@ fn flapping() -> Outcome {
             assert_eq!(final_word.code, 0, "{}", final_word.stderr);
             // Those before it find out that they have been overtaken.
             wait_until("the other runs to end", LONG, || {
-                Ok(site.a.host.run("pgrep", &["-f", "hast-failover -L"])?.code != 0)
+                Ok(site.a.host.run("pgrep", &["-x", "hast-failover"])?.code != 0)
             })?;
             assert_eq!(site.a.value("role")?, expected);
             let mounted = site.a.host.sh("mount")?.contains(&site.a.mount().display().to_string());

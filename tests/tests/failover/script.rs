@@ -1,10 +1,12 @@
-//! hast-failover and what calls it, among programs that only play their parts: each step can be made to fail, on
-//! Linux and on FreeBSD. Needs no root.
+//! hast-failover and what calls it, among programs that only play their parts, each of which can be made to fail. File
+//! systems, which nobody can play, are in `mounts`; every step and every failure is tried in hast-failover's own tests.
+//! Needs no root.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use hast_tests::{Context, Failure, Outcome, Run, SHORT, wait_until};
+use hast_tests::programs::Programs;
+use hast_tests::{Context, Failure, LONG, Outcome, Run, SHORT, wait_until};
 
 use super::site::executable;
 
@@ -22,7 +24,6 @@ if [ -r "$here/fail-$name" ]; then
 fi
 now=$here/now
 case $name in
-uname) cat "$here/system" ;;
 hastctl)
     case $1 in
     list)
@@ -40,21 +41,6 @@ hastctl)
     status) [ ! -e "$here/original" ] || exit 64 ;;
     esac
     ;;
-mount)
-    case $1 in
-    '') while read -r where; do echo "x on $where type x"; done <"$now/mounts" ;;
-    -p) while read -r where; do echo "x $where ufs rw 0 0"; done <"$now/mounts" ;;
-    *)
-        for last; do :; done
-        echo "$last" >>"$now/mounts"
-        ;;
-    esac
-    ;;
-umount)
-    for last; do :; done
-    grep -vx "$last" "$now/mounts" >"$now/mounts.new"
-    mv "$now/mounts.new" "$now/mounts"
-    ;;
 zpool)
     case $1 in
     list) [ ! -e "$now/pool" ] || echo tank ;;
@@ -62,7 +48,6 @@ zpool)
     export) rm -f "$now/pool" ;;
     esac
     ;;
-pgrep) [ -e "$here/secondary-worker" ] || exit 1 ;;
 service)
     case $2 in
     onestatus) [ -e "$now/runs.$1" ] || exit 1 ;;
@@ -81,19 +66,11 @@ exit 0
 "##;
 
 const PLAYERS: &[&str] = &[
-    "uname",
     "hastctl",
-    "mount",
-    "umount",
     "zpool",
     "zfs",
-    "pgrep",
     "service",
     "systemctl",
-    "fsck",
-    "e2fsck",
-    "fuser",
-    "logger",
     "losetup",
     "nbdfuse",
     "nbd-client",
@@ -107,8 +84,8 @@ struct Stage {
 }
 
 impl Stage {
-    /// A node that is secondary, on this system, with a group `data` of this kind.
-    fn new(system: &str, group: &str) -> Result<Stage, Failure> {
+    /// A node that is secondary, with a group `data` of this kind.
+    fn new(group: &str) -> Result<Stage, Failure> {
         let stage = Stage { directory: tempfile::Builder::new().prefix("hast-stage.").tempdir()? };
         let root = stage.root();
         for directory in ["bin", "now", "dev", "mnt", "state"] {
@@ -117,42 +94,49 @@ impl Stage {
         for player in PLAYERS {
             executable(&root.join("bin").join(player), PLAYER)?;
         }
-        std::fs::write(root.join("system"), format!("{system}\n"))?;
-        std::fs::write(root.join("now/mounts"), "")?;
         for resource in ["data", "data2"] {
             std::fs::write(root.join(format!("now/role.{resource}")), "secondary\n")?;
         }
         let root = root.display();
-        // Time-outs of a second: what is waited for in vain costs that much.
         let conf = format!(
-            "state_dir = {root}/state\ndevice_dir = {root}/dev\nnbd_dir = {root}\nattach = none\nrole_timeout = 1\n\
-             device_timeout = 1\nunmount_timeout = 1\n[data]\n{group}\n"
+            "state_dir = {root}/state\ndevice_dir = {root}/dev\nnbd_dir = {root}\nattach = none\nrole_timeout = 60\n\
+             device_timeout = 60\nunmount_timeout = 60\n[data]\n{group}\n"
         );
-        std::fs::write(stage.root().join("conf"), conf.replace("MNT", &format!("{root}/mnt")))?;
+        std::fs::write(stage.root().join("conf"), conf)?;
         Ok(stage)
     }
 
-    /// A file system and two services.
-    fn files(system: &str) -> Result<Stage, Failure> {
-        let kind = if system == "FreeBSD" { "ufs" } else { "ext4" };
-        Stage::new(system, &format!("fstype = {kind}\nmount = MNT\nservices = one two"))
+    /// A pool and two services.
+    fn pool() -> Result<Stage, Failure> {
+        Stage::new("pool = tank\nservices = one two")
     }
 
     fn root(&self) -> &Path {
         self.directory.path()
     }
 
-    fn command(&self, program: &str, arguments: &[&str]) -> Command {
-        let dist = concat!(env!("CARGO_MANIFEST_DIR"), "/../dist");
-        let mut command = Command::new(format!("{dist}/{program}"));
-        let path = format!("{}/bin:{dist}:/usr/bin:/bin", self.root().display());
+    /// A program of ours, with the players in place of those that it calls.
+    fn command(&self, program: impl AsRef<std::ffi::OsStr>, arguments: &[&str]) -> Result<Command, Failure> {
+        let built =
+            Programs::find()?.failover.parent().context("programs lie in a directory")?.display().to_string();
+        let mut command = Command::new(program);
+        let path = format!("{}/bin:{built}:/usr/bin:/bin", self.root().display());
         command.args(arguments).env("PATH", path).env("HAST_FAILOVER_CONF", self.root().join("conf"));
         command.env("HAST_VIP_STATE", self.root().join("state"));
-        command
+        Ok(command)
+    }
+
+    fn failover_command(&self, arguments: &[&str]) -> Result<Command, Failure> {
+        self.command(Programs::find()?.failover, arguments)
     }
 
     fn failover(&self, arguments: &[&str]) -> Result<Run, Failure> {
-        Run::of(&mut self.command("hast-failover", arguments))
+        Run::of(&mut self.failover_command(arguments)?)
+    }
+
+    /// A script of dist/.
+    fn script(&self, name: &str, arguments: &[&str]) -> Result<Command, Failure> {
+        self.command(format!("{}/../dist/{name}", env!("CARGO_MANIFEST_DIR")), arguments)
     }
 
     /// From now on a program fails when its arguments match.
@@ -178,15 +162,15 @@ impl Stage {
         calls.lines().filter(|line| line.starts_with(beginning)).map(str::to_string).collect()
     }
 
-    /// What the node is: role, mounted or imported, services.
+    /// What the node is: role, imported, services.
     fn state(&self) -> (String, bool, bool) {
         let role = self.read("now/role.data").trim().to_string();
-        let mounted = !self.read("now/mounts").is_empty() || self.root().join("now/pool").exists();
+        let imported = self.root().join("now/pool").exists();
         let services =
             ["one", "two"].iter().all(|name| self.root().join(format!("now/runs.{name}")).exists());
         let some = ["one", "two"].iter().any(|name| self.root().join(format!("now/runs.{name}")).exists());
         assert_eq!(services, some, "services are started and stopped together");
-        (role, mounted, services)
+        (role, imported, services)
     }
 }
 
@@ -199,37 +183,28 @@ fn down() -> (String, bool, bool) {
 }
 
 #[test]
-fn there_and_back_on_both_systems() -> Outcome {
-    for system in ["Linux", "FreeBSD"] {
-        let stage = Stage::files(system)?;
+fn there_and_back() -> Outcome {
+    let stage = Stage::pool()?;
+    for _ in 0..2 {
         let run = stage.failover(&["primary"])?;
-        assert_eq!((run.code, stage.state()), (0, up()), "{system}: {}", run.stderr);
-        let run = stage.failover(&["primary"])?;
-        assert_eq!((run.code, stage.state()), (0, up()), "{system}: {}", run.stderr);
-        assert_eq!(stage.calls("mount -t").len(), 1, "mounted once");
-        assert_eq!(stage.calls("hastctl role primary").len(), 1, "promoted once");
-        let run = stage.failover(&["secondary"])?;
-        assert_eq!((run.code, stage.state()), (0, down()), "{system}: {}", run.stderr);
-        assert_eq!(stage.failover(&["secondary"])?.code, 0);
-        assert_eq!(stage.calls("hastctl role secondary").len(), 1, "demoted once");
-        let (check, mount) = if system == "FreeBSD" {
-            ("fsck -t ufs -p dev/data", "mount -t ufs dev/data mnt")
-        } else {
-            ("e2fsck -p dev/data", "mount -t ext4 dev/data mnt")
-        };
-        assert_eq!(stage.calls(check).len(), 1);
-        assert_eq!(stage.calls(mount).len(), 1);
+        assert_eq!((run.code, stage.state()), (0, up()), "{}", run.stderr);
     }
+    assert_eq!(stage.calls("zpool import"), ["zpool import -f -o cachefile=none -d dev tank"]);
+    assert_eq!(stage.calls("hastctl role primary").len(), 1, "promoted once");
+    for _ in 0..2 {
+        let run = stage.failover(&["secondary"])?;
+        assert_eq!((run.code, stage.state()), (0, down()), "{}", run.stderr);
+    }
+    assert_eq!(stage.calls("hastctl role secondary").len(), 1, "demoted once");
     Ok(())
 }
 
 #[test]
 fn a_pool_over_two_resources() -> Outcome {
-    let stage = Stage::new("FreeBSD", "resources = data data2\npool = tank\nservices = one two")?;
+    let stage = Stage::new("resources = data data2\npool = tank\nservices = one two")?;
     let run = stage.failover(&["primary"])?;
     assert_eq!((run.code, stage.state()), (0, up()), "{}", run.stderr);
     assert_eq!(stage.read("now/role.data2"), "primary\n");
-    assert_eq!(stage.calls("zpool import"), ["zpool import -f -o cachefile=none -d dev tank"]);
     // The second resource does not come: the first one goes back too.
     assert_eq!(stage.failover(&["secondary"])?.code, 0);
     stage.fail("hastctl", 66, "role primary*data2")?;
@@ -248,33 +223,28 @@ fn a_pool_over_two_resources() -> Outcome {
 /// Whatever fails on the way up, the node is what it was before, and the next run succeeds.
 #[test]
 fn each_step_up_fails_and_is_rolled_back() -> Outcome {
-    for system in ["Linux", "FreeBSD"] {
-        let (checker, full) = if system == "FreeBSD" { ("fsck", 8) } else { ("e2fsck", 4) };
-        let steps: &[(&str, u8, &str, i32, &str)] = &[
-            ("hastctl", 1, "list*", 1, "does not say which role"),
-            ("hastctl", 70, "role primary*", 70, "has newer data"),
-            ("hastctl", 66, "role primary*", 1, "failed with status 66"),
-            ("hastctl", 71, "role primary*", 1, "failed with status 71"),
-            (checker, full, "*", 1, "needs a full check"),
-            ("mount", 32, "-t*", 1, "failed with status 32"),
-            (if system == "FreeBSD" { "service" } else { "systemctl" }, 1, "*", 1, "does not start"),
-        ];
-        for (program, status, pattern, code, told) in steps {
-            // Without systemd it is service(8) on Linux too.
-            let programs =
-                if *program == "systemctl" { vec!["systemctl", "service"] } else { vec![*program] };
-            let stage = Stage::files(system)?;
-            for program in programs {
-                stage.fail(program, *status, pattern)?;
-            }
-            let run = stage.failover(&["primary"])?;
-            assert_eq!(run.code, *code, "{system}: {program} {pattern}: {}", run.stderr);
-            assert!(run.stderr.contains(told), "{system}: {program} {pattern}: {}", run.stderr);
-            assert_eq!(stage.state(), down(), "{system}: {program} {pattern}: {}", run.stderr);
-            stage.mend()?;
-            let run = stage.failover(&["primary"])?;
-            assert_eq!((run.code, stage.state()), (0, up()), "{system}: {}", run.stderr);
+    let steps: &[(&str, u8, &str, i32, &str)] = &[
+        ("hastctl", 1, "list*", 1, "does not say which role"),
+        ("hastctl", 70, "role primary*", 70, "has newer data"),
+        ("hastctl", 66, "role primary*", 1, "failed with status 66"),
+        ("hastctl", 71, "role primary*", 1, "failed with status 71"),
+        ("zpool", 32, "import*", 1, "failed with status 32"),
+        ("systemctl", 1, "*", 1, "does not start (status 1)"),
+    ];
+    for (program, status, pattern, code, told) in steps {
+        // Without systemd it is service(8).
+        let programs = if *program == "systemctl" { vec!["systemctl", "service"] } else { vec![*program] };
+        let stage = Stage::pool()?;
+        for program in programs {
+            stage.fail(program, *status, pattern)?;
         }
+        let run = stage.failover(&["primary"])?;
+        assert_eq!(run.code, *code, "{program} {pattern}: {}", run.stderr);
+        assert!(run.stderr.contains(told), "{program} {pattern}: {}", run.stderr);
+        assert_eq!(stage.state(), down(), "{program} {pattern}: {}", run.stderr);
+        stage.mend()?;
+        let run = stage.failover(&["primary"])?;
+        assert_eq!((run.code, stage.state()), (0, up()), "{}", run.stderr);
     }
     Ok(())
 }
@@ -282,22 +252,25 @@ fn each_step_up_fails_and_is_rolled_back() -> Outcome {
 /// The second service fails: what this run did is undone, in the other order.
 #[test]
 fn rolling_back_goes_backwards() -> Outcome {
-    let stage = Stage::files("FreeBSD")?;
-    stage.fail("service", 1, "two onestart")?;
+    let stage = Stage::pool()?;
+    stage.fail("service", 1, "two start")?;
+    stage.fail("systemctl", 1, "start two")?;
     let run = stage.failover(&["primary"])?;
     assert_eq!((run.code, stage.state()), (1, down()), "{}", run.stderr);
-    let calls = stage.read("calls");
-    let at = |what: &str| calls.rfind(what).context(what);
+    let told = |what: &str| run.stderr.rfind(what).context(what);
     assert!(
-        at("service one onestop")? < at("umount ")? && at("umount ")? < at("hastctl role secondary")?,
-        "{calls}"
+        told("Stopping one.")? < told("Exporting tank.")?
+            && told("Exporting tank.")? < told("role secondary")?,
+        "{}",
+        run.stderr
     );
     // A run that found all but the services done leaves the rest as it was.
     stage.mend()?;
     stage.failover(&["primary"])?.ok("primary")?;
     std::fs::remove_file(stage.root().join("now/runs.one"))?;
     std::fs::remove_file(stage.root().join("now/runs.two"))?;
-    stage.fail("service", 1, "two onestart")?;
+    stage.fail("service", 1, "two start")?;
+    stage.fail("systemctl", 1, "start two")?;
     assert_eq!(stage.failover(&["primary"])?.code, 1);
     assert_eq!(stage.state(), ("primary".to_string(), true, false));
     Ok(())
@@ -306,28 +279,13 @@ fn rolling_back_goes_backwards() -> Outcome {
 /// Whatever fails on the way down, the role is given up all the same, and the failure is reported.
 #[test]
 fn each_step_down_fails_and_the_rest_is_done() -> Outcome {
-    let stage = Stage::files("FreeBSD")?;
+    let stage = Stage::pool()?;
     stage.failover(&["primary"])?.ok("primary")?;
-    stage.fail("service", 1, "one onestop")?;
+    stage.fail("service", 1, "one stop")?;
+    stage.fail("systemctl", 1, "stop one")?;
     let run = stage.failover(&["secondary"])?;
     assert_eq!(run.code, 1, "{}", run.stderr);
     assert!(run.stderr.contains("one does not stop"), "{}", run.stderr);
-    assert_eq!(stage.read("now/role.data"), "secondary\n");
-    stage.mend()?;
-    // Only by force.
-    stage.failover(&["primary"])?.ok("primary")?;
-    let mount = stage.root().join("mnt").display().to_string();
-    stage.fail("umount", 1, &mount)?;
-    let run = stage.failover(&["secondary"])?;
-    assert_eq!((run.code, stage.state()), (0, down()), "{}", run.stderr);
-    assert!(run.stderr.contains("by force"), "{}", run.stderr);
-    // Not at all.
-    stage.mend()?;
-    stage.failover(&["primary"])?.ok("primary")?;
-    stage.fail("umount", 1, "*")?;
-    let run = stage.failover(&["secondary"])?;
-    assert_eq!(run.code, 1, "{}", run.stderr);
-    assert!(run.stderr.contains("cannot be unmounted"), "{}", run.stderr);
     assert_eq!(stage.read("now/role.data"), "secondary\n");
     // The daemon says no.
     stage.mend()?;
@@ -340,49 +298,72 @@ fn each_step_down_fails_and_the_rest_is_done() -> Outcome {
     Ok(())
 }
 
+/// A program that does not end is killed, and what follows is done.
+#[test]
+fn a_service_that_hangs() -> Outcome {
+    let stage = Stage::new("services = SERVICE\nservice_timeout = 5")?;
+    let service = stage.root().join("service");
+    let text = format!("#!/bin/sh\n[ ! -e {0}/hang ] || sleep 1000\n", stage.root().display());
+    executable(&service, &text)?;
+    let conf = stage.read("conf").replace("SERVICE", &service.display().to_string());
+    std::fs::write(stage.root().join("conf"), conf)?;
+    stage.failover(&["primary"])?.ok("primary")?;
+    std::fs::write(stage.root().join("hang"), "")?;
+    let run = stage.failover(&["secondary"])?;
+    assert_eq!(run.code, 1, "{}", run.stderr);
+    assert!(run.stderr.contains("does not stop (not within 5 s)"), "{}", run.stderr);
+    assert_eq!(stage.read("now/role.data"), "secondary\n");
+    let run = stage.failover(&["primary"])?;
+    assert_eq!((run.code, stage.read("now/role.data")), (1, "secondary\n".to_string()), "{}", run.stderr);
+    Ok(())
+}
+
 /// FreeBSD's own hastd: nothing is promoted while the secondary's worker is there.
 #[test]
 fn with_the_original_the_secondary_leaves_first() -> Outcome {
-    let stage = Stage::files("FreeBSD")?;
-    std::fs::write(stage.root().join("original"), "")?;
-    std::fs::write(stage.root().join("secondary-worker"), "")?;
-    let run = stage.failover(&["primary"])?;
-    assert_eq!((run.code, stage.state()), (1, down()), "{}", run.stderr);
-    assert!(run.stderr.contains("the other node is still primary"), "{}", run.stderr);
-    assert!(stage.calls("hastctl role primary").is_empty());
-    assert_eq!(stage.calls("pgrep")[0], "pgrep -f hastd: data \\(secondary\\)");
-    std::fs::remove_file(stage.root().join("secondary-worker"))?;
-    assert_eq!(stage.failover(&["primary"])?.code, 0);
-    // Ours stops it itself.
-    let stage = Stage::files("FreeBSD")?;
-    std::fs::write(stage.root().join("secondary-worker"), "")?;
-    assert_eq!(stage.failover(&["primary"])?.code, 0);
-    Ok(())
-}
-
-#[test]
-fn a_device_that_does_not_come() -> Outcome {
-    let stage = Stage::files("FreeBSD")?;
-    let conf = stage.read("conf").replace("device_dir", "#device_dir");
+    let stage = Stage::pool()?;
+    // Its own name: the processes of other tests are seen too.
+    let resource = format!("data{}", std::process::id());
+    let conf = stage.read("conf").replace("pool =", &format!("resources = {resource}\npool ="));
+    // This is waited for in vain.
+    let conf = conf.replace("role_timeout = 60", "role_timeout = 5");
     std::fs::write(stage.root().join("conf"), conf)?;
-    let run = stage.failover(&["primary"])?;
-    assert_eq!((run.code, stage.state()), (1, down()), "{}", run.stderr);
-    assert!(run.stderr.contains("is not there after 1 s"), "{}", run.stderr);
+    let role = format!("now/role.{resource}");
+    std::fs::write(stage.root().join(&role), "secondary\n")?;
+    std::fs::write(stage.root().join("original"), "")?;
+    let title = format!("exec -a 'hastd: {resource} (secondary)' sleep 1000");
+    let mut worker = Command::new("bash").args(["-c", &title]).spawn()?;
+    let cmdline = format!("/proc/{}/cmdline", worker.id());
+    wait_until("the worker to be there", LONG, || {
+        Ok(std::fs::read_to_string(&cmdline).unwrap_or_default().starts_with("hastd"))
+    })?;
+    let run = stage.failover(&["primary"]);
+    std::fs::remove_file(stage.root().join("original"))?;
+    let ours = stage.failover(&["primary"]);
+    worker.kill()?;
+    worker.wait()?;
+    let run = run?;
+    assert_eq!(run.code, 1, "{}", run.stderr);
+    assert!(run.stderr.contains("the other node is still primary"), "{}", run.stderr);
+    // Ours stops it itself.
+    assert_eq!(ours?.code, 0);
     Ok(())
 }
 
-/// On Linux hastd may make the device itself, and be waited for like GEOM Gate.
 #[test]
 fn the_device_that_hastd_makes() -> Outcome {
-    let stage = Stage::files("Linux")?;
+    let stage = Stage::new("")?;
     let conf = stage.read("conf").replace("attach = none", "attach = hastd");
     std::fs::write(stage.root().join("conf"), &conf)?;
     let run = stage.failover(&["primary"])?;
     assert_eq!(run.code, 0, "{}", run.stderr);
     assert_eq!(stage.failover(&["secondary"])?.code, 0);
-    std::fs::write(stage.root().join("conf"), conf.replace("device_dir", "#device_dir"))?;
+    let conf = conf
+        .replace("device_dir = ", "device_dir = /nowhere")
+        .replace("device_timeout = 60", "device_timeout = 1");
+    std::fs::write(stage.root().join("conf"), conf)?;
     let run = stage.failover(&["primary"])?;
-    assert_eq!((run.code, stage.state()), (1, down()), "{}", run.stderr);
+    assert_eq!((run.code, stage.read("now/role.data")), (1, "secondary\n".to_string()), "{}", run.stderr);
     assert!(run.stderr.contains("is not there after 1 s"), "{}", run.stderr);
     Ok(())
 }
@@ -390,54 +371,116 @@ fn the_device_that_hastd_makes() -> Outcome {
 /// What a node was told before it died may name a loop device that is somebody else's by now.
 #[test]
 fn a_strangers_loop_device_is_left_alone() -> Outcome {
-    let stage = Stage::files("Linux")?;
+    let stage = Stage::new("")?;
     std::fs::write(stage.root().join("state/data.device"), "fuse /dev/loop0\n")?;
     let run = stage.failover(&["secondary"])?;
-    assert_eq!((run.code, stage.state()), (0, down()), "{}", run.stderr);
+    assert_eq!(run.code, 0, "{}", run.stderr);
     assert_eq!(stage.calls("losetup"), Vec::<String>::new());
     assert!(!stage.root().join("state/data.device").exists(), "still remembered");
-    Ok(())
-}
-
-#[test]
-fn a_full_check_only_where_it_is_wanted() -> Outcome {
-    for (system, checker, preen) in [("FreeBSD", "fsck", "-t ufs -p*"), ("Linux", "e2fsck", "-p*")] {
-        let stage = Stage::files(system)?;
-        let conf = stage.read("conf").replace("[data]", "check = full\n[data]");
-        std::fs::write(stage.root().join("conf"), conf)?;
-        stage.fail(checker, 8, preen)?;
-        let run = stage.failover(&["primary"])?;
-        assert_eq!((run.code, stage.state()), (0, up()), "{}", run.stderr);
-        assert_eq!(stage.calls(checker).len(), 2);
-        stage.failover(&["secondary"])?.ok("secondary")?;
-        stage.fail(checker, 8, "*")?;
-        assert_eq!((stage.failover(&["primary"])?.code, stage.state()), (1, down()));
-    }
     Ok(())
 }
 
 /// One run works at a time, and only the latest request counts.
 #[test]
 fn later_requests_take_the_place_of_earlier_ones() -> Outcome {
-    let stage = Stage::files("Linux")?;
-    let conf = stage.read("conf").replace("role_timeout = 1", "role_timeout = 60");
-    std::fs::write(stage.root().join("conf"), conf)?;
+    let stage = Stage::pool()?;
     let hold = stage.root().join("hold");
     std::fs::write(&hold, "")?;
-    let mut first = stage.command("hast-failover", &["-q", "primary"]).stdin(Stdio::null()).spawn()?;
+    let mut first = stage.failover_command(&["-q", "primary"])?.stdin(Stdio::null()).spawn()?;
     wait_until("the first to be at work", SHORT, || Ok(!stage.calls("hastctl role primary").is_empty()))?;
     // Two more wait for it; of these the last one counts.
     let before = stage.read("state/data.request");
-    let mut second = stage.command("hast-failover", &["-q", "primary"]).stdin(Stdio::null()).spawn()?;
+    let mut second = stage.failover_command(&["-q", "primary"])?.stdin(Stdio::null()).spawn()?;
     wait_until("the second to ask", SHORT, || Ok(stage.read("state/data.request") != before))?;
-    let mut third = stage.command("hast-failover", &["-q", "secondary"]).stdin(Stdio::null()).spawn()?;
+    let mut third = stage.failover_command(&["-q", "secondary"])?.stdin(Stdio::null()).spawn()?;
     wait_until("the third to ask", SHORT, || Ok(stage.read("state/data.request").starts_with("secondary")))?;
     std::fs::remove_file(&hold)?;
     assert_eq!(first.wait()?.code(), Some(75), "the first has been overtaken");
     second.wait()?;
     assert_eq!(third.wait()?.code(), Some(0));
     assert_eq!(stage.state(), down());
-    assert!(stage.calls("mount -t").is_empty(), "nothing was begun that was not wanted any more");
+    assert!(stage.calls("zpool import").is_empty(), "nothing was begun that was not wanted any more");
+    Ok(())
+}
+
+/// What counts is when a request was made, not when its process gets to say so.
+#[test]
+fn a_request_that_was_made_earlier_and_comes_later_does_not_count() -> Outcome {
+    let stage = Stage::pool()?;
+    let made = stage.failover(&["time"])?.ok("time")?;
+    stage.failover(&["secondary"])?.ok("secondary")?;
+    let run = Run::of(stage.failover_command(&["primary"])?.env("HAST_FAILOVER_TIME", made.trim()))?;
+    assert_eq!((run.code, stage.state()), (75, down()), "{}", run.stderr);
+    assert!(run.stderr.contains("A later request (secondary "), "{}", run.stderr);
+    let run = Run::of(stage.failover_command(&["primary"])?.env("HAST_FAILOVER_TIME", "yesterday"))?;
+    assert_eq!(run.code, 64, "{}", run.stderr);
+    // A service is not given the time of the request that started it.
+    assert_eq!(stage.failover(&["primary"])?.code, 0);
+    Ok(())
+}
+
+/// keepalived's FIFO: what it said last is what the node becomes, however fast it came.
+#[test]
+fn the_last_line_of_the_fifo_counts() -> Outcome {
+    use std::io::Write;
+    let stage = Stage::new("vrrp = VI_1")?;
+    let path = stage.root().join("fifo");
+    let mut server = stage.failover_command(&["-q", "fifo", &path.display().to_string()])?.spawn()?;
+    let play = || -> Outcome {
+        wait_until("the FIFO to be there", LONG, || Ok(path.exists()))?;
+        let mut fifo = std::fs::OpenOptions::new().write(true).open(&path)?;
+        for (last, expected) in [("MASTER", "primary\n"), ("BACKUP", "secondary\n"), ("MASTER", "primary\n")]
+        {
+            for state in ["BACKUP", "MASTER", "FAULT", "MASTER", "STOP", "MASTER", "BACKUP", last] {
+                writeln!(fifo, "INSTANCE \"VI_1\" {state} 100")?;
+                writeln!(fifo, "INSTANCE \"other\" FAULT 100")?;
+            }
+            let settled = || -> Result<bool, Failure> {
+                let idle = Run::of(
+                    Command::new("pgrep").args(["-f", &format!("[-]c {}/conf", stage.root().display())]),
+                )?;
+                Ok(idle.code == 1 && stage.read("now/role.data") == expected)
+            };
+            wait_until(&format!("the node to be {expected}"), LONG, settled)?;
+        }
+        Ok(())
+    };
+    let played = play();
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(server.id().try_into()?),
+        nix::sys::signal::Signal::SIGTERM,
+    )?;
+    assert_eq!(server.wait()?.code(), Some(0));
+    played?;
+    std::fs::write(stage.root().join("file"), "")?;
+    let file = stage.root().join("file").display().to_string();
+    assert_eq!(stage.failover(&["fifo", &file])?.code, 66);
+    Ok(())
+}
+
+/// The sample does nothing until somebody has written a group into it.
+#[test]
+fn the_sample_has_no_group() -> Outcome {
+    let stage = Stage::pool()?;
+    let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/../dist/hast-failover.conf.sample");
+    for command in ["primary", "secondary", "init", "status"] {
+        let run = stage.failover(&["-c", sample, command])?;
+        assert_eq!(run.code, 0, "{command}: {}", run.stderr);
+        assert!(run.stderr.contains("has no group"), "{}", run.stderr);
+    }
+    assert_eq!(stage.read("calls"), "");
+    // What is commented out is what may be written.
+    let text: String = std::fs::read_to_string(sample)?
+        .lines()
+        .map(|line| {
+            line.strip_prefix('#').filter(|line| line.contains('=') || line.starts_with('[')).unwrap_or(line)
+        })
+        .map(|line| format!("{line}\n"))
+        .collect();
+    std::fs::write(stage.root().join("sample"), &text)?;
+    let uncommented = stage.root().join("sample").display().to_string();
+    let run = stage.failover(&["-c", &uncommented, "status"])?;
+    assert_ne!(run.code, 78, "{}{text}", run.stderr);
     Ok(())
 }
 
@@ -456,13 +499,13 @@ fn mistakes_are_told_with_the_line() -> Outcome {
         ("fstype = zfs", "no pool"),
         ("fstype = ext4", "no mount"),
     ] {
-        let stage = Stage::new("Linux", wrong)?;
+        let stage = Stage::new(wrong)?;
         let run = stage.failover(&["primary", "data"])?;
         assert_eq!(run.code, 78, "{wrong}: {}", run.stderr);
         assert!(run.stderr.contains(told) && run.stderr.contains("line "), "{wrong}: {}", run.stderr);
         assert!(stage.calls("hastctl").is_empty(), "{wrong}");
     }
-    let stage = Stage::files("Linux")?;
+    let stage = Stage::pool()?;
     assert_eq!(stage.failover(&["primary", "other"])?.code, 65);
     for wrong in [&["promote"][..], &[], &["-x", "primary"], &["-r", "primary"]] {
         assert_eq!(stage.failover(wrong)?.code, 64, "{wrong:?}");
@@ -472,11 +515,11 @@ fn mistakes_are_told_with_the_line() -> Outcome {
 
 #[test]
 fn without_its_configuration_only_roles_and_devices() -> Outcome {
-    let stage = Stage::files("FreeBSD")?;
+    let stage = Stage::pool()?;
     let run = stage.failover(&["-r", "primary", "data2"])?;
     assert_eq!(run.code, 0, "{}", run.stderr);
     assert_eq!(stage.read("now/role.data2"), "primary\n");
-    assert!(stage.calls("mount -t").is_empty());
+    assert!(stage.calls("zpool").is_empty());
     assert_eq!(stage.failover(&["-r", "init", "data2"])?.code, 0);
     assert_eq!(stage.read("now/role.data2"), "init\n");
     assert_eq!(stage.failover(&["-c", "/nowhere", "primary"])?.code, 78);
@@ -486,7 +529,7 @@ fn without_its_configuration_only_roles_and_devices() -> Outcome {
 /// devd's and keepalived's notifications, as they call their scripts.
 #[test]
 fn notifications_become_roles() -> Outcome {
-    let stage = Stage::files("FreeBSD")?;
+    let stage = Stage::pool()?;
     let conf = stage.read("conf");
     std::fs::write(stage.root().join("conf"), format!("{conf}carp = 1@em0 2@em1\n[other]\ncarp = 3@em0\n"))?;
     std::fs::write(stage.root().join("now/role.other"), "secondary\n")?;
@@ -501,7 +544,7 @@ fn notifications_become_roles() -> Outcome {
         ("1@em0", "BACKUP", "data", "secondary"),
         ("3@em0", "INIT", "other", "secondary"),
     ] {
-        Run::of(&mut stage.command("carp/carp-notify", &[subsystem, kind]))?.ok("carp-notify")?;
+        Run::of(&mut stage.script("carp/carp-notify", &[subsystem, kind])?)?.ok("carp-notify")?;
         role(name, expected)?;
     }
     assert_eq!(stage.read("now/role.data"), "secondary\n");
@@ -509,10 +552,10 @@ fn notifications_become_roles() -> Outcome {
         [("MASTER", "primary"), ("BACKUP", "secondary"), ("MASTER", "primary"), ("FAULT", "secondary")]
     {
         let arguments = ["data", "INSTANCE", "VI_1", state, "100"];
-        Run::of(&mut stage.command("keepalived/hast-notify", &arguments))?.ok("hast-notify")?;
+        Run::of(&mut stage.script("keepalived/hast-notify", &arguments)?)?.ok("hast-notify")?;
         role("data", expected)?;
     }
-    let check = |stage: &Stage| Run::of(&mut stage.command("keepalived/hast-notify", &["check", "data"]));
+    let check = |stage: &Stage| Run::of(&mut stage.script("keepalived/hast-notify", &["check", "data"])?);
     wait_until("a healthy backup", SHORT, || Ok(check(&stage)?.code == 0))?;
     stage.fail("hastctl", 71, "*")?;
     assert_eq!(check(&stage)?.code, 1);

@@ -167,7 +167,9 @@ impl Site {
         self.a.stop_ucarp()?;
         self.b.stop_ucarp()?;
         let (last, other) = if last == 0 { (&self.a, &self.b) } else { (&self.b, &self.a) };
-        other.failover(&["secondary"])?.ok("secondary")?;
+        for server in [other, last] {
+            server.failover(&["secondary"])?.ok("secondary")?;
+        }
         last.failover(&["-r", "primary", "shared"])?.ok("primary")?;
         last.wait_in_step()?;
         last.fsck()?;

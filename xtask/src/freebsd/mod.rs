@@ -115,14 +115,14 @@ fn run(wish: Wish, arch: Arch) -> Result<(), Failure> {
         Wish::Check => kit.cargo("check --workspace --all-targets"),
         Wish::Clippy => clippy(&kit),
         Wish::Build => {
-            kit.cargo("build --release -p hastd -p hastctl")?;
+            kit.cargo("build --release -p hastd -p hastctl -p hast-failover")?;
             inspect(&kit, "release")
         }
         Wish::Test => kit.cargo("test --no-run --workspace"),
         Wish::Ci => {
             clippy(&kit)?;
             kit.cargo("test --quiet --no-run --workspace")?;
-            kit.cargo("build --quiet -p hastd -p hastctl")?;
+            kit.cargo("build --quiet -p hastd -p hastctl -p hast-failover")?;
             inspect(&kit, "debug")?;
             foreign_calls_do_not_link(&kit)
         }
@@ -135,7 +135,7 @@ fn clippy(kit: &Kit) -> Result<(), Failure> {
 
 /// Looks whether the programs are what FreeBSD runs.
 fn inspect(kit: &Kit, profile: &str) -> Result<(), Failure> {
-    for program in ["hastd", "hastctl"] {
+    for program in ["hastd", "hastctl", "hast-failover"] {
         let path = kit.target_directory().join(kit.arch().target()).join(profile).join(program);
         let about = inspect::program(&path, kit.arch())?;
         println!("{}: {about}", path.display());

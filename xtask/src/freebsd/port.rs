@@ -96,7 +96,7 @@ mod tests {
                 name.to_owned()
             });
         }
-        for program in ["hastd", "hastctl"] {
+        for program in ["hastd", "hastctl", "hast-failover"] {
             assert!(
                 rules.contains(&format!("${{CARGO_TARGET_DIR}}/${{CARGO_BUILD_TARGET}}/release/{program} "))
             );

@@ -47,7 +47,7 @@ fn clippy(around: &Surroundings) -> Outcome {
 
 /// The programs, which the whole-system tests and the demo take as they find them.
 fn build(around: &Surroundings) -> Outcome {
-    pass(&mut around.cargo("build --quiet -p hastd -p hastctl"))
+    pass(&mut around.cargo("build --quiet -p hastd -p hastctl -p hast-failover"))
 }
 
 fn tests(around: &Surroundings) -> Outcome {
@@ -58,7 +58,7 @@ fn tests(around: &Surroundings) -> Outcome {
     }
 }
 
-/// The scripts of dist/, and failover with them among hosts that are namespaces of this machine.
+/// hast-failover with the scripts of dist/, and both among hosts that are namespaces of this machine.
 fn failover(around: &Surroundings) -> Outcome {
     pass(&mut around.cargo("test --quiet -p hast-tests --test failover -- --test-threads 4"))
 }
@@ -103,7 +103,8 @@ fn mutants(around: &Surroundings) -> Outcome {
 
 /// What ships has no switch that breaks a rule.
 fn no_mutants(around: &Surroundings) -> Outcome {
-    let mut tree = around.cargo("tree --quiet -p hastd -p hastctl -e features,normal --prefix none");
+    let mut tree =
+        around.cargo("tree --quiet -p hastd -p hastctl -p hast-failover -e features,normal --prefix none");
     match tree.output() {
         Ok(output) if !output.status.success() => Outcome::Failed("cargo tree failed".to_string()),
         Ok(output) if String::from_utf8_lossy(&output.stdout).contains("mutants") => {

@@ -1,0 +1,111 @@
+//! The role of a resource.
+
+use crate::config::Wait;
+use crate::system::{Ran, System};
+
+use super::{Done, Run, Undo, exit, how};
+
+impl<S: System> Run<'_, S> {
+    pub(super) fn has_role(&mut self, resource: &str, role: &str) -> bool {
+        self.system.ask(resource).is_some_and(|known| known.role == role)
+    }
+
+    /// To primary; remembers what it was.
+    pub(super) fn promote(&mut self, resource: &str) -> Done {
+        let before = self.system.ask(resource).map(|known| known.role).unwrap_or_default();
+        match before.as_str() {
+            "primary" => {
+                self.note(format!("{resource} is primary already."));
+                return Ok(());
+            }
+            "init" | "secondary" => {}
+            _ => {
+                return self.failed(format!("hastd does not say which role {resource} has; is it running?"));
+            }
+        }
+        self.step(format!("{resource}: from {before} to primary."))?;
+        if before == "secondary" {
+            self.secondary_has_left(resource)?;
+        }
+        self.undo.push(Undo::Role(resource.to_owned(), before));
+        let ran = self.system.change_role(resource, "primary", self.manner.force);
+        match &ran {
+            Ran::Well => {}
+            Ran::Badly(70, said) => {
+                self.status = exit::SOFTWARE;
+                return self.failed(format!(
+                    "{resource}: the other node has newer data; 'hast-failover -f primary' gives that up. {said}"
+                ));
+            }
+            _ => return self.failed(format!("{resource}: hastctl role primary {}", how(&ran))),
+        }
+        // The original answers first and tries then.
+        if self.has_role(resource, "primary") {
+            return Ok(());
+        }
+        self.failed(format!("{resource} did not stay primary; hastd's log says why."))
+    }
+
+    /// FreeBSD's own hastd does not wait for the secondary's worker, which would still hold the provider.
+    fn secondary_has_left(&mut self, resource: &str) -> Done {
+        let wait = match self.group.wait_secondary {
+            Wait::Yes => true,
+            Wait::No => false,
+            Wait::Auto => self.system.is_original(resource),
+        };
+        if !wait {
+            return Ok(());
+        }
+        let limit = self.group.role_timeout;
+        let mut unknown = None;
+        let left = self.wait_until(limit, |run| match run.system.secondary_works(resource) {
+            Ok(works) => !works,
+            Err(why) => {
+                unknown = Some(why);
+                true
+            }
+        });
+        if let Some(why) = unknown {
+            return self
+                .failed(format!("{resource}: whether the secondary's worker has left is not known: {why}"));
+        }
+        if left {
+            return Ok(());
+        }
+        if let Some(later) = self.system.later() {
+            self.give_up(later);
+            return Err(super::Failed);
+        }
+        self.failed(format!(
+            "{resource}: the secondary's worker is still there after {} s: the other node is still primary.",
+            limit.as_secs()
+        ))
+    }
+
+    /// To another role, unless the device is still used: hastd would take it away together with the role.
+    pub(super) fn demote_unless_used(&mut self, resource: &str, role: &str) -> Done {
+        let before = self.system.ask(resource).map(|known| known.role);
+        // Of one that is not known the worst is to be feared.
+        let has_device = !matches!(before.as_deref(), Some("secondary" | "init"));
+        if has_device && !self.manner.abandon && self.device_is_used(resource).is_err() {
+            return self.failed(format!(
+                "{resource}: the role stays while the device is used; with -a both go all the same."
+            ));
+        }
+        self.change_role(resource, role, before.as_deref())
+    }
+
+    pub(super) fn demote(&mut self, resource: &str, role: &str) -> Done {
+        let before = self.system.ask(resource).map(|known| known.role);
+        self.change_role(resource, role, before.as_deref())
+    }
+
+    fn change_role(&mut self, resource: &str, role: &str, before: Option<&str>) -> Done {
+        if before == Some(role) {
+            self.note(format!("{resource} is {role} already."));
+            return Ok(());
+        }
+        let ran = self.system.change_role(resource, role, false);
+        self.conclude(&format!("{resource}: role {role}"), &ran)
+    }
+}
