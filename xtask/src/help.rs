@@ -12,9 +12,10 @@ cargo xtask demo [--keep]
 cargo xtask freebsd check|clippy|build|test [--arch aarch64]
     Checks, lints or builds the workspace for FreeBSD 14 on Linux. What it needs
     comes from package registries and is kept in ~/.cache/hast-freebsd, or where
-    HAST_FREEBSD_HOME says. build makes hastd and hastctl and looks whether they
-    are programs that FreeBSD runs; test links the test programs too. ci is what
-    CI does: lint, link, look, and see that what only Linux has does not link.
+    HAST_FREEBSD_HOME says. build makes hastd, hastctl and hast-failover and looks
+    whether they are programs that FreeBSD runs; test links the test programs too.
+    ci is what CI does: lint, link, look, and see that what only Linux has does not
+    link.
 
 cargo xtask freebsd crates
     Writes the list of crates in dist/freebsd/port from Cargo.lock. A test sees

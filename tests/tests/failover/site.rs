@@ -6,6 +6,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use hast_tests::node::says_in_step;
+use hast_tests::programs::Programs;
 use hast_tests::{Context, Failure, LONG, Run, SHORT, disk, wait_for, wait_until};
 
 use super::lab::{Host, Lab};
@@ -322,13 +323,24 @@ impl Server {
     pub(crate) fn start_keepalived(&mut self, priority: u8) -> Result<(), Failure> {
         let directory = self.host.directory().display();
         let notify = concat!(env!("CARGO_MANIFEST_DIR"), "/../dist/keepalived/hast-notify");
+        // Both ways: the host with the higher priority has the FIFO.
+        let fifo = self.host.directory().join("notify.fifo").display().to_string();
+        let failover = Programs::find()?.failover.display().to_string();
+        let (serve, call) = if priority > 100 {
+            (
+                format!("    notify_fifo {fifo}\n    notify_fifo_script \"{failover} -q fifo\"\n"),
+                String::new(),
+            )
+        } else {
+            let stop = format!("    notify_stop \"{notify} shared INSTANCE shared STOP 0\"\n");
+            (String::new(), format!("    notify \"{notify} shared\"\n{stop}"))
+        };
         let conf = format!(
-            "global_defs {{\n    script_user root\n    max_auto_priority -1\n}}\n\
+            "global_defs {{\n    script_user root\n    max_auto_priority -1\n{serve}}}\n\
              vrrp_script hast {{\n    script \"{notify} check shared\"\n    interval 1\n    fall 20\n    rise 2\n}}\n\
              vrrp_instance shared {{\n    state BACKUP\n    nopreempt\n    interface eth0\n    \
              virtual_router_id 1\n    priority {priority}\n    virtual_ipaddress {{ {SHARED}/24 }}\n    \
-             track_script {{ hast }}\n    notify \"{notify} shared\"\n    \
-             notify_stop \"{notify} shared INSTANCE shared STOP 0\"\n}}\n"
+             track_script {{ hast }}\n{call}}}\n"
         );
         let path = self.host.directory().join("keepalived.conf").display().to_string();
         std::fs::write(&path, conf)?;
