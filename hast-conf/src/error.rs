@@ -8,7 +8,7 @@ use crate::nbd::NbdPathError;
 use hast_net::address::AddressError;
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Characters of a source line that are shown at most.
 const SHOWN: usize = 120;
@@ -175,9 +175,9 @@ pub enum Problem {
         /// The resource.
         resource: String,
         /// The one before it.
-        other: String,
+        other: Box<str>,
         /// The disk or file.
-        path: PathBuf,
+        path: Box<Path>,
     },
     /// A second resource with the same provider name.
     #[error("resource {resource} has the same provider name as resource {other}, `{provname}`")]
@@ -185,9 +185,9 @@ pub enum Problem {
         /// The resource.
         resource: String,
         /// The one before it.
-        other: String,
+        other: Box<str>,
         /// The name.
-        provname: String,
+        provname: Box<str>,
     },
     /// This node would replicate to itself.
     #[error("resource {resource}: its `remote` {remote} is this node itself")]

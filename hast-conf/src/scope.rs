@@ -171,12 +171,12 @@ impl Taken {
         // Not as text: `/dev//da0` is `/dev/da0`.
         let path: PathBuf = resource.localpath.components().collect();
         if let Some(other) = self.locals.insert(path.clone(), name()) {
-            let problem = Problem::LocalTwice { resource: name(), other, path };
+            let problem = Problem::LocalTwice { resource: name(), other: other.into(), path: path.into() };
             return Err(Missing { at, problem, expected: "a disk or file for each resource".to_owned() });
         }
         if let Some(other) = self.provnames.insert(resource.provname.clone(), name()) {
-            let provname = resource.provname.clone();
-            let problem = Problem::NameTwice { resource: name(), other, provname };
+            let provname = resource.provname.clone().into();
+            let problem = Problem::NameTwice { resource: name(), other: other.into(), provname };
             return Err(Missing { at, problem, expected: "another `name`".to_owned() });
         }
         Ok(())

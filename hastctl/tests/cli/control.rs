@@ -5,7 +5,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixListener;
 use std::thread::{self, JoinHandle};
 
-use hast_net::control::{Entry, Facts, Reply, ResourceStatus};
+use hast_net::control::{Entry, Facts, Reloaded, Reply, ResourceStatus};
 
 use crate::captured::{between, block, bytes, directory, json, masked, names, text};
 use crate::program::{Node, Ran, words};
@@ -186,6 +186,69 @@ fn an_unknown_resource_is_explained() {
         let last = ran.stderr.lines().last().unwrap();
         assert!(last.starts_with("[WARNING] [test] hastd does not know this resource, but "), "{ran:?}");
         assert!(last.contains("reload") || last.contains("SIGHUP"), "{ran:?}");
+    }
+}
+
+#[test]
+fn a_reload_says_what_came_of_it() {
+    let reloaded = |status, lines: &[&str]| {
+        let lines = lines.iter().map(ToString::to_string).collect();
+        answered(&["reload"], frame(&Reply::Reloaded(Reloaded { status, lines }).encode()))
+    };
+    let ran = reloaded(0, &["Resource a added.", "Resource b\u{1b}[2J restarted."]);
+    let stdout = "Resource a added.\nResource b?[2J restarted.\n".to_owned();
+    assert_eq!(ran, Ran { status: 0, stdout, stderr: String::new() });
+    let ran = reloaded(78, &["hast.conf:1:1: wrong\n1 | x", "Configuration not reloaded."]);
+    let stderr =
+        "[ERROR] hast.conf:1:1: wrong\n[ERROR] 1 | x\n[ERROR] Configuration not reloaded.\n".to_owned();
+    assert_eq!(ran, Ran { status: 78, stdout: String::new(), stderr });
+    // An original's daemon, to which it is an unknown command, and one that says something else.
+    let ran = answered(&["reload"], frame(&Reply::Error(4).encode()));
+    assert_eq!(ran.status, 70);
+    assert!(ran.stderr.starts_with("[ERROR] Error 4 received from hastd.\n"), "{ran:?}");
+    assert!(ran.stderr.contains("SIGHUP"), "{ran:?}");
+    assert_eq!(answered(&["reload"], two_resources(None)).status, 69);
+    // A file that hastctl cannot read hastd need not be asked about.
+    let node = Node::new("a", "resource {\n");
+    let ran = node.hastctl(&["reload"]);
+    assert_eq!(ran.status, 78);
+    assert!(ran.stderr.contains("hastd was not asked"), "{ran:?}");
+}
+
+/// Whoever uses a device that goes with the daemon is named before it goes.
+#[test]
+fn stop_names_who_uses_devices() {
+    let node = Node::new(
+        "a",
+        "control /hast/a.ctl\npidfile /hast/hastd.pid\nnbd /hast/nbd\n\
+         resource one { on a { local /hast/a.img remote none } }\n",
+    );
+    std::fs::create_dir(node.path("nbd")).unwrap();
+    std::fs::write(node.path("nbd/one.sock"), "").unwrap();
+    let mut hastd = crate::stop::locking(&node, "exec sleep 60");
+    std::fs::write(node.path("hastd.pid"), hastd.id().to_string()).unwrap();
+    let facts = Facts { clients: vec![std::process::id()], ..Facts::default() };
+    let mut entry = decoded(&two_resources(Some(facts)));
+    entry.role = "primary".to_owned();
+    let entries = vec![Entry::Status { name: "one".to_owned(), status: Box::new(entry) }];
+    let daemon = Daemon::on(&node, frame(&Reply::Entries(entries).encode()));
+    let ran = node.hastctl(&["stop"]);
+    daemon.request();
+    assert_eq!((ran.status, ran.stdout.as_str()), (0, ""), "{ran:?}");
+    let expected = format!("[WARNING] [one] The device is in use: NBD client {}", std::process::id());
+    assert!(ran.stderr.starts_with(&expected), "{ran:?}");
+    hastd.wait().unwrap();
+}
+
+/// The first resource of an answer.
+fn decoded(answer: &[u8]) -> ResourceStatus {
+    let list = hast_format::nv::List::parse(&answer[5..]).unwrap();
+    match Reply::decode(&list) {
+        Ok(Reply::Entries(mut entries)) => match entries.remove(0) {
+            Entry::Status { status, .. } => *status,
+            other => panic!("{other:?}"),
+        },
+        other => panic!("{other:?}"),
     }
 }
 

@@ -202,13 +202,11 @@ fn what_a_provider_holds_is_named_and_left_alone() {
         made("wipefs", &["--no-act"], path)
     };
     let boot = |path: &Path| made("sfdisk", &["--quiet", "--label", "gpt"], path);
-    let table: [(&str, &dyn Fn(&Path) -> bool); 4] = [
-        ("ext4", &|path| made("mkfs.ext4", &["-q", "-F"], path)),
-        ("swap", &|path| made("mkswap", &[], path)),
-        ("gpt", &boot),
-        ("crypto_LUKS", &luks),
-    ];
-    for (kind, make) in table {
+    let ext4 = |path: &Path| made("mkfs.ext4", &["-q", "-F"], path);
+    let swap = |path: &Path| made("mkswap", &[], path);
+    let kinds = ["ext4", "swap", "gpt", "crypto_LUKS"];
+    let makers: [&dyn Fn(&Path) -> bool; 4] = [&ext4, &swap, &boot, &luks];
+    for (kind, make) in kinds.into_iter().zip(makers) {
         let node = Node::with_provider(64 << 20);
         if !make(&node.provider()) {
             continue;

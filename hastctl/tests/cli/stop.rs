@@ -11,7 +11,7 @@ fn node() -> Node {
 }
 
 /// A process that holds the lock on the pidfile, as hastd does: its standard input is the locked file.
-fn locking(node: &Node, script: &str) -> Child {
+pub(crate) fn locking(node: &Node, script: &str) -> Child {
     let pidfile = File::create(node.path("hastd.pid")).unwrap();
     pidfile.try_lock().unwrap();
     let mut command = Command::new("sh");

@@ -102,7 +102,8 @@ pub(super) fn prepare(options: &Options) -> Result<Prepared, Failure> {
         Workers::own_program().map_err(|error| Failure::system("Unable to find own program", &error))?;
     let pidfile = open_pidfile(options, &config)?;
     let control = open_control(&config.control)?;
-    let (listeners, absent) = open_listeners(&config)?;
+    let mut absent = Vec::new();
+    let listeners = open_listeners(&config, &mut absent)?;
     Ok(Prepared { config, config_path, node, pidfile, control, listeners, absent, program })
 }
 
@@ -234,9 +235,9 @@ fn open_control(address: &Address) -> Result<Listener, Failure> {
     })
 }
 
-/// Opens what can be opened; with it, what this host does not have yet.
-fn open_listeners(config: &Config) -> Result<(Vec<(Address, Listener)>, Vec<Address>), Failure> {
-    let (mut listeners, mut absent) = (Vec::new(), Vec::new());
+/// Opens what can be opened; what this host does not have yet is `absent`.
+fn open_listeners(config: &Config, absent: &mut Vec<Address>) -> Result<Vec<(Address, Listener)>, Failure> {
+    let mut listeners = Vec::new();
     let mut reasons = Vec::new();
     for address in &config.listen {
         match Listener::open(address, look_up(address)) {
@@ -255,7 +256,7 @@ fn open_listeners(config: &Config) -> Result<(Vec<(Address, Listener)>, Vec<Addr
         return Err(Failure::new(EX_OSERR, text));
     }
     reasons.iter().for_each(super::absent::log);
-    Ok((listeners, absent))
+    Ok(listeners)
 }
 
 /// The default addresses count only as far as the kernel has their families.
