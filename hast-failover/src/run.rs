@@ -255,7 +255,8 @@ impl<'a, S: System> Run<'a, S> {
     /// The plan backwards. The other node is about to take over: whatever fails, the rest is done.
     fn go_down(&mut self, role: Role) -> Done {
         let mut done = Ok(());
-        let devices = self.devices();
+        let mut devices = self.devices();
+        devices.extend(self.former());
         let mut taken_out = Ok(());
         let mut cut = false;
         for step in plan(self.group).iter().rev() {
@@ -272,7 +273,7 @@ impl<'a, S: System> Run<'a, S> {
             }
         }
         // What kept the file system may have gone together with the device.
-        if taken_out.is_err() {
+        if taken_out.is_err() && self.used.is_empty() {
             taken_out = self.take_out();
         }
         done.and(taken_out).and(self.all_is_gone(role, &devices))

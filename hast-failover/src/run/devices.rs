@@ -55,6 +55,22 @@ impl<S: System> Run<'_, S> {
         resources.iter().flat_map(|resource| self.devices_of(resource)).collect()
     }
 
+    /// The device of the file system that the group has mounted, whatever its name leads to by now.
+    pub(super) fn former(&mut self) -> Option<Device> {
+        let resource = self.group.resources.first()?.clone();
+        let (id, number) = self.system.remembered()?;
+        let number = number?;
+        // Once it is unmounted the number may be anybody's.
+        let mounts = self.system.mounts_of(number).ok()?;
+        let mounted = mounts.into_iter().find(|mounted| mounted.id == id)?;
+        Some(Device {
+            provider: self.provider(&resource),
+            resource,
+            path: PathBuf::from(mounted.source),
+            number,
+        })
+    }
+
     /// Where the device is that a file system is mounted from.
     pub(super) fn first_device(&mut self) -> Result<PathBuf, Failed> {
         let resource = self.group.resources.first().cloned().unwrap_or_default();
@@ -174,7 +190,9 @@ impl<S: System> Run<'_, S> {
         if self.used.iter().any(|used| used == resource) {
             return Err(Failed); // as has been told
         }
-        for device in self.devices_of(resource) {
+        let mut devices = self.devices_of(resource);
+        devices.extend(self.former().filter(|former| former.resource == resource));
+        for device in devices {
             let mut users = Ok(Vec::new());
             let limit = self.group.unmount_timeout;
             let free = self.insist(limit, |run| {

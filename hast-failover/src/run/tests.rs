@@ -366,6 +366,18 @@ fn the_file_system_of_a_device_that_is_gone_is_taken_out() {
     assert_eq!((up(&mut fake), is_up(&fake)), (0, true), "{:#?}", fake.said);
 }
 
+/// The link was changed while the file system was mounted.
+#[test]
+fn the_file_system_counts_and_not_what_the_link_leads_to_by_now() {
+    let mut fake = node(Platform::Linux, false, true);
+    fake.make_device("x", STRANGE);
+    fake.unmounts_with = Unmount::Lazy;
+    assert_eq!((down(&mut fake), fake.state().0.as_str()), (1, "primary"), "{:#?}", fake.said);
+    assert!(said(&fake, "is still used: mounted on /srv/x"), "{:#?}", fake.said);
+    fake.unmounts_with = Unmount::Plain;
+    assert_eq!((down(&mut fake), is_down(&fake)), (0, true), "{:#?}", fake.said);
+}
+
 #[test]
 fn a_link_to_another_device_is_not_followed() {
     let mut fake = Fake::new(Platform::Linux);
