@@ -140,7 +140,8 @@ impl System for Edge<'_> {
         }
         let role = value(&said, "role")?.to_owned();
         let provider = value(&said, "provname").unwrap_or_default().to_owned();
-        Some(Known { role, provider })
+        let works = value(&said, "workerpid").is_some_and(|pid| pid != "0");
+        Some(Known { role, provider, works })
     }
 
     fn is_original(&mut self, resource: &str) -> bool {

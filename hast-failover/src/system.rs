@@ -41,6 +41,8 @@ pub(crate) struct Known {
     pub(crate) role: String,
     /// Its device's name.
     pub(crate) provider: String,
+    /// A worker is at work: that of a secondary serves a primary that is connected.
+    pub(crate) works: bool,
 }
 
 /// A device that a run has attached, this one or an earlier one.

@@ -231,7 +231,8 @@ impl System for Fake {
     fn ask(&mut self, resource: &str) -> Option<Known> {
         let role =
             self.ask_for(format!("ask {resource}"), |fake| fake.roles.get(resource).cloned()).ok()??;
-        Some(Known { role, provider: resource.to_owned() })
+        let works = self.secondary_worker && role == "secondary";
+        Some(Known { role, provider: resource.to_owned(), works })
     }
 
     fn is_original(&mut self, resource: &str) -> bool {

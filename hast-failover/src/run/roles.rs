@@ -34,7 +34,8 @@ impl<S: System> Run<'_, S> {
             Ran::Badly(70, said) => {
                 self.status = exit::SOFTWARE;
                 return self.failed(format!(
-                    "{resource}: the other node has newer data; 'hast-failover -f primary' gives that up. {said}"
+                    "{resource}: the other node has newer data, or is primary; 'hast-failover -f primary' gives up what \
+                     this one lacks. {said}"
                 ));
             }
             _ => return self.failed(format!("{resource}: hastctl role primary {}", how(&ran))),
@@ -46,17 +47,22 @@ impl<S: System> Run<'_, S> {
         self.failed(format!("{resource} did not stay primary; hastd's log says why."))
     }
 
-    /// FreeBSD's own hastd does not wait for the secondary's worker, which would still hold the provider.
+    /// A secondary with a worker has a primary that is connected: in a planned change whoever decides may have told the
+    /// new primary first. FreeBSD's own hastd does not wait for that worker either, which would still hold the provider.
     fn secondary_has_left(&mut self, resource: &str) -> Done {
-        let wait = match self.group.wait_secondary {
+        let original = match self.group.wait_secondary {
             Wait::Yes => true,
-            Wait::No => false,
+            Wait::No => return Ok(()),
             Wait::Auto => self.system.is_original(resource),
         };
-        if !wait {
-            return Ok(());
-        }
         let limit = self.group.role_timeout;
+        if !original {
+            let left = |run: &mut Self| !run.system.ask(resource).is_some_and(|known| known.works);
+            if self.manner.force || self.wait_until(limit, left) {
+                return Ok(());
+            }
+            return self.is_still_primary(resource);
+        }
         let mut unknown = None;
         let left = self.wait_until(limit, |run| match run.system.secondary_works(resource) {
             Ok(works) => !works,
@@ -72,13 +78,18 @@ impl<S: System> Run<'_, S> {
         if left {
             return Ok(());
         }
+        self.is_still_primary(resource)
+    }
+
+    fn is_still_primary(&mut self, resource: &str) -> Done {
         if let Some(later) = self.system.later() {
             self.give_up(later);
             return Err(super::Failed);
         }
+        self.status = exit::SOFTWARE;
+        let seconds = self.group.role_timeout.as_secs();
         self.failed(format!(
-            "{resource}: the secondary's worker is still there after {} s: the other node is still primary.",
-            limit.as_secs()
+            "{resource}: the secondary's worker is still there after {seconds} s: the other node is still primary."
         ))
     }
 

@@ -426,7 +426,7 @@ fn newer_data_elsewhere_is_given_up_by_force_only() {
     let mut fake = Fake::new(Platform::Linux);
     fake.refuses = Some(70);
     assert_eq!((up(&mut fake), is_down(&fake)), (exit::SOFTWARE, true));
-    assert!(said(&fake, "has newer data"));
+    assert!(said(&fake, "has newer data, or is primary"));
     let force = Manner { force: true, abandon: false };
     assert_eq!((work(&mut fake, &files(), force, Role::Primary), is_up(&fake)), (0, true));
 }
@@ -436,11 +436,20 @@ fn the_secondarys_worker_is_waited_for_with_the_original() {
     for platform in BOTH {
         let mut fake = Fake::new(platform);
         (fake.original, fake.secondary_worker) = (true, true);
-        assert_eq!((up(&mut fake), is_down(&fake)), (1, true));
+        assert_eq!((up(&mut fake), is_down(&fake)), (exit::SOFTWARE, true));
         assert!(said(&fake, "the other node is still primary"), "{:#?}", fake.said);
-        fake.original = false;
-        assert_eq!(up(&mut fake), 0, "ours stops it itself");
     }
+}
+
+/// Whoever decides may tell the new primary before the old one; by force it does not wait.
+#[test]
+fn a_primary_that_is_connected_is_waited_for() {
+    let mut fake = Fake::new(Platform::Linux);
+    fake.secondary_worker = true;
+    assert_eq!((up(&mut fake), is_down(&fake)), (exit::SOFTWARE, true));
+    assert!(said(&fake, "the other node is still primary"), "{:#?}", fake.said);
+    let force = Manner { force: true, abandon: false };
+    assert_eq!((work(&mut fake, &files(), force, Role::Primary), is_up(&fake)), (0, true));
 }
 
 #[test]
