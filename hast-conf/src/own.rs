@@ -6,9 +6,19 @@
 
 use crate::node::Node;
 use hast_net::address::{Address, Endpoint, Host};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
-/// Whether whoever connects to `remote` from this node, which listens on `listen`, meets itself.
+/// Whether whoever connects to `remote` from this node, which listens on `listen`, meets itself: at the moment. An address
+/// behind a wildcard may move to another node.
+pub(crate) fn leads_here_now(remote: &Address, listen: &[Address], node: &Node) -> bool {
+    let Endpoint::Tcp { host: Host::Ip(ip), port, .. } = remote.endpoint() else { return false };
+    let mut on_port = listen.iter().filter(|own| own.port() == Some(*port)).filter_map(Address::literal);
+    on_port.any(|own| {
+        own.ip().is_unspecified() && own.is_ipv4() == ip.is_ipv4() && node.is_host && is_of_this_host(*ip)
+    })
+}
+
+/// The same, whatever addresses the interfaces have.
 pub(crate) fn leads_here(remote: &Address, listen: &[Address], node: &Node) -> bool {
     let (host, port) = match remote.endpoint() {
         endpoint @ Endpoint::Unix(_) => return listen.iter().any(|own| own.endpoint() == endpoint),
@@ -21,16 +31,8 @@ pub(crate) fn leads_here(remote: &Address, listen: &[Address], node: &Node) -> b
                 && on_port().any(|own| own.literal().is_none_or(|own| own.ip().is_unspecified()))
                 || on_port().any(|own| own.endpoint() == remote.endpoint())
         }
-        Host::Ip(ip) => on_port().filter_map(Address::literal).any(|own| covers(own, *ip, node)),
+        Host::Ip(ip) => on_port().filter_map(Address::literal).any(|own| own.ip() == *ip),
     }
-}
-
-/// Whether a connection to `ip`, on the port of `own`, arrives there.
-fn covers(own: SocketAddr, ip: IpAddr, node: &Node) -> bool {
-    if own.ip() == ip {
-        return true;
-    }
-    own.ip().is_unspecified() && own.is_ipv4() == ip.is_ipv4() && node.is_host && is_of_this_host(ip)
 }
 
 /// Whether one of the interfaces has this address.
@@ -80,11 +82,12 @@ mod tests {
 
     #[test]
     fn behind_a_wildcard_every_address_of_the_host_is_this_node() {
-        assert!(leads("127.0.0.1", &["tcp4://0.0.0.0"]));
-        assert!(!leads("127.0.0.1:99", &["tcp4://0.0.0.0"]));
         let any = [Address::parse("tcp4://0.0.0.0").unwrap()];
-        let here = Address::parse("127.0.0.1").unwrap();
-        assert!(!leads_here(&here, &any, &Node::named("a")), "of which host is not known");
+        let now = |remote, node: &Node| leads_here_now(&Address::parse(remote).unwrap(), &any, node);
+        assert!(now("127.0.0.1", &Node::detect()));
+        assert!(!now("127.0.0.1:99", &Node::detect()) && !now("192.0.2.1", &Node::detect()));
+        assert!(!now("127.0.0.1", &Node::named("a")), "of which host is not known");
+        assert!(!leads("127.0.0.1", &["tcp4://0.0.0.0"]), "it may move");
         assert!(leads("a", &["tcp4://0.0.0.0"]) && leads("a.example.org", &["tcp6://[::]"]));
     }
 }

@@ -105,7 +105,7 @@ impl<'a> Global<'a> {
         self.lines.get(name).copied()
     }
 
-    pub(crate) fn finish(self, node: &Node, warnings: Vec<String>) -> Result<Config, Missing> {
+    pub(crate) fn finish(self, node: &Node, mut warnings: Vec<String>) -> Result<Config, Missing> {
         let nbd = self.node.nbd.or(self.daemon.nbd);
         let nbd_is_default = nbd.is_none();
         let nbd = nbd.unwrap_or_else(|| DEFAULT_NBD_DIRECTORY.into());
@@ -133,9 +133,13 @@ impl<'a> Global<'a> {
             listen.extend(node.inet6.then(default_listen_v6));
         }
         for (resource, at) in resources.iter().zip(places) {
-            if let Some(remote) = &resource.remote
-                && own::leads_here(remote, &listen, node)
-            {
+            let Some(remote) = &resource.remote else { continue };
+            if own::leads_here_now(remote, &listen, node) {
+                let (name, remote) = (&resource.name, remote.as_str());
+                warnings
+                    .push(format!("resource {name}: its `remote` {remote} is an address of this host now"));
+            }
+            if own::leads_here(remote, &listen, node) {
                 let problem = Problem::RemoteIsSelf {
                     resource: resource.name.clone(),
                     remote: remote.as_str().to_owned(),

@@ -32,7 +32,7 @@ pub use counts::{Counts, Decision, Hello, MapToSend, decide, must_be_marked, wri
 pub use durable::{Durable, Whom};
 pub use primary::{EXIT_LOST, EXIT_PEER_BEHIND, EXIT_STALE, Primary, PrimaryStart, Turning};
 pub use ranges::{Key, RangeQueue};
-pub use secondary::{DISK_PATIENCE, Secondary, SecondaryStart};
+pub use secondary::{DISK_PATIENCE, ORIGINAL_SILENCE, Secondary, SecondaryStart};
 pub use types::{
     Action, Deletes, DiskOp, DiskResult, Event, Host, MAX_REQUEST, Op, OpId, RequestId, Settings, Side,
 };

@@ -176,15 +176,24 @@ impl Program {
         whom: &str,
         named: impl Fn(&config::Group) -> &Vec<String>,
     ) -> Result<Vec<String>, Status> {
-        let (mut chosen, mut any) = (Vec::new(), false);
+        let (mut chosen, mut any, mut broken) = (Vec::new(), false, false);
         for name in self.file.groups() {
-            let group = self.group(name)?;
+            // A mistake in one group does not keep another one from what is asked of it.
+            let Ok(group) = self.group(name) else {
+                broken = true;
+                continue;
+            };
             any |= !named(&group).is_empty();
             if named(&group).iter().any(|one| one == whom) {
                 chosen.push(name.clone());
             }
         }
-        Ok(if any { chosen } else { self.file.groups().to_vec() })
+        match (any, broken) {
+            (true, _) => Ok(chosen),
+            (false, false) => Ok(self.file.groups().to_vec()),
+            // It may be the one that names whom the others do not follow.
+            (false, true) => Err(Status(exit::CONFIG)),
+        }
     }
 
     fn group(&self, name: &str) -> Result<config::Group, Status> {

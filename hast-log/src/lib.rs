@@ -103,6 +103,15 @@ pub fn count_repeats() {
     output().repeats.get_or_insert_with(|| (Instant::now(), Repeats::default()));
 }
 
+/// Tells of all that was counted: the process ends.
+pub fn end_repeats() {
+    let mut output = output();
+    let Some((_, mut repeats)) = output.repeats.take() else { return };
+    let mut lines = Vec::new();
+    repeats.end(&mut lines);
+    lines.iter().for_each(|line| output.show(line));
+}
+
 /// Tells of what was counted and is due. When that is the case again, if nothing is logged meanwhile.
 pub fn tell_repeats() -> Option<Instant> {
     let mut output = output();

@@ -124,6 +124,11 @@ impl Repeats {
         }
     }
 
+    /// Appends what is to be told of everything that was counted: nothing more will come.
+    pub(crate) fn end(&mut self, out: &mut Vec<Line>) {
+        out.extend(self.kinds.drain(..).filter_map(|kind| kind.end()));
+    }
+
     /// When something will be due, if nothing comes.
     pub(crate) fn due(&self) -> Option<Duration> {
         let due = |kind: &Kind| {
@@ -149,11 +154,13 @@ impl Kind {
     }
 }
 
-/// A message without its numbers.
+/// A message without its numbers. What follows a letter is part of a name: `disk7` is not `disk8`.
 fn pattern(message: &str) -> String {
     let mut out = String::with_capacity(message.len());
+    let mut named = false;
     for c in message.chars() {
-        if !c.is_ascii_digit() {
+        named = c.is_alphabetic() || (named && c.is_ascii_digit());
+        if named || !c.is_ascii_digit() {
             out.push(c);
         } else if !out.ends_with('0') {
             out.push('0');
@@ -203,6 +210,19 @@ mod tests {
         assert_eq!((repeats.due(), tell(&mut repeats, 500_000)), (None, Vec::new()));
         // It begins again, and is shown again.
         assert_eq!(take(&mut repeats, 600_000, "WRITE(1, 512) failed."), ["WRITE(1, 512) failed."]);
+    }
+
+    #[test]
+    fn names_are_not_numbers_and_nothing_is_kept_back_at_the_end() {
+        assert_eq!(pattern("Resource r12 at 77: READ(5, 16)"), "Resource r12 at 0: READ(0, 0)");
+        let mut repeats = Repeats::default();
+        for _ in 0..9 {
+            take(&mut repeats, 0, "READ(1, 2)");
+        }
+        let mut out = Vec::new();
+        repeats.end(&mut out);
+        assert!(out[0].message.contains("it came 4 times"), "{out:?}");
+        assert_eq!((out.len(), repeats.due()), (1, None));
     }
 
     #[test]

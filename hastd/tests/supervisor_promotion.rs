@@ -18,7 +18,7 @@ const PEER: &str = "127.0.0.4";
 const SINCE: u64 = 1_795_503_600;
 const REFUSED: &str = "The data here is out of date since 2026-11-24 07:00:00 UTC; tcp4://127.0.0.4 has the \
                        newer data. Role not changed to primary.\n";
-const WAITING: &str = "[INFO] [disk0] (secondary) tcp4://127.0.0.4:8457 is primary and connected: waiting up to 3 s for it to \
+const WAITING: &str = "[INFO] [disk0] (secondary) tcp4://127.0.0.4:8457 is primary and connected: waiting up to 22 s for it to \
                        leave its role.";
 
 fn configure(place: &Place) {
@@ -352,9 +352,19 @@ fn a_primary_that_stays_is_not_joined() {
     let place = place();
     let _daemon = place.start();
     place.set_role(Role::Secondary, &["disk0"]);
-    let _connections = connect(&place);
+    let (mut out, _in, _answer) = connect(&place);
     let worker = wait_for("a worker", || Some(place.status("disk0").workerpid).filter(|pid| *pid != 0));
-    assert_eq!(refused(&place, &["disk0"]), format!("tcp4://{PEER}:8457 is primary and connected"));
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| refused(&place, &["disk0"]));
+        while !asking.is_finished() {
+            // One that says nothing would count as gone.
+            let mut keepalive = Writer::new();
+            keepalive.u8("cmd", 5);
+            out.send(2, &keepalive);
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        assert_eq!(asking.join().unwrap(), format!("tcp4://{PEER}:8457 is primary and connected"));
+    });
     place.wait_for_log(WAITING);
     assert_eq!((place.role("disk0").as_str(), place.status("disk0").workerpid), ("secondary", worker));
     // Whoever asks for something else meanwhile does not wait.
@@ -367,6 +377,36 @@ fn a_primary_that_stays_is_not_joined() {
     assert_eq!(place.status("disk0").workerpid, worker);
     assert_eq!(place.ask(&forced(Role::Primary)), was("secondary"));
     assert_eq!(place.role("disk0"), "primary");
+}
+
+/// A reload that changes the resource ends the wait; what follows is no promotion that nobody has been asked about. The same
+/// request from somebody else does not end it.
+#[test]
+fn a_reload_does_not_join_a_primary() {
+    let place = place();
+    let daemon = place.start();
+    place.set_role(Role::Secondary, &["disk0"]);
+    let _connections = connect(&place);
+    std::thread::scope(|scope| {
+        let asking = [(); 2].map(|()| scope.spawn(|| refused(&place, &["disk0"])));
+        place.wait_for_log(WAITING);
+        let hook = place.hook();
+        place.configure(&format!(
+            "timeout 2 peer-timeout 1 exec {} resource disk0 {{ local @/disk0 on a {{ remote tcp4://{PEER}:8457 }} }}",
+            hook.display()
+        ));
+        daemon.signal(Signal::SIGHUP);
+        place.wait_for_log("Configuration reloaded");
+        for asking in asking {
+            let reason = asking.join().unwrap();
+            assert!(
+                reason.contains("is primary and connected") || reason.contains("has changed"),
+                "{reason}"
+            );
+        }
+    });
+    assert_eq!(place.role("disk0"), "secondary");
+    assert_eq!(place.set_role(Role::Init, &["disk0"]), ["secondary"]);
 }
 
 /// What force overrides is a mark, not the lack of data.

@@ -43,7 +43,7 @@ use crate::saving::{Next, Part, Saving};
 use crate::types::{Action, DiskOp, DiskResult, Event, Host, OpId, Settings, Side};
 
 /// Silence of an original primary that ends the connection: it sends keepalives every 10 s (spec/wire.md).
-const SILENCE: Duration = Duration::from_secs(20);
+pub const ORIGINAL_SILENCE: Duration = Duration::from_secs(20);
 /// Requests and marks under way at once; more are left unread. A primary of ours has fewer, so that a disk
 /// that is slow does not look like a link that is dead.
 const REQUESTS: usize = 8192;
@@ -246,7 +246,7 @@ impl Secondary {
         metadata.prevrole = Role::Secondary;
         let extents = u32::try_from(layout.nextents()).unwrap_or(u32::MAX);
         // M5: a primary of ours keeps the map for both nodes.
-        let patience = if ext.contains(Extensions::ALIVE) { settings.peer_timeout } else { SILENCE };
+        let patience = if ext.contains(Extensions::ALIVE) { settings.peer_timeout } else { ORIGINAL_SILENCE };
         let own = (!ext.contains(Extensions::SYNC_MARKS) && keeps(Rule::M5)).then(|| {
             let map = Activemap::new(extents, metadata.keepdirty, layout.sectorsize(), &map);
             own_map::OwnMap::new(map, settings.metaflush)
@@ -390,7 +390,8 @@ impl Secondary {
     /// Either connection has ended, broke, or brought something that is no message.
     pub fn handle_lost(&mut self, now: Duration, reason: &str) {
         self.now = now;
-        self.lose(reason);
+        // A primary that leaves its role ends the connection as well.
+        self.lose_telling(log::Level::Warn, reason);
         self.settle();
     }
 
@@ -477,11 +478,14 @@ impl Secondary {
     }
 
     fn lose(&mut self, reason: &str) {
+        self.lose_telling(log::Level::Error, reason);
+    }
+
+    fn lose_telling(&mut self, level: log::Level, reason: &str) {
         if matches!(self.phase, Phase::Ending { .. } | Phase::Ended) {
             return;
         }
-        // A primary that leaves its role ends the connection as well.
-        log::warn!("{}.", reason.trim_end_matches('.'));
+        log::log!(level, "{}.", reason.trim_end_matches('.'));
         if self.phase != Phase::Admitting {
             self.actions.push_back(Action::Event(Event::Disconnect));
         }

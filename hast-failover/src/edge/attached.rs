@@ -212,7 +212,7 @@ pub(super) fn detach(edge: &Edge<'_>, resource: &str, cut: bool) -> Result<(), S
     let Some(record) = edge.state.device(resource) else { return Ok(()) };
     let number = number(edge, resource, &record);
     // The links that lead to it, before it is somebody else's.
-    let links = number.map(|number| links_to(&edge.group.device_dir, number)).unwrap_or_default();
+    let links = links_to(&edge.group.device_dir, number, &record.device);
     if cut && record.kind == Kind::Fuse {
         kill_nbdfuse(edge, resource);
     }
@@ -243,10 +243,15 @@ pub(super) fn detach(edge: &Edge<'_>, resource: &str, cut: bool) -> Result<(), S
 }
 
 /// Links in a directory that lead to a device.
-fn links_to(directory: &Path, number: u64) -> Vec<PathBuf> {
+/// The links to this device, and those with its name: it may be somebody else's soon.
+fn links_to(directory: &Path, number: Option<u64>, name: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let links = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink()));
-    links.map(|entry| entry.path()).filter(|path| device_number(path) == Some(number)).collect()
+    let is_one = |path: &PathBuf| {
+        (number.is_some() && device_number(path) == number)
+            || fs::read_link(path).is_ok_and(|target| target == *name)
+    };
+    links.map(|entry| entry.path()).filter(is_one).collect()
 }
 
 fn unmount_fuse(edge: &Edge<'_>, resource: &str) {

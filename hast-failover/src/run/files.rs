@@ -25,12 +25,8 @@ impl<S: System> Run<'_, S> {
             return Whose::Ours;
         }
         match self.system.remembered() {
-            // Of a device that is gone its number may be gone too.
-            Some((id, device))
-                if id == mounted.id && (mounted.device.is_none() || device == mounted.device) =>
-            {
-                Whose::Former
-            }
+            // The id alone says nothing: the kernel gives that of a mount which has gone to the next one.
+            Some((id, device)) if id == mounted.id && device == mounted.device => Whose::Former,
             _ => Whose::Strangers,
         }
     }

@@ -51,9 +51,9 @@ impl<S: System> Run<'_, S> {
     /// new primary first. FreeBSD's own hastd does not wait for that worker either, which would still hold the provider.
     fn secondary_has_left(&mut self, resource: &str) -> Done {
         let original = match self.group.wait_secondary {
-            Wait::Yes => true,
             Wait::No => return Ok(()),
-            Wait::Auto => self.system.is_original(resource),
+            Wait::Yes if !self.manner.force => true,
+            Wait::Yes | Wait::Auto => self.system.is_original(resource),
         };
         let limit = self.group.role_timeout;
         if !original {
@@ -113,8 +113,8 @@ impl<S: System> Run<'_, S> {
 
     fn change_role(&mut self, resource: &str, role: &str, before: Option<&str>) -> Done {
         if before == Some(role) {
+            // Sent all the same: hastd may be waiting to give it another one, for a run that did not wait so long.
             self.note(format!("{resource} is {role} already."));
-            return Ok(());
         }
         let ran = self.system.change_role(resource, role, false);
         self.conclude(&format!("{resource}: role {role}"), &ran)

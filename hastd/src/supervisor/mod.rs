@@ -79,7 +79,6 @@ pub fn run() -> i32 {
         }
     };
     hast_log::init(hast_log::Sink::Terminal, options.debug);
-    hast_log::count_repeats();
     if options.check {
         return match start::check(&options) {
             Ok(text) => print(&text),
@@ -89,6 +88,7 @@ pub fn run() -> i32 {
             }
         };
     }
+    hast_log::count_repeats();
     let supervisor = start::prepare(&options).and_then(|prepared| prepared.start(&options));
     let result = supervisor.and_then(|mut supervisor| {
         supervisor.work().map_err(|error| {
@@ -96,6 +96,7 @@ pub fn run() -> i32 {
             start::Failure { status: EX_OSERR, text }
         })
     });
+    hast_log::end_repeats();
     match result {
         Ok(()) => 0,
         Err(failure) => {

@@ -7,6 +7,7 @@
 //! A primary that is connected is waited for: in a planned change it is about to leave its role, and one that has died is
 //! noticed meanwhile.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -17,7 +18,7 @@ use hast_net::errno::Errno;
 
 use super::Supervisor;
 use super::process::Asker;
-use super::resource::{Change, Resource, Step};
+use super::resource::{Change, Resource, Step, Task};
 
 /// On what condition a node becomes primary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,19 +78,35 @@ pub(super) fn facts(metadata: &Metadata) -> Facts {
 }
 
 impl Supervisor {
-    /// Asks the worker of a secondary that is to become primary. False if there is nobody to ask.
+    /// Asks the worker of a secondary that is to become primary, or waits for the primary that is just connecting. False
+    /// if there is neither.
     pub(super) fn ask_before_promotion(&mut self, index: usize, now: Instant) -> bool {
         let Some(resource) = self.resources.get_mut(index) else { return false };
+        let alone = resource.role != Role::Secondary || resource.is_left_alone();
         let Some(change) = &mut resource.change else { return false };
-        let wanted = change.role == Role::Primary && change.promotion == Promotion::Checked;
-        let Some(worker) = resource.worker.as_mut().filter(|worker| wanted && !worker.stopping) else {
-            return false;
-        };
-        if worker.ask(now, Asker::Promotion).is_err() {
+        if change.role != Role::Primary || change.promotion != Promotion::Checked {
             return false;
         }
-        change.step = Step::Asking;
+        let worker = resource.worker.as_mut().filter(|worker| !worker.stopping);
+        if worker.is_some_and(|worker| worker.ask(now, Asker::Promotion).is_ok()) {
+            change.step = Step::Asking;
+        } else if !alone {
+            self.wait_for_primary(index, now, false);
+        } else {
+            return false;
+        }
         true
+    }
+
+    /// The other node is primary, and may be about to leave that role.
+    fn wait_for_primary(&mut self, index: usize, now: Instant, original: bool) {
+        let Some(resource) = self.resources.get_mut(index) else { return };
+        let patience = resource.primary_patience(original);
+        let Some(change) = &mut resource.change else { return };
+        change.step = Step::Waiting(now + patience);
+        let _scope = resource.scope();
+        let (primary, seconds) = (resource.config.remote_text(), patience.as_secs());
+        log::info!("{primary} is primary and connected: waiting up to {seconds} s for it to leave its role.");
     }
 
     /// The worker has answered, or will not.
@@ -97,23 +114,23 @@ impl Supervisor {
         let Some(resource) = self.resources.get_mut(index) else { return };
         let alone = resource.is_left_alone();
         let primary = format!("{} is primary and connected", resource.config.remote_text());
-        let patience = resource.primary_patience();
         let Some(change) = resource.change.as_mut().filter(|change| !change.step.leaves_role()) else {
             return;
         };
-        let facts = answer.as_ref().map(|status| &status.facts);
+        let facts = answer.map(|status| &status.facts);
         change.suspect |= facts.is_some_and(|facts| facts.possibly_behind);
-        match (facts.and_then(Outdated::told), &change.step) {
-            (Some(outdated), _) => self.refuse_promotion(index, &outdated.to_string()),
-            (None, Step::AskingAgain) if answer.is_some_and(|status| status.complete) => {
+        let again = change.step == Step::AskingAgain;
+        match facts.and_then(Outdated::told) {
+            Some(outdated) => self.refuse_promotion(index, &outdated.to_string()),
+            // One that connects anew, or whose worker does not answer, may be there all the same.
+            None if again && !alone && answer.is_none_or(|status| status.complete) => {
                 self.refuse_promotion(index, &primary);
             }
-            (None, Step::Asking) if answer.is_some() && !alone => {
-                change.step = Step::Waiting(now + patience);
-                let _scope = resource.scope();
-                log::info!("{primary}: waiting up to {} s for it to leave its role.", patience.as_secs());
+            None if !again && !alone => {
+                let original = facts.is_some_and(|facts| facts.peer_is_original == Some(true));
+                self.wait_for_primary(index, now, original);
             }
-            (None, _) => self.leave_role(index, now),
+            None => self.leave_role(index, now),
         }
         self.advance(index, now);
     }
@@ -136,9 +153,33 @@ impl Supervisor {
     /// Something else is wanted meanwhile: the primary is not waited for any longer.
     pub(super) fn give_up_waiting(&mut self, index: usize) {
         let Some(resource) = self.resources.get_mut(index) else { return };
-        if resource.change.as_ref().is_some_and(|change| matches!(change.step, Step::Waiting(_))) {
+        let uncertain =
+            |change: &Change| change.promotion == Promotion::Checked && !change.step.leaves_role();
+        if resource.change.as_ref().is_some_and(uncertain) {
             let primary = format!("{} is primary and connected", resource.config.remote_text());
             self.refuse_promotion(index, &primary);
+        }
+    }
+
+    /// Refuses what a secondary has been asked to become and may not: now, and what is asked for after that.
+    pub(super) fn refuse_uncertain(&mut self, index: usize) {
+        self.give_up_waiting(index);
+        let Some(resource) = self.resources.get_mut(index).filter(|r| r.role == Role::Secondary) else {
+            return;
+        };
+        let uncertain = |task: &Task| {
+            matches!(task, Task::SetRole { role: Role::Primary, promotion: Promotion::Checked, .. })
+        };
+        let (refused, rest): (VecDeque<Task>, _) =
+            std::mem::take(&mut resource.tasks).into_iter().partition(uncertain);
+        resource.tasks = rest;
+        let name = resource.config.name.clone();
+        for task in refused {
+            if let Task::SetRole { waiter: Some(waiter), .. } = task {
+                let reason = Some("The configuration of the resource has changed meanwhile".to_owned());
+                let entry = Entry::Error { name: name.clone(), error: Errno::ESTALE.to_wire(), reason };
+                self.answer(waiter.client, &[waiter.slot], entry);
+            }
         }
     }
 

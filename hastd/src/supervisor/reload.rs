@@ -335,6 +335,8 @@ impl Supervisor {
     fn change_resource(&mut self, changed: &ChangedResource, reload: &mut Reload, now: Instant) {
         let Some(index) = self.resource_named(&changed.new.name) else { return };
         let nbd = reload.config.nbd_directory().map(Path::to_owned);
+        // A restart would carry a promotion out that is not certain yet, and nobody could ask the worker any more.
+        self.refuse_uncertain(index);
         let Some(resource) = self.resources.get(index) else { return };
         let role = resource.settled_role();
         let action = changed.action(role == Role::Primary);

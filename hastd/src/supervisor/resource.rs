@@ -128,15 +128,18 @@ impl Resource {
         self.change.is_none() && self.tasks.is_empty()
     }
 
-    /// Whether this node has no primary: neither a worker for one, nor one that has just connected.
+    /// Whether this node has no primary: neither a worker for one, nor one that is just connecting.
     pub(super) fn is_left_alone(&self) -> bool {
-        self.worker.is_none() && !matches!(self.pending, Pending::Complete(_))
+        self.worker.is_none() && matches!(self.pending, Pending::None)
     }
 
     /// How long a primary that is connected may take to leave its role before a promotion here is refused. A dead one is
     /// noticed in that time: it is silent for `peer-timeout`, and then its connection counts as lost.
-    pub(super) fn primary_patience(&self) -> Duration {
-        let silence = Duration::from_secs(self.config.peer_timeout.into()).saturating_add(SILENCE_GRACE);
+    pub(super) fn primary_patience(&self, original: bool) -> Duration {
+        let silence = Duration::from_secs(self.config.peer_timeout.into());
+        // Nobody expects an original to say anything sooner.
+        let silence = if original { silence.max(hast_engine::ORIGINAL_SILENCE) } else { silence };
+        let silence = silence.saturating_add(SILENCE_GRACE);
         Duration::from_secs(self.config.timeout.into()).max(silence)
     }
 

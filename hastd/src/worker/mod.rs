@@ -56,10 +56,12 @@ pub(crate) fn longest_end(role: Role, timeout: Duration) -> Duration {
 pub fn run(channel: Channel) -> i32 {
     // Until the start message says where to log.
     hast_log::init(hast_log::Sink::Terminal, 0);
-    serve(channel).unwrap_or_else(|error| {
+    let code = serve(channel).unwrap_or_else(|error| {
         log::error!("{error}");
         error.code()
-    })
+    });
+    hast_log::end_repeats();
+    code
 }
 
 fn serve(channel: Channel) -> Result<i32, StartError> {
