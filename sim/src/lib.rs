@@ -32,7 +32,7 @@ use std::str::FromStr;
 
 use hast_net::Replication;
 
-use crate::faults::FaultSet;
+pub use crate::faults::FaultSet;
 
 impl Plan {
     /// The plan that belongs to a seed.

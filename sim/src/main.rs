@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use hast_engine::rule::Rule;
-use hast_sim::{Plan, Scene, World};
+use hast_sim::{FaultSet, Plan, Scene, World};
 
 const USAGE: &str = "\
 usage: hast-sim play PLAN           one history, told step by step
@@ -13,8 +13,8 @@ usage: hast-sim play PLAN           one history, told step by step
        hast-sim search SECONDS      fresh histories until one fails
        hast-sim storms SECONDS [FAULTS]
                                     fresh histories with all faults, or these: every one that fails
-       hast-sim mutant RULE SECONDS [SCENE]
-                                    histories, or those of one scene, that notice when RULE is broken
+       hast-sim mutant RULE SECONDS [SCENE [FAULTS]]
+                                    histories, or those of one scene, with these faults, that notice when RULE is broken
 A plan is a seed, or a scene, a mode and a seed: Storm async 14";
 
 fn main() -> ExitCode {
@@ -28,9 +28,10 @@ fn main() -> ExitCode {
         Some(("storms", [seconds, faults @ ..])) if faults.len() < 2 => {
             number(seconds).and_then(|seconds| storms(seconds, faults.first()))
         }
-        Some(("mutant", [rule, seconds, scene @ ..])) if scene.len() < 2 => parse(rule).and_then(|rule| {
+        Some(("mutant", [rule, seconds, scene @ ..])) if scene.len() < 3 => parse(rule).and_then(|rule| {
+            let faults = scene.get(1).map(|faults| faults.parse()).transpose()?;
             let scene = scene.first().map(|name| name.parse()).transpose()?;
-            number(seconds).map(|seconds| hunt(rule, seconds, scene))
+            number(seconds).map(|seconds| hunt(rule, seconds, scene, faults))
         }),
         _ => Err(USAGE.to_owned()),
     };
@@ -175,7 +176,7 @@ fn storms(seconds: u64, faults: Option<&String>) -> Result<bool, String> {
 const WANTED: usize = 3;
 
 /// Histories in which breaking `rule` shows: true if one was found.
-fn hunt(rule: Rule, seconds: u64, scene: Option<Scene>) -> bool {
+fn hunt(rule: Rule, seconds: u64, scene: Option<Scene>, faults: Option<FaultSet>) -> bool {
     if !hast_sim::break_rule(Some(rule)) {
         eprintln!("this build has no mutants: cargo xtask sim --mutant {rule:?}");
         return false;
@@ -188,7 +189,10 @@ fn hunt(rule: Rule, seconds: u64, scene: Option<Scene>) -> bool {
             return found > 0;
         }
         let plans = match scene {
-            Some(scene) => vec![Plan { scene, originals: scene.originals(), ..Plan::of(seed) }],
+            Some(scene) => {
+                let plan = Plan::in_scene(scene, seed);
+                vec![Plan { faults: faults.unwrap_or(plan.faults), ..plan }]
+            }
             None => vec![Plan::of(seed), Plan::mixed(seed)],
         };
         for plan in plans {
