@@ -44,6 +44,9 @@ use command::Runner;
 use requests::{Key, Requests};
 use state::State;
 
+/// The exit status of this program, asked about a device with `-X`, if somebody has claimed it.
+pub(crate) const BUSY: u8 = 16;
+
 /// Between two looks at something that is waited for.
 const MOMENT: Duration = Duration::from_millis(100);
 
@@ -95,7 +98,7 @@ impl<'a> Edge<'a> {
     }
 }
 
-/// The number of the device that a path leads to; none if it is none that file systems are mounted from.
+/// The number of the device that a path leads to, if file systems can be mounted from it.
 pub(crate) fn device_number(path: &Path) -> Option<u64> {
     let metadata = std::fs::metadata(path).ok()?;
     let kind = metadata.file_type();
@@ -267,8 +270,7 @@ impl System for Edge<'_> {
 
     fn export_pool(&mut self, name: &str, force: bool) -> Ran {
         let words: &[&str] = if force { &["export", "-f", name] } else { &["export", name] };
-        let all: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
-        self.runner.run("zpool", &all, self.group.unmount_timeout)
+        self.runner.run("zpool", words, self.group.unmount_timeout)
     }
 
     fn mounted_from_pool(&mut self, name: &str) -> Vec<Mounted> {

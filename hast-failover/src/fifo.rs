@@ -88,7 +88,7 @@ pub(crate) trait Follower {
 ///
 /// # Errors
 ///
-/// It is none, or everybody could write to it.
+/// The path is no FIFO, or anybody could write to it.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
     match nix::unistd::mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR) {
         Ok(()) | Err(nix::errno::Errno::EEXIST) => {}

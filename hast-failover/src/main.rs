@@ -63,7 +63,7 @@ struct Status(u8);
 fn probe(node: &Path) -> ExitCode {
     match edge::is_exclusively_free(node) {
         Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(16),
+        Ok(false) => ExitCode::from(edge::BUSY),
         Err(error) => {
             let _ = writeln!(io::stderr(), "{}: {}", node.display(), hast_log::error_text(&error));
             ExitCode::FAILURE
@@ -227,7 +227,7 @@ impl Program {
 
     fn role(&self, role: Role) -> Result<u8, Status> {
         let requests = Requests::new(&self.general.state_dir);
-        // All of them first: whoever works on one of them now is to know.
+        // All of them first: a run that works on one of them now is to give up.
         let mut latest = Vec::new();
         for name in &self.options.names {
             match requests.publish(name, role, self.key, edge::boot_clock()) {
@@ -258,8 +258,7 @@ impl Program {
             let status = match published {
                 Published::Latest => self.work(name, role, &requests, &ends),
                 Published::Overtaken(other) => {
-                    let words = format!("A later request ({other}) takes this one's place.");
-                    self.log(Some(name)).say(Priority::Notice, &words);
+                    self.log(Some(name)).say(Priority::Notice, &Later::Request(other).to_string());
                     exit::TEMPFAIL
                 }
             };
@@ -284,13 +283,7 @@ impl Program {
             Ok(Some(_held)) => Run::new(&mut node, &group, self.options.manner).work(role),
             Ok(None) => {
                 match node.later() {
-                    Some(Later::Request(other)) => {
-                        log.say(
-                            Priority::Notice,
-                            &format!("A later request ({other}) takes this one's place."),
-                        );
-                    }
-                    Some(Later::Signal) => log.say(Priority::Notice, "A signal ends this run."),
+                    Some(later) => log.say(Priority::Notice, &later.to_string()),
                     None => log.say(
                         Priority::Error,
                         &format!("Another run has not ended within {} s.", limit.as_secs()),

@@ -125,8 +125,7 @@ impl<'a, S: System> Run<'a, S> {
 
     /// Gives the group its role; gives the exit status.
     pub(crate) fn work(mut self, role: Role) -> u8 {
-        if let Some(later) = self.system.later() {
-            self.give_up(later);
+        if self.goes_on().is_err() {
             return exit::TEMPFAIL;
         }
         match role {
@@ -343,39 +342,35 @@ impl<'a, S: System> Run<'a, S> {
         Err(Failed)
     }
 
-    fn give_up(&mut self, later: Later) {
-        match &later {
-            Later::Request(words) => {
-                let text = format!("A later request ({words}) takes this one's place.");
-                self.note(text);
-            }
-            Later::Signal => self.note("A signal ends this run."),
-        }
+    /// Gives up, and says so, if there is a reason to.
+    fn goes_on(&mut self) -> Done {
+        let Some(later) = self.system.later() else { return Ok(()) };
+        self.note(later.to_string());
         self.later = Some(later);
+        Err(Failed)
     }
 
     /// In front of everything that changes something on the way up.
     fn step(&mut self, words: impl AsRef<str>) -> Done {
-        if let Some(later) = self.system.later() {
-            self.give_up(later);
-            return Err(Failed);
-        }
+        self.goes_on()?;
         self.note(words);
         Ok(())
     }
 
+    /// After [`Run::wait_until`] has ended in vain: because of its time, or of a later request.
+    fn too_late(&mut self, words: impl AsRef<str>) -> Done {
+        self.goes_on()?;
+        self.failed(words)
+    }
+
     /// Waits until it is so: at most this long, and not when a later request has come.
     fn wait_until(&mut self, limit: Duration, mut so: impl FnMut(&mut Self) -> bool) -> bool {
-        let begin = self.system.now();
-        loop {
-            if so(self) {
-                return true;
-            }
-            if self.system.later().is_some() || self.system.now().saturating_sub(begin) >= limit {
-                return false;
-            }
-            self.system.pause();
-        }
+        let mut is_so = false;
+        self.insist(limit, |run| {
+            is_so = so(run);
+            is_so || run.system.later().is_some()
+        });
+        is_so
     }
 
     /// The same on the way down: nothing that is half down is left because of a later request.

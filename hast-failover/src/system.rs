@@ -2,6 +2,7 @@
 //!
 //! Whatever is done ends: a command that takes too long is killed, and [`Ran`] says so. Nothing here decides.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -111,6 +112,15 @@ pub(crate) enum Later {
     Signal,
 }
 
+impl fmt::Display for Later {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Later::Request(words) => write!(f, "A later request ({words}) takes this one's place."),
+            Later::Signal => f.write_str("A signal ends this run."),
+        }
+    }
+}
+
 /// Which way a service, or an address, goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
@@ -154,7 +164,7 @@ pub(crate) trait System {
     fn detach(&mut self, resource: &str, cut: bool) -> Result<(), String>;
     /// What is there under the name of a device.
     fn node(&mut self, provider: &str) -> Option<Node>;
-    /// Everybody who uses a device, in words; nobody if it is none.
+    /// Everybody who uses a device, in words.
     fn users(&mut self, provider: &str, number: u64) -> Result<Vec<String>, String>;
 
     // ---- File systems

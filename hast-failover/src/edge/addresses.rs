@@ -1,6 +1,5 @@
 //! Addresses on interfaces, by ip(8) or ifconfig(8).
 
-use std::ffi::OsStr;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -45,26 +44,22 @@ pub(super) fn change(runner: &Runner, address: &Address, way: Way, limit: Durati
         Way::Down => prefix_of(address).ok().flatten().unwrap_or(address.prefix),
     };
     let network = format!("{}/{prefix}", address.ip);
-    let v6 = address.ip.is_ipv6();
-    let mut words: Vec<&str> = Vec::new();
-    let program = if cfg!(target_os = "linux") {
+    let (interface, v6) = (address.interface.as_str(), address.ip.is_ipv6());
+    if cfg!(target_os = "linux") {
         let verb = if way == Way::Up { "add" } else { "del" };
-        words.extend(["addr", verb, &network, "dev", &address.interface]);
+        let mut words = vec!["addr", verb, &network, "dev", interface];
         // The node that had it may not have let go yet, and it is to be used at once.
         if v6 && way == Way::Up {
             words.push("nodad");
         }
-        "ip"
-    } else {
-        let verb = if way == Way::Up { "alias" } else { "-alias" };
-        let network: &str =
-            if way == Way::Up { &network } else { network.split('/').next().unwrap_or_default() };
-        words.extend([address.interface.as_str(), if v6 { "inet6" } else { "inet" }, network, verb]);
-        let words: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
-        return runner.run("ifconfig", &words, limit);
+        return runner.run("ip", &words, limit);
+    }
+    let (network, verb) = match way {
+        Way::Up => (network, "alias"),
+        Way::Down => (address.ip.to_string(), "-alias"),
     };
-    let words: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
-    runner.run(program, &words, limit)
+    let family = if v6 { "inet6" } else { "inet" };
+    runner.run("ifconfig", &[interface, family, &network, verb], limit)
 }
 
 #[cfg(test)]

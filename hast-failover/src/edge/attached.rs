@@ -28,7 +28,7 @@ impl Edge<'_> {
         self.fuse_directory(resource).join("disk")
     }
 
-    fn command(&self, program: &str, arguments: &[&OsStr]) -> Ran {
+    fn command(&self, program: &str, arguments: &[impl AsRef<OsStr>]) -> Ran {
         self.runner.run(program, arguments, self.group.device_timeout)
     }
 
@@ -90,7 +90,6 @@ pub(super) fn answers(edge: &Edge<'_>, resource: &str) -> bool {
     let file = format!("if={}", file.display());
     let mut words = vec![file.as_str(), "of=/dev/null", "bs=4096", "count=1"];
     words.extend(flag);
-    let words: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
     edge.command("dd", &words) == Ran::Well
 }
 
@@ -129,7 +128,7 @@ fn nbd(edge: &mut Edge<'_>, provider: &str) -> Result<Record, String> {
         return Err("nbd-client is not installed".to_owned());
     }
     if !Path::new("/sys/module/nbd").is_dir() {
-        let _ = edge.command("modprobe", &[OsStr::new("nbd")]);
+        let _ = edge.command("modprobe", &["nbd"]);
     }
     let socket = edge.socket(provider);
     let mut free = Vec::new();
@@ -242,8 +241,7 @@ pub(super) fn detach(edge: &Edge<'_>, resource: &str, cut: bool) -> Result<(), S
     edge.state.set_device(resource, None).map_err(|error| hast_log::error_text(&error))
 }
 
-/// Links in a directory that lead to a device.
-/// The links to this device, and those with its name: it may be somebody else's soon.
+/// The links in a directory that lead to this device, and those with its name: it may be somebody else's soon.
 fn links_to(directory: &Path, number: Option<u64>, name: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let links = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink()));

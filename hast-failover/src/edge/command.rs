@@ -70,12 +70,17 @@ impl Runner {
     }
 
     /// Runs a program; keeps what it prints for the case that it fails.
-    pub(crate) fn run(&self, program: &str, arguments: &[&OsStr], limit: Duration) -> Ran {
+    pub(crate) fn run(&self, program: &str, arguments: &[impl AsRef<OsStr>], limit: Duration) -> Ran {
         self.ask(program, arguments, limit).0
     }
 
     /// Runs a program; gives what it printed to its standard output too.
-    pub(crate) fn ask(&self, program: &str, arguments: &[&OsStr], limit: Duration) -> (Ran, String) {
+    pub(crate) fn ask(
+        &self,
+        program: &str,
+        arguments: &[impl AsRef<OsStr>],
+        limit: Duration,
+    ) -> (Ran, String) {
         let kept = file("stdout").and_then(|out| Ok(Output::Kept { out, err: file("stderr")? }));
         match kept {
             Ok(output) => self.start(program, arguments, limit, output),
@@ -84,11 +89,17 @@ impl Runner {
     }
 
     /// Runs a program whose output goes nowhere.
-    pub(crate) fn run_silent(&self, program: &str, arguments: &[&OsStr], limit: Duration) -> Ran {
+    pub(crate) fn run_silent(&self, program: &str, arguments: &[impl AsRef<OsStr>], limit: Duration) -> Ran {
         self.start(program, arguments, limit, Output::Nowhere).0
     }
 
-    fn start(&self, program: &str, arguments: &[&OsStr], limit: Duration, output: Output) -> (Ran, String) {
+    fn start(
+        &self,
+        program: &str,
+        arguments: &[impl AsRef<OsStr>],
+        limit: Duration,
+        output: Output,
+    ) -> (Ran, String) {
         let not = |error: std::io::Error| {
             (Ran::Not(format!("{program}: {}", hast_log::error_text(&error))), String::new())
         };
@@ -186,7 +197,7 @@ mod tests {
 
     fn sh(script: &str, limit: Duration) -> (Ran, String) {
         let runner = Runner::new(std::env::var_os("PATH"));
-        runner.ask("sh", &[OsStr::new("-c"), OsStr::new(script)], limit)
+        runner.ask("sh", &["-c", script], limit)
     }
 
     const LONG: Duration = Duration::from_secs(600);
@@ -198,7 +209,7 @@ mod tests {
         assert_eq!((ran, out.as_str()), (Ran::Badly(7, "a b".to_owned()), "a\n"));
         assert_eq!(sh("kill -9 $$", LONG).0, Ran::Badly(137, String::new()));
         let runner = Runner::new(None);
-        assert!(matches!(runner.run("hast-no-such-program", &[], LONG), Ran::Not(_)));
+        assert!(matches!(runner.run("hast-no-such-program", &[""; 0], LONG), Ran::Not(_)));
         assert!(runner.has("sh") && !runner.has("hast-no-such-program"));
     }
 
@@ -223,7 +234,7 @@ mod tests {
         assert_eq!(sh(&script, limit).0, Ran::TooLong(limit));
         let child = std::fs::read_to_string(&file).unwrap();
         let pid = Pid::from_raw(child.trim().parse().unwrap());
-        // Whoever inherits it reaps it by and by.
+        // The process that inherits it may take its time to reap it.
         let state = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         let gone = || nix::sys::signal::kill(pid, None).is_err() || state().contains(") Z ");
         while !gone() {

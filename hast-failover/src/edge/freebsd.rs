@@ -123,7 +123,7 @@ pub(super) fn has_process(runner: &Runner, title: &str) -> Result<bool, String> 
         }
         pattern.push(c);
     }
-    match runner.run("pgrep", &[OsStr::new("-f"), OsStr::new(&pattern)], LIMIT) {
+    match runner.run("pgrep", &["-f", &pattern], LIMIT) {
         Ran::Well => Ok(true),
         Ran::Badly(1, _) => Ok(false),
         ran => Err(format!("pgrep: {ran:?}")),

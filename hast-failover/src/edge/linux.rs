@@ -19,7 +19,7 @@ use crate::system::{Mounted, Ran};
 
 use super::command::Runner;
 use super::requests::Key;
-use super::{device_number, processes};
+use super::{BUSY, device_number, processes};
 
 pub(super) use super::processes::{has_process, kill_if_named, signal};
 
@@ -85,14 +85,18 @@ fn own_entries() -> Result<Vec<Entry>, String> {
     entries(Path::new("/proc/self/mountinfo"))
 }
 
-fn mounted(entry: &Entry) -> Mounted {
+/// The kernel's name for the time since it was started: numbers of mounts begin again with the next one.
+fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
+}
+
+fn mounted(entry: &Entry, boot: &str) -> Mounted {
     // File systems over several devices, and those of a program, have a number that is no device's.
     let device = if major(entry.number) != 0 {
         Some(entry.number)
     } else {
         Some(Path::new(&entry.source)).filter(|source| source.starts_with("/dev")).and_then(device_number)
     };
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     Mounted {
         id: format!("{} {}", entry.id, boot.trim()),
         device,
@@ -105,7 +109,8 @@ fn mounted(entry: &Entry) -> Mounted {
 
 /// All that is mounted, in the order of the kernel.
 pub(super) fn mounts() -> Result<Vec<Mounted>, String> {
-    Ok(own_entries()?.iter().map(mounted).collect())
+    let boot = boot_id();
+    Ok(own_entries()?.iter().map(|entry| mounted(entry, &boot)).collect())
 }
 
 /// What is mounted below a mount, or over it.
@@ -113,7 +118,8 @@ pub(super) fn mounted_below(above: &Mounted) -> Result<Vec<Mounted>, String> {
     let id = above.id.split(' ').next().and_then(|id| id.parse::<u32>().ok());
     let below =
         own_entries()?.into_iter().filter(|entry| Some(entry.parent) == id && entry.id != entry.parent);
-    Ok(below.map(|entry| mounted(&entry)).collect())
+    let boot = boot_id();
+    Ok(below.map(|entry| mounted(&entry, &boot)).collect())
 }
 
 /// A directory as a place in the tree: nothing is read, and nobody is asked who may not answer.
@@ -154,7 +160,7 @@ pub(super) fn mounted_at(point: &Path) -> Result<Option<Mounted>, String> {
         Err(_) => fs::read_link(format!("/proc/self/fd/{}", place.as_raw_fd()))
             .is_ok_and(|name| name == entry.point),
     };
-    Ok(is_root.then(|| mounted(entry)))
+    Ok(is_root.then(|| mounted(entry, &boot_id())))
 }
 
 fn sys(number: u64, file: &str) -> PathBuf {
@@ -267,14 +273,11 @@ fn runner_says_free(runner: &Runner, number: u64, limit: Duration) -> Result<boo
     let arguments = [OsStr::new("-X"), node.as_os_str()];
     match runner.run("/proc/self/exe", &arguments, limit) {
         Ran::Well => Ok(true),
-        Ran::Badly(BUSY, _) => Ok(false),
+        Ran::Badly(status, _) if status == i32::from(BUSY) => Ok(false),
         Ran::TooLong(limit) => Err(format!("it does not answer within {} s", limit.as_secs())),
         Ran::Badly(_, said) | Ran::Not(said) => Err(said),
     }
 }
-
-/// The status of a device that is in use.
-pub(crate) const BUSY: i32 = 16;
 
 /// Whether nobody has claimed a block device: no file system, and nothing that is built on it.
 pub(crate) fn is_exclusively_free(node: &Path) -> io::Result<bool> {

@@ -1,6 +1,5 @@
 //! ZFS pools, as zpool(8) shows them.
 
-use std::ffi::OsStr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,10 +10,7 @@ use super::device_number;
 
 /// The pool with this name, if it is imported.
 pub(super) fn pool(runner: &Runner, name: &str, limit: Duration) -> Result<Option<Pool>, String> {
-    let list = |property: &str| {
-        let words = ["list", "-H", "-o", property, name].map(OsStr::new);
-        runner.ask("zpool", &words, limit)
-    };
+    let list = |property: &str| runner.ask("zpool", &["list", "-H", "-o", property, name], limit);
     match list("name") {
         (Ran::Well, said) if said.trim() == name => {}
         // It is not there, or ZFS is not.
@@ -24,8 +20,7 @@ pub(super) fn pool(runner: &Runner, name: &str, limit: Duration) -> Result<Optio
         }
     }
     let health = list("health").1.trim().to_owned();
-    let words = ["status", "-P", name].map(OsStr::new);
-    let (_, said) = runner.ask("zpool", &words, limit);
+    let (_, said) = runner.ask("zpool", &["status", "-P", name], limit);
     Ok(Some(Pool { health, devices: devices(&said).filter_map(device_number).collect() }))
 }
 

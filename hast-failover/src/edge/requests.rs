@@ -2,7 +2,7 @@
 //!
 //! A request is made when its process is forked. Its key is that moment, as exactly as the kernel tells it, and the process
 //! id, which tells apart what the moment does not: ids are given out in order. The file `<group>.request` always has the latest
-//! request; `<group>.lock` is held by whoever works.
+//! request; the run that works on the group holds `<group>.lock`.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::run::Role;
+
+use super::state;
 
 /// Between two looks at a lock.
 const MOMENT: Duration = Duration::from_millis(20);
@@ -80,7 +82,7 @@ impl Requests {
     }
 
     fn file(&self, group: &str, kind: &str) -> PathBuf {
-        self.directory.join(format!("{}.{kind}", super::state::name(group)))
+        self.directory.join(format!("{}.{kind}", state::name(group)))
     }
 
     fn current(&self, group: &str) -> Option<String> {
@@ -103,9 +105,7 @@ impl Requests {
         {
             return Ok(Published::Overtaken(current));
         }
-        let new = self.file(group, &format!("request.{key}"));
-        fs::write(&new, format!("{role} {key}\n"))?;
-        fs::rename(&new, self.file(group, "request"))?;
+        state::write(&self.file(group, "request"), &format!("{role} {key}"))?;
         Ok(Published::Latest)
     }
 

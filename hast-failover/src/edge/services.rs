@@ -1,6 +1,5 @@
 //! Services, by whatever starts them here: a program, rc(8), systemd or service(8). What they print goes nowhere.
 
-use std::ffi::OsStr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -29,16 +28,11 @@ fn by<'a>(runner: &Runner, name: &'a str) -> By<'a> {
     }
 }
 
-fn run(runner: &Runner, program: &str, words: &[&str], limit: Duration) -> Ran {
-    let words: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
-    runner.run_silent(program, &words, limit)
-}
-
 /// Whether it runs, as far as anybody can say.
 pub(super) fn runs(runner: &Runner, name: &str, limit: Duration) -> Option<bool> {
     let ran = match by(runner, name) {
-        By::Rc => run(runner, "service", &[name, "onestatus"], limit),
-        By::Systemd => run(runner, "systemctl", &["--quiet", "is-active", name], limit),
+        By::Rc => runner.run_silent("service", &[name, "onestatus"], limit),
+        By::Systemd => runner.run_silent("systemctl", &["--quiet", "is-active", name], limit),
         By::Itself(_) | By::Service => return None,
     };
     match ran {
@@ -56,9 +50,9 @@ pub(super) fn does(runner: &Runner, name: &str, way: Way, limit: Duration) -> Ra
         Way::Down => "stop",
     };
     match by(runner, name) {
-        By::Itself(program) => run(runner, program, &[verb], limit),
-        By::Rc => run(runner, "service", &[name, &format!("one{verb}")], limit),
-        By::Systemd => run(runner, "systemctl", &[verb, name], limit),
-        By::Service => run(runner, "service", &[name, verb], limit),
+        By::Itself(program) => runner.run_silent(program, &[verb], limit),
+        By::Rc => runner.run_silent("service", &[name, &format!("one{verb}")], limit),
+        By::Systemd => runner.run_silent("systemctl", &[verb, name], limit),
+        By::Service => runner.run_silent("service", &[name, verb], limit),
     }
 }

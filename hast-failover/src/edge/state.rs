@@ -89,8 +89,8 @@ fn parse(text: &str) -> Option<Record> {
     Some(Record { kind, device, token })
 }
 
-/// At once or not at all.
-fn write(file: &Path, line: &str) -> io::Result<()> {
+/// Writes a file of one line, at once or not at all. One at a time: the caller holds a lock.
+pub(super) fn write(file: &Path, line: &str) -> io::Result<()> {
     let mut new = file.as_os_str().to_owned();
     new.push(".new");
     fs::write(&new, format!("{line}\n"))?;

@@ -24,7 +24,7 @@ impl<S: System> Run<'_, S> {
         self.announce(address)
     }
 
-    /// Whoever is not told finds out by and by: no reason to give up.
+    /// A failure is no reason to give up: the other hosts of the network find out for themselves, but later.
     fn announce(&mut self, address: &Address) -> Done {
         if let Err(why) = self.system.announce(address) {
             self.warn(format!("{address}: the network is not told of it: {why}"));

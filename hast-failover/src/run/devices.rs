@@ -161,16 +161,7 @@ impl<S: System> Run<'_, S> {
         }
     }
 
-    /// What was waited for in vain: because of its time, or of a later request.
-    fn too_late(&mut self, words: String) -> Done {
-        if let Some(later) = self.system.later() {
-            self.give_up(later);
-            return Err(Failed);
-        }
-        self.failed(words)
-    }
-
-    /// Why the device of a resource is none that works; none if it is one.
+    /// What is wrong with the device of a resource, if it does not work.
     pub(super) fn device_is_missing(&mut self, resource: &str) -> Option<String> {
         if self.system.platform() == Platform::Linux && self.group.attach == Attach::None {
             return None;

@@ -189,7 +189,7 @@ impl Fake {
         }
     }
 
-    /// The device goes, whoever uses it.
+    /// The device goes, also if it is used.
     fn take_device(&mut self, resource: &str) {
         let number = self.attached.get(resource).and_then(|attached| attached.number);
         let number = number.or(self.nodes.get(resource).and_then(|node| node.number));

@@ -98,7 +98,7 @@ impl<S: System> Run<'_, S> {
             _ => None,
         };
         match (ran, mounted) {
-            // Whoever has done it: it is so.
+            // Also if another program has mounted it.
             (ran, Some(mounted)) => {
                 self.system.remember(Some(&mounted));
                 if ran == Ran::Well {
@@ -214,7 +214,7 @@ impl<S: System> Run<'_, S> {
         }
     }
 
-    /// Tries once. It is unmounted if it is not there any more, whoever did it.
+    /// Tries once. It is unmounted if it is not there any more, also if another program has unmounted it.
     fn unmounted(&mut self, point: &Path, mounted: &Mounted, how: Unmount) -> bool {
         match self.system.mounted_at(point) {
             // What the command says counts less than what is so.

@@ -55,7 +55,7 @@ impl<S: System> Run<'_, S> {
         for (signal, force) in stages {
             if let Some(signal) = signal {
                 for mounted in self.system.mounted_from_pool(name) {
-                    // Whoever does not go is met again in the next stage.
+                    // A process that stays gets another signal in the next stage.
                     let _ = self.system.signal(&mounted, signal);
                 }
             }

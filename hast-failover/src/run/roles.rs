@@ -47,8 +47,8 @@ impl<S: System> Run<'_, S> {
         self.failed(format!("{resource} did not stay primary; hastd's log says why."))
     }
 
-    /// A secondary with a worker has a primary that is connected: in a planned change whoever decides may have told the
-    /// new primary first. FreeBSD's own hastd does not wait for that worker either, which would still hold the provider.
+    /// A secondary with a worker has a primary that is connected: in a planned change the cluster manager may have told
+    /// the new primary first. FreeBSD's own hastd does not wait for that worker either, which would still hold the provider.
     fn secondary_has_left(&mut self, resource: &str) -> Done {
         let original = match self.group.wait_secondary {
             Wait::No => return Ok(()),
@@ -82,13 +82,9 @@ impl<S: System> Run<'_, S> {
     }
 
     fn is_still_primary(&mut self, resource: &str) -> Done {
-        if let Some(later) = self.system.later() {
-            self.give_up(later);
-            return Err(super::Failed);
-        }
         self.status = exit::SOFTWARE;
         let seconds = self.group.role_timeout.as_secs();
-        self.failed(format!(
+        self.too_late(format!(
             "{resource}: the secondary's worker is still there after {seconds} s: the other node is still primary."
         ))
     }

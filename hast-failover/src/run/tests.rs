@@ -321,7 +321,7 @@ fn what_is_mounted_below_is_left_alone_and_nobody_is_signalled_for_it() {
 }
 
 #[test]
-fn whoever_is_in_the_file_system_goes_politely_then_not() {
+fn processes_in_the_file_system_are_asked_to_end_then_killed() {
     for (goes, signals) in [(Signal::Term, 1), (Signal::Kill, 2)] {
         let mut fake = node(Platform::Linux, false, true);
         fake.processes = vec![(7, DEVICE, goes), (8, STRANGE, Signal::Term)];
@@ -441,7 +441,7 @@ fn the_secondarys_worker_is_waited_for_with_the_original() {
     }
 }
 
-/// Whoever decides may tell the new primary before the old one; by force it does not wait.
+/// A cluster manager may tell the new primary before the old one; by force it does not wait.
 #[test]
 fn a_primary_that_is_connected_is_waited_for() {
     let mut fake = Fake::new(Platform::Linux);
