@@ -44,7 +44,7 @@ pub struct Config {
     pub nbd_is_default: bool,
     /// The resources in the order of the file.
     pub resources: Vec<Resource>,
-    /// The file has a statement that an original cannot read, and not behind `#%`: whoever reads it is one of ours.
+    /// The file has a statement outside `#%` that an original cannot read: only this implementation reads the file.
     pub is_ours_alone: bool,
     /// What was skipped in the file, one message each, with file, line and column.
     pub warnings: Vec<String>,

@@ -1,15 +1,15 @@
 //! Whether an address is that of this node itself.
 //!
-//! Only what is certain counts: an address that this node listens on, or that one of its interfaces has now behind a
-//! wildcard. Of a node that is not this host (`-N`) no interface is known. A name is not looked up, unless it is the
-//! node's own.
+//! An address that this node listens on is its own for certain, and an error as a `remote`. One that an interface has now,
+//! while the node listens on a wildcard, may move to another node: that is worth a warning. The interfaces of a node that is
+//! not this host (`-N`) are not known. A name is not looked up; only the node's own names count.
 
 use crate::node::Node;
 use hast_net::address::{Address, Endpoint, Host};
 use std::net::IpAddr;
 
-/// Whether whoever connects to `remote` from this node, which listens on `listen`, meets itself: at the moment. An address
-/// behind a wildcard may move to another node.
+/// Whether `remote` is at the moment an address of an interface of this node, which listens on `listen`, a wildcard among
+/// them: a connection to it would end here.
 pub(crate) fn leads_here_now(remote: &Address, listen: &[Address], node: &Node) -> bool {
     let Endpoint::Tcp { host: Host::Ip(ip), port, .. } = remote.endpoint() else { return false };
     let mut on_port = listen.iter().filter(|own| own.port() == Some(*port)).filter_map(Address::literal);
@@ -18,7 +18,8 @@ pub(crate) fn leads_here_now(remote: &Address, listen: &[Address], node: &Node) 
     })
 }
 
-/// The same, whatever addresses the interfaces have.
+/// Whether a connection to `remote` ends at this node itself, which listens on `listen`, whatever addresses its interfaces
+/// have.
 pub(crate) fn leads_here(remote: &Address, listen: &[Address], node: &Node) -> bool {
     let (host, port) = match remote.endpoint() {
         endpoint @ Endpoint::Unix(_) => return listen.iter().any(|own| own.endpoint() == endpoint),

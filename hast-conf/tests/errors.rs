@@ -326,7 +326,7 @@ fn socket_paths_too_long() {
     );
 }
 
-/// What is an error for one node is none for the other, whose sections differ.
+/// A file may be wrong for one node and right for the other, because their sections differ.
 #[test]
 fn only_this_nodes_resources_are_compared() {
     let text = "resource r { on a { local /d remote b } on b { local /d remote a } }

@@ -302,7 +302,7 @@ fn emit(severity: Severity, message: fmt::Arguments<'_>) {
     let line = Line { severity, prefix, message };
     let mut lines = Vec::new();
     match &mut output.repeats {
-        // Whoever asks for debug output wants all of it.
+        // Debug output is asked for to see all of it.
         Some((start, repeats)) if log::max_level() <= LevelFilter::Info => {
             repeats.take(start.elapsed(), line, &mut lines);
         }

@@ -36,12 +36,10 @@ pub(crate) struct Line {
 
 #[derive(Debug)]
 struct Kind {
-    severity: Severity,
-    prefix: String,
-    /// The message without its numbers.
+    /// The last one.
+    line: Line,
+    /// Its message without its numbers.
     pattern: String,
-    /// The last message.
-    message: String,
     /// When the window began, and what has been shown in it.
     since: Duration,
     shown: u32,
@@ -63,22 +61,13 @@ impl Repeats {
     pub(crate) fn take(&mut self, now: Duration, line: Line, out: &mut Vec<Line>) {
         let pattern = pattern(&line.message);
         let known = self.kinds.iter().position(|kind| {
-            kind.severity == line.severity && kind.prefix == line.prefix && kind.pattern == pattern
+            kind.line.severity == line.severity && kind.line.prefix == line.prefix && kind.pattern == pattern
         });
         self.tell(now, out);
-        let known = known.and_then(|at| self.kinds.remove(at));
-        let mut kind = known.unwrap_or_else(|| Kind {
-            severity: line.severity,
-            prefix: line.prefix.clone(),
-            pattern,
-            message: String::new(),
-            since: now,
-            shown: 0,
-            last: now,
-            held: None,
-        });
-        kind.message.clone_from(&line.message);
-        kind.last = now;
+        let mut kind = match known.and_then(|at| self.kinds.remove(at)) {
+            Some(kind) => Kind { line, last: now, ..kind },
+            None => Kind { line, pattern, since: now, shown: 0, last: now, held: None },
+        };
         match &mut kind.held {
             Some(held) => {
                 held.count = held.count.saturating_add(1);
@@ -90,12 +79,10 @@ impl Repeats {
                 }
                 if kind.shown < SHOWN {
                     kind.shown += 1;
-                    out.push(line);
+                    out.push(kind.line.clone());
                 } else {
                     kind.held = Some(Held { count: 1, total: 1, told: now });
-                    let message = &kind.message;
-                    let message = format!("More of this is counted, and told of once a minute: {message}");
-                    out.push(kind.line(message));
+                    out.push(kind.told("More of this is counted, and told of once a minute"));
                 }
             }
         }
@@ -118,8 +105,7 @@ impl Repeats {
             {
                 let count = std::mem::take(&mut held.count);
                 held.told = now;
-                let message = format!("{count} more like this in the last minute: {}", kind.message);
-                out.push(kind.line(message));
+                out.push(kind.told(&format!("{count} more like this in the last minute")));
             }
         }
     }
@@ -140,17 +126,20 @@ impl Repeats {
 }
 
 impl Kind {
-    fn line(&self, message: String) -> Line {
-        Line { severity: self.severity, prefix: self.prefix.clone(), message }
+    /// The last message, behind what is said of all.
+    fn told(&self, of_all: &str) -> Line {
+        Line { message: format!("{of_all}: {}", self.line.message), ..self.line.clone() }
     }
 
     /// What is told when it does not come any more.
     fn end(&self) -> Option<Line> {
         let held = self.held.as_ref()?;
-        let (total, last) = (held.total, &self.message);
-        Some(self.line(format!(
-            "No more of this for now; it came {total} times without being shown, at last as: {last}"
-        )))
+        let total = held.total;
+        Some(
+            self.told(&format!(
+                "No more of this for now; it came {total} times without being shown, at last as"
+            )),
+        )
     }
 }
 

@@ -41,8 +41,8 @@ impl Syslog {
         Syslog { paths, identity: identity.to_owned(), socket }
     }
 
-    /// Sends `message`, each of its lines with the prefix, as syslog's `severity` (3 is an error). Says whether there is a syslog daemon at all;
-    /// a daemon that is too slow loses the message, which counts as sent.
+    /// Sends `message`, each of its lines with the prefix, as syslog's `severity` (3 is an error). Says whether there is a
+    /// syslog daemon at all; a daemon that is too slow loses the message, which counts as sent.
     pub fn send(&mut self, severity: u8, prefix: &str, message: &str) -> bool {
         let head = format!("<{}>{}[{}]: {prefix}", FACILITY | severity, self.identity, process::id());
         let mut sent = true;

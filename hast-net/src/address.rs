@@ -264,7 +264,7 @@ pub enum AddressError {
     /// Brackets or several colons, but no IPv6 address.
     #[error("`{0}` is not an IPv6 address")]
     BadIpv6(String),
-    /// A zone behind an address that is none of a link's.
+    /// A zone behind an address that is not a link-local one.
     #[error("{0} is not a link-local address and has no zone")]
     ZoneOfGlobal(Ipv6Addr),
     /// A bracket without its partner, or something other than a port behind it.

@@ -17,7 +17,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::exit;
 
-/// How long hastd may take to answer, and whoever listens there to take the connection.
+/// How long hastd may take to accept the connection, and to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// What a change of roles takes beside the `timeout`s of a resource: a disk has a minute for what a secondary has
 /// acknowledged, a provider a few seconds to become free.

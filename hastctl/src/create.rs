@@ -159,7 +159,7 @@ fn lay_out(provider: &Provider, wanted: Wanted, former: Option<u64>) -> Result<L
     let aligned = Layout::create_aligned(mediasize, sectorsize, narrow).map_err(unable)?;
     Ok(match wanted.alignment {
         Alignment::Always => aligned,
-        // A size that was asked for is that of the other node, whoever has laid that out.
+        // A size that was asked for is that of the other node, also if an original has created that one.
         _ if wanted.mediasize != 0 => plain.moved_to_boundary(provider.mediasize()),
         // What the other node was connected to before keeps its size.
         Alignment::Ours if former != Some(plain.datasize()) => aligned,

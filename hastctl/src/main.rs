@@ -304,9 +304,7 @@ fn report_roles(config: &Config, entries: &[Entry], new: Role) {
         match entry {
             Entry::Error { name, error, reason } => {
                 log::warn!("Received error {error} from hastd.");
-                if let Some(reason) = reason {
-                    log::warn!("{}.", human::printable(reason));
-                }
+                tell_reason(reason.as_deref());
                 if reason.is_none() || new == Role::Primary {
                     log::warn!("{}", hint::error(config, name, *error, Some(new)));
                 }
@@ -327,11 +325,16 @@ fn explain(config: &Config, entries: &[Entry]) {
     for entry in entries {
         if let Entry::Error { name, error, reason } = entry {
             let _scope = hast_log::scope(Some(name), None);
-            if let Some(reason) = reason {
-                log::warn!("{}.", human::printable(reason));
-            }
+            tell_reason(reason.as_deref());
             log::warn!("{}", hint::error(config, name, *error, None));
         }
+    }
+}
+
+/// Why hastd refuses, if it says so.
+fn tell_reason(reason: Option<&str>) {
+    if let Some(reason) = reason {
+        log::warn!("{}.", printable(reason));
     }
 }
 

@@ -31,7 +31,7 @@ const STARTING: u32 = 40;
 const REMINDER: Duration = Duration::from_secs(10);
 
 /// Sends the daemon of `config` a SIGTERM and returns when it has ended. Its workers finish their writes first, so
-/// this takes as long as they take, which has a bound. Whoever uses a device that goes with it is named.
+/// this takes as long as they take, which has a bound. Programs that use a device which goes with it are named.
 pub(crate) fn stop(config: &Config) -> Result<(), StopError> {
     let pidfile = config.pidfile.as_path();
     let not_running = || StopError::NotRunning { pidfile: pidfile.to_owned() };

@@ -1,4 +1,4 @@
-//! What goes to standard error when a command line is none, and what `--help` prints.
+//! What goes to standard error when a command line cannot be understood, and what `--help` prints.
 //!
 //! The original's lines come first and are its own, to the word; ours follow.
 
@@ -29,7 +29,7 @@ pub(crate) enum UsageError {
     IllegalOption(u8),
     /// An option without the value that it needs.
     MissingValue(u8),
-    /// A size that is none; the name of what it is for.
+    /// Not a size; the name of what it is for.
     InvalidSize(&'static str),
 }
 

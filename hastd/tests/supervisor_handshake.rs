@@ -67,7 +67,7 @@ fn refused_token(place: &Place, token: &Token) -> String {
     refusal(&stream.last()).errmsg
 }
 
-/// Whoever connects over and over again does not fill the log.
+/// A node that connects over and over again does not fill the log.
 #[test]
 fn what_comes_very_often_is_counted() {
     let place = place();

@@ -367,7 +367,7 @@ fn a_primary_that_stays_is_not_joined() {
     });
     place.wait_for_log(WAITING);
     assert_eq!((place.role("disk0").as_str(), place.status("disk0").workerpid), ("secondary", worker));
-    // Whoever asks for something else meanwhile does not wait.
+    // A client that asks for something else meanwhile does not wait.
     std::thread::scope(|scope| {
         let asking = scope.spawn(|| refused(&place, &["disk0"]));
         place.wait_for_log_times(WAITING, 2);

@@ -154,9 +154,6 @@ struct Drain {
     deadline: Duration,
     /// Both nodes have been asked to flush.
     flushed: bool,
-    /// Extents that are in the map only because they were written lately have left it: when the nodes meet again there is
-    /// nothing to copy.
-    settled: bool,
     /// The secondary was there when it began: what is not complete on both nodes by the end fails, rather
     /// than being complete on one.
     connected: bool,
@@ -497,7 +494,7 @@ impl Primary {
         // A drain that begins during another one: what was to fail then still does.
         let connected =
             self.link.is_up() || matches!(self.phase, Phase::Draining(Drain { connected: true, .. }));
-        self.phase = Phase::Draining(Drain { after, deadline, flushed: false, settled: false, connected });
+        self.phase = Phase::Draining(Drain { after, deadline, flushed: false, connected });
         if after == AfterDrain::Exit {
             for (id, _) in std::mem::take(&mut self.held) {
                 self.complete(id, Err(Errno::ECANCELED));
@@ -586,11 +583,12 @@ impl Primary {
         if self.ends_unmarked() || (drain.after == AfterDrain::Exit && self.ends_unrecorded()) {
             return;
         }
-        if !drain.settled {
-            self.phase = Phase::Draining(Drain { settled: true, ..drain });
-            self.map.forget_recent();
-            self.kick_map();
-            return self.check_drained();
+        // Extents that are in the map only because they were written lately leave it: when the nodes meet again there is
+        // nothing to copy.
+        self.map.forget_recent();
+        self.kick_map();
+        if self.map.is_writing() {
+            return;
         }
         match drain.after {
             AfterDrain::Exit if drain.connected && self.leaves_behind() => {

@@ -215,7 +215,7 @@ fn a_reload_says_what_came_of_it() {
     assert!(ran.stderr.contains("hastd was not asked"), "{ran:?}");
 }
 
-/// Whoever uses a device that goes with the daemon is named before it goes.
+/// Programs that use a device which goes with the daemon are named before it goes.
 #[test]
 fn stop_names_who_uses_devices() {
     let node = Node::new(
@@ -325,7 +325,7 @@ fn without_a_daemon_it_is_71() {
     assert_eq!(node.hastctl(&["status"]), refused("Connection refused"));
 }
 
-/// A daemon that hangs: frozen, or waiting for a name service. Whoever monitors it hears of that, and goes on.
+/// A daemon that hangs: frozen, or waiting for a name service. A monitoring program is told so, and goes on.
 #[test]
 fn a_daemon_that_does_not_answer_is_75() {
     for line in [&["status"][..], &["role", "init", "test"]] {

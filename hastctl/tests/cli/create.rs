@@ -240,7 +240,7 @@ fn the_provider_of_another_resource_is_left_alone() {
     assert!(ran.stderr.contains("metadata of the resource other"), "{ran:?}");
     assert_eq!(fs::read(node.provider()).unwrap(), before);
     assert_eq!(node.hastctl(&["create", "-f", "test"]), DONE);
-    // What is its own is made anew without a question: a split-brain is resolved that way.
+    // The resource's own provider is created again without a question: a split-brain is resolved that way.
     assert_eq!(node.hastctl(&["create", "test"]), DONE);
 }
 

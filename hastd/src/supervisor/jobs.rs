@@ -125,11 +125,16 @@ impl Jobs {
         );
     }
 
+    fn new_job(&mut self) -> JobId {
+        let job = JobId(self.next);
+        self.next = self.next.wrapping_add(1);
+        job
+    }
+
     /// Opens and locks a provider, unless it is `held` already, and reads its metadata if it is to be asked
     /// what it says `about` a resource: then it has to be fit for use.
     pub(super) fn open(&mut self, path: PathBuf, held: Option<Provider>, about: Option<String>) -> JobId {
-        let job = JobId(self.next);
-        self.next = self.next.wrapping_add(1);
+        let job = self.new_job();
         let place = path.clone();
         let work = move || {
             let provider = held.map_or_else(|| Provider::claim(&place, PATIENCE), Ok)?;
@@ -146,8 +151,7 @@ impl Jobs {
     /// Looks whether `resource` can use the provider at `path`, and lets it go again. What it uses now, at `held`, may be the
     /// same disk by another name.
     pub(super) fn probe(&mut self, path: PathBuf, held: Option<PathBuf>, resource: String) -> JobId {
-        let job = JobId(self.next);
-        self.next = self.next.wrapping_add(1);
+        let job = self.new_job();
         let work = move || -> Result<(), UnusableError> {
             let same = held.is_some_and(|held| is_same(&held, &path));
             let provider =

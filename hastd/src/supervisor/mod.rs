@@ -80,13 +80,7 @@ pub fn run() -> i32 {
     };
     hast_log::init(hast_log::Sink::Terminal, options.debug);
     if options.check {
-        return match start::check(&options) {
-            Ok(text) => print(&text),
-            Err(failure) => {
-                log::error!("{}", failure.text);
-                failure.status
-            }
-        };
+        return start::check(&options).map_or_else(|failure| fail(&failure), |text| print(&text));
     }
     hast_log::count_repeats();
     let supervisor = start::prepare(&options).and_then(|prepared| prepared.start(&options));
@@ -97,18 +91,18 @@ pub fn run() -> i32 {
         })
     });
     hast_log::end_repeats();
-    match result {
-        Ok(()) => 0,
-        Err(failure) => {
-            log::error!("{}", failure.text);
-            failure.status
-        }
-    }
+    result.map_or_else(|failure| fail(&failure), |()| 0)
+}
+
+/// Says why it does not go on; returns the exit status.
+fn fail(failure: &start::Failure) -> i32 {
+    log::error!("{}", failure.text);
+    failure.status
 }
 
 /// Prints what was asked for; returns the exit status.
 fn print(text: &str) -> i32 {
-    // Whoever does not read it has seen enough.
+    // A reader that has closed the pipe has seen enough.
     let _ = writeln!(io::stdout(), "{text}");
     0
 }

@@ -18,7 +18,7 @@ use hast_net::errno::Errno;
 
 use super::Supervisor;
 use super::process::Asker;
-use super::resource::{Change, Resource, Step, Task};
+use super::resource::{Change, Resource, Step, Task, Waiter};
 
 /// On what condition a node becomes primary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,15 +105,15 @@ impl Supervisor {
         let Some(change) = &mut resource.change else { return };
         change.step = Step::Waiting(now + patience);
         let _scope = resource.scope();
-        let (primary, seconds) = (resource.config.remote_text(), patience.as_secs());
-        log::info!("{primary} is primary and connected: waiting up to {seconds} s for it to leave its role.");
+        let (primary, seconds) = (resource.connected_primary(), patience.as_secs());
+        log::info!("{primary}: waiting up to {seconds} s for it to leave its role.");
     }
 
     /// The worker has answered, or will not.
     pub(super) fn promotion_answered(&mut self, index: usize, answer: Option<&WorkerStatus>, now: Instant) {
         let Some(resource) = self.resources.get_mut(index) else { return };
         let alone = resource.is_left_alone();
-        let primary = format!("{} is primary and connected", resource.config.remote_text());
+        let primary = resource.connected_primary();
         let Some(change) = resource.change.as_mut().filter(|change| !change.step.leaves_role()) else {
             return;
         };
@@ -122,7 +122,7 @@ impl Supervisor {
         let again = change.step == Step::AskingAgain;
         match facts.and_then(Outdated::told) {
             Some(outdated) => self.refuse_promotion(index, &outdated.to_string()),
-            // One that connects anew, or whose worker does not answer, may be there all the same.
+            // A primary that is just connecting again, or one that a worker which does not answer serves, still counts.
             None if again && !alone && answer.is_none_or(|status| status.complete) => {
                 self.refuse_promotion(index, &primary);
             }
@@ -156,7 +156,7 @@ impl Supervisor {
         let uncertain =
             |change: &Change| change.promotion == Promotion::Checked && !change.step.leaves_role();
         if resource.change.as_ref().is_some_and(uncertain) {
-            let primary = format!("{} is primary and connected", resource.config.remote_text());
+            let primary = resource.connected_primary();
             self.refuse_promotion(index, &primary);
         }
     }
@@ -167,18 +167,12 @@ impl Supervisor {
         let Some(resource) = self.resources.get_mut(index).filter(|r| r.role == Role::Secondary) else {
             return;
         };
-        let uncertain = |task: &Task| {
-            matches!(task, Task::SetRole { role: Role::Primary, promotion: Promotion::Checked, .. })
-        };
         let (refused, rest): (VecDeque<Task>, _) =
-            std::mem::take(&mut resource.tasks).into_iter().partition(uncertain);
+            std::mem::take(&mut resource.tasks).into_iter().partition(Task::is_checked_promotion);
         resource.tasks = rest;
-        let name = resource.config.name.clone();
         for task in refused {
-            if let Task::SetRole { waiter: Some(waiter), .. } = task {
-                let reason = Some("The configuration of the resource has changed meanwhile".to_owned());
-                let entry = Entry::Error { name: name.clone(), error: Errno::ESTALE.to_wire(), reason };
-                self.answer(waiter.client, &[waiter.slot], entry);
+            if let Task::SetRole { waiter, .. } = task {
+                self.answer_refused(index, waiter, "The configuration of the resource has changed meanwhile");
             }
         }
     }
@@ -190,17 +184,23 @@ impl Supervisor {
         let scope = resource.scope();
         log::error!("{reason}. Role not changed to {}.", Role::Primary.as_str());
         drop(scope);
-        let name = resource.config.name.clone();
         if resource.role == Role::Init {
             // Opened to be asked, and locked by nobody in this role.
             resource.provider = None;
         }
-        if let Some(waiter) = waiter {
-            let reason = Some(reason.to_owned());
-            let entry = Entry::Error { name, error: Errno::ESTALE.to_wire(), reason };
-            self.answer(waiter.client, &[waiter.slot], entry);
-        }
+        self.answer_refused(index, waiter, reason);
         self.start_secondary(index);
+    }
+
+    fn answer_refused(&mut self, index: usize, waiter: Option<Waiter>, reason: &str) {
+        let Some(resource) = self.resources.get(index) else { return };
+        let Some(waiter) = waiter else { return };
+        let (name, reason) = (resource.config.name.clone(), Some(reason.to_owned()));
+        self.answer(
+            waiter.client,
+            &[waiter.slot],
+            Entry::Error { name, error: Errno::ESTALE.to_wire(), reason },
+        );
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! The new configuration is read and everything it needs is opened first; if that fails the old one stays in
 //! force. What changed is found by [`hast_conf::diff`]. A resource that would lose what it uses, because its new provider
-//! or device cannot be opened, goes on as it was. Whoever asked is told what became of it (`told`).
+//! or device cannot be opened, goes on as it was. The clients that asked are told what became of it (`told`).
 
 use std::io;
 use std::net::SocketAddr;
@@ -203,8 +203,7 @@ impl Supervisor {
     }
 
     fn not_reloaded(&mut self, mut told: Told, status: i32, now: Instant) {
-        const TEXT: &str = "Configuration not reloaded.";
-        told.warn(TEXT.to_owned());
+        told.warn("Configuration not reloaded.".to_owned());
         self.tell_reloaded(told, status, now);
     }
 
@@ -265,26 +264,18 @@ impl Supervisor {
             self.listeners.extract_if(.., |listener| is_among(&listener.address, &listen_closed)).collect();
         let closed: Vec<Address> = closed.into_iter().map(|listener| listener.address).collect();
         let mut missing = Vec::new();
-        let mut lines = Vec::new();
         for address in listen_opened {
             match self.open_listener(&address, reload.found(&address)) {
-                Ok(()) => {
-                    log::info!("Listening on address {address}.");
-                    lines.push(format!("Listening on address {address}."));
-                }
+                Ok(()) => reload.told.info(format!("Listening on address {address}.")),
                 Err(error) if is_excused(&reload.config, &error) => log::debug!("{error}"),
-                Err(error) => {
-                    lines.push(error.to_string());
-                    if error.is_not_there() {
-                        absent::log(&error);
-                        missing.push(address);
-                    } else {
-                        log::warn!("{error}");
-                    }
+                Err(error) if error.is_not_there() => {
+                    absent::log(&error);
+                    reload.told.lines.push(error.to_string());
+                    missing.push(address);
                 }
+                Err(error) => reload.told.warn(error.to_string()),
             }
         }
-        reload.told.lines.append(&mut lines);
         if !self.listeners.is_empty() {
             let closed = closed.iter().map(|address| format!("Not listening on address {address} any more."));
             reload.told.lines.extend(closed);

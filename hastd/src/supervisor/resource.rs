@@ -133,6 +133,11 @@ impl Resource {
         self.worker.is_none() && matches!(self.pending, Pending::None)
     }
 
+    /// Why this secondary does not become primary, while the other node is it.
+    pub(super) fn connected_primary(&self) -> String {
+        format!("{} is primary and connected", self.config.remote_text())
+    }
+
     /// How long a primary that is connected may take to leave its role before a promotion here is refused. A dead one is
     /// noticed in that time: it is silent for `peer-timeout`, and then its connection counts as lost.
     pub(super) fn primary_patience(&self, original: bool) -> Duration {
@@ -185,6 +190,13 @@ pub(super) enum Task {
     Replace(Box<(hast_conf::Resource, Option<PathBuf>)>),
     /// Forget the resource; only in role init.
     Remove,
+}
+
+impl Task {
+    /// Whether it makes this node primary on condition that its data is not known to be out of date.
+    pub(super) fn is_checked_promotion(&self) -> bool {
+        matches!(self, Task::SetRole { role: Role::Primary, promotion: Promotion::Checked, .. })
+    }
 }
 
 /// A place in the answer to a control client.

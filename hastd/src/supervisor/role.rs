@@ -24,9 +24,7 @@ impl Supervisor {
     /// Adds something to be done with a resource, and begins with it if nothing else is being done.
     pub(super) fn add_task(&mut self, index: usize, task: Task, now: Instant) {
         if let Some(resource) = self.resources.get_mut(index) {
-            let (role, promotion) = (Role::Primary, Promotion::Checked);
-            let the_same =
-                matches!(&task, Task::SetRole { role: r, promotion: p, .. } if (*r, *p) == (role, promotion));
+            let the_same = task.is_checked_promotion();
             resource.tasks.push_back(task);
             if !the_same {
                 self.give_up_waiting(index);
