@@ -145,8 +145,7 @@ impl Supervisor {
         change.step = Step::AskingAgain;
         let asked = resource.worker.as_mut().is_some_and(|worker| worker.ask(now, Asker::Promotion).is_ok());
         if !asked {
-            self.leave_role(index, now);
-            self.advance(index, now);
+            self.promotion_answered(index, None, now);
         }
     }
 
@@ -208,8 +207,11 @@ impl Supervisor {
 mod tests {
     use super::*;
     use crate::supervisor::options::Options;
+    use crate::supervisor::resource::{Complete, Pending};
     use crate::supervisor::start;
     use hast_format::extension::{Extension, Run};
+    use hast_net::extensions::Extensions;
+    use hast_net::handshake::SecondHello;
 
     fn metadata(extension: Extension) -> Metadata {
         Metadata {
@@ -279,6 +281,43 @@ mod tests {
         let (role, promotion, step) = (Role::Primary, Promotion::Checked, Step::Asking);
         resource.change = Some(Change { role, promotion, waiter: None, step, suspect: false, stopped: None });
         supervisor
+    }
+
+    /// A primary that has completed both steps of the handshake, and whose worker here has not begun.
+    fn just_connected() -> Pending {
+        let (out, in_) = socket2::Socket::pair(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+        let hello = SecondHello {
+            resource: "r".into(),
+            token: [1; 16],
+            virgin: false,
+            resuid: 1,
+            localcnt: 1,
+            remotecnt: 1,
+            boot: None,
+            parting: None,
+            meeting: None,
+        };
+        Pending::Complete(Box::new(Complete { out, in_, version: 1, ext: Extensions::NONE, hello }))
+    }
+
+    /// The worker has died while the primary was waited for: nobody can be asked, and whether the primary is connected is
+    /// known from its connections alone.
+    #[test]
+    fn a_primary_that_is_just_connecting_is_not_joined() {
+        let directory = tempfile::tempdir().unwrap();
+        let now = Instant::now();
+        let mut supervisor = asked(directory.path());
+        for (pending, is_refused) in [(just_connected(), true), (Pending::None, false)] {
+            let resource = &mut supervisor.resources[0];
+            resource.pending = pending;
+            let (role, promotion, step) = (Role::Primary, Promotion::Checked, Step::Waiting(now));
+            resource.change =
+                Some(Change { role, promotion, waiter: None, step, suspect: false, stopped: None });
+            supervisor.ask_again(0, now);
+            let resource = &supervisor.resources[0];
+            assert_eq!(resource.is_settled(), is_refused, "{:?}", resource.change);
+            assert_eq!(matches!(resource.pending, Pending::Complete(_)), is_refused);
+        }
     }
 
     /// Nothing has been stopped when the worker's answer is a refusal; only a good answer, or none, goes on.
