@@ -298,6 +298,8 @@ impl H {
                     self.t = self.t.max(at);
                     self.p.handle_timeout(self.t);
                     self.pump();
+                    let next = self.p.poll_timeout();
+                    assert!(next.is_none_or(|at| at >= self.t), "{next:?} has passed at {:?}", self.t);
                 }
                 _ => break,
             }
@@ -1348,7 +1350,11 @@ impl S {
         host: Host,
         hello: SecondHello,
     ) -> S {
-        let size = 4096 + 512 + 24 * u64::from(ES);
+        S::from_disk(S::disk(24, ext, bits), known, peer_timeout, host, hello)
+    }
+    /// The disk of a node with so many extents.
+    fn disk(extents: u64, ext: Extension, bits: &[u32]) -> Vec<u8> {
+        let size = 4096 + 512 + extents * u64::from(ES);
         let layout = Layout::create(size, 512, ES).unwrap();
         let map = map_of(&layout, bits);
         let mut disk = vec![0; size as usize];
@@ -1357,7 +1363,7 @@ impl S {
             disk[offset as usize..][..part.len()].copy_from_slice(&part);
         }
         disk[4096..4096 + map.len()].copy_from_slice(&map);
-        S::from_disk(disk, known, peer_timeout, host, hello)
+        disk
     }
     /// A worker that finds this on its disk.
     fn from_disk(

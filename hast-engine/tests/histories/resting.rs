@@ -345,6 +345,28 @@ fn what_only_the_secondary_remembers_the_driver_remembers_too() {
     assert!(h.p.is_in_step() && h.other.contains(&Action::Attached), "{:?}", h.p.status());
 }
 
+/// Our disk fails once more while the nodes agree that they are equal: a worker that replaces this one begins from the counts
+/// that they have agreed on, not from those of before.
+#[test]
+fn what_the_driver_remembers_is_as_new_as_what_the_nodes_have_agreed_on() {
+    let mut h = known_to_the_secondary_alone();
+    let before = h.detached_at_last().map(|metadata| (metadata.localcnt, metadata.remotecnt));
+    h.policy = Box::new(|_| Some(Ok(())));
+    let agrees =
+        |message: &Message| matches!(message, Message::Mark(Mark { kind: MarkKind::SyncDone { .. }, .. }));
+    while !h.sent.iter().any(|(_, message)| agrees(message)) {
+        assert!(h.t < Duration::from_secs(60), "{:?}", h.sent);
+        h.serve_all(|message| (!agrees(message)).then_some(None));
+        h.tick(1);
+    }
+    h.policy = Box::new(|_| Some(Err(Errno::EIO)));
+    h.w(2, 9);
+    h.serve_all(|_| Some(None));
+    assert!(h.p.status().facts.detached);
+    let counts = h.detached_at_last().map(|metadata| (metadata.localcnt, metadata.remotecnt));
+    assert_eq!((before, counts), (Some((1, 1)), Some((1, 2))));
+}
+
 /// Until then every write is flushed there, and no more from then on: it rests on both nodes.
 #[test]
 fn writes_rest_on_both_nodes_again_once_all_is_copied_back() {

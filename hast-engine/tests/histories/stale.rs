@@ -336,6 +336,8 @@ fn what_cannot_be_counted_for_want_of_room_fails() {
         h.req(2, Op::Flush);
         h.serve_all(refuses);
         assert_eq!((h.result(2), h.metadata().localcnt), (Some(Err(Errno::EIO)), 1));
+        let retried = h.p.poll_timeout();
+        assert!(retried.is_some_and(|at| at > h.t), "the save is tried again, and not at once: {retried:?}");
         h.p.handle_lost(h.t, "gone");
         h.pump();
         h.tick(5);
@@ -522,4 +524,32 @@ fn what_may_not_be_on_the_disk_is_not_copied() {
     s.fail(s.at(is_data));
     s.run();
     assert_eq!(flushed(s), [2], "refused");
+}
+
+/// L3: every second extent of a run has been copied. Where there is no room for that many runs, something that was copied stays
+/// stale, until the rest has been copied, too.
+#[test]
+fn what_an_original_has_copied_stays_stale_while_there_is_no_room_for_the_rest() {
+    let (room, es) = (STALE_RUNS as u32, u64::from(ES));
+    for left in [room, room + 1] {
+        let all = Run { first: 0, count: 2 * left - 1 };
+        let disk = S::disk(100, Extension { stale: vec![all], ..Extension::default() }, &[]);
+        let mut s = begins_again(&disk, Extensions::NONE);
+        let copy = |s: &mut S, first: u32| {
+            for extent in (first..all.count).step_by(2) {
+                s.frame(part_of(u64::from(extent) + 1, u64::from(extent) * es, es));
+                s.run();
+            }
+            s.frame(flush_of(1000));
+            s.run();
+        };
+        copy(&mut s, 1);
+        let metadata = Metadata::read(&s.disk).unwrap().metadata;
+        assert!(metadata.extension.stale.len() <= STALE_RUNS, "{:?}", metadata.extension.stale);
+        let stale = stale_on(&s.disk);
+        assert!((0..all.count).step_by(2).all(|extent| stale.contains(&extent)), "{stale:?}");
+        assert_eq!(stale.len() as u32 > left, left > room, "{stale:?}");
+        copy(&mut s, 0);
+        assert_eq!(stale_on(&s.disk), []);
+    }
 }
