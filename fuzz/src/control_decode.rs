@@ -7,7 +7,8 @@ use hast_format::metadata::Role;
 use hast_format::nv::List;
 use hast_net::buffer::Pool;
 use hast_net::control::{
-    Command, Divergence, Entry, Facts, Reply, Request, ResourceStatus, Statistics, WorkerStatus,
+    Command, Connection, ConnectionState, Divergence, Entry, Facts, Reply, Request, ResourceStatus,
+    Statistics, WorkerStatus,
 };
 use hast_net::frame::{self, Limits, Receiver};
 
@@ -132,7 +133,14 @@ fn status(source: &mut Source<'_>) -> ResourceStatus {
         workerpid: source.number(),
         worker: source.flag().then(|| worker(source)),
         facts: source.flag().then(|| facts(source)),
+        connection: source.flag().then(|| connection(source)),
     }
+}
+
+fn connection(source: &mut Source<'_>) -> Connection {
+    let states = [ConnectionState::Connected, ConnectionState::Refused, ConnectionState::TwoPrimaries];
+    let state = states[usize::from(source.byte()) % states.len()];
+    Connection { state, reason: text(source), since: source.number() }
 }
 
 fn worker(source: &mut Source<'_>) -> WorkerStatus {

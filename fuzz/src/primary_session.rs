@@ -88,7 +88,7 @@ impl node::Session for Session {
                 }
                 Action::Detached(_) => self.detached = true,
                 Action::Attached => self.detached = false,
-                Action::Event(_) | Action::DirectReads(_) => {}
+                Action::Event(_) | Action::Connection { .. } | Action::DirectReads(_) => {}
                 Action::Exit(code) => {
                     let late = !self.concluding && self.node.provider.pending() > 0;
                     // It knows that it is out of date, and could not write it down, or not in time.

@@ -90,6 +90,10 @@ fn check_again(message: &FromPrimary, active: Extensions) {
             Message::Mark(*mark)
         }
         FromPrimary::Keepalive => Message::Keepalive,
+        FromPrimary::Farewell { reason } => {
+            assert!(active.contains(Extensions::REASONS), "an original gives no reasons");
+            Message::Farewell(reason.clone())
+        }
         FromPrimary::Invalid { reason, .. } => return assert!(!reason.is_empty()),
     };
     let sent = to_bytes(&again, 2, Stages::default());

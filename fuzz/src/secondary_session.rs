@@ -93,7 +93,7 @@ impl node::Session for Session {
                     assert!([0, 66, 75, 78].contains(&code), "exit {code}");
                     self.node.over = true;
                 }
-                Action::Event(_) => {}
+                Action::Event(_) | Action::Connection { .. } => {}
                 Action::Connect(_)
                 | Action::Complete { .. }
                 | Action::DirectReads(_)
@@ -235,7 +235,7 @@ impl Session {
     fn expect(&mut self, frame: &Frame) {
         let Ok(message) = FromPrimary::decode_extended(frame.clone(), self.ext) else { return };
         let (seq, bytes) = match message {
-            FromPrimary::Keepalive => return,
+            FromPrimary::Keepalive | FromPrimary::Farewell { .. } => return,
             FromPrimary::Mark(mark) => (mark.seq, 0),
             FromPrimary::Invalid { seq, .. } => (seq, 0),
             FromPrimary::Request(request) => {

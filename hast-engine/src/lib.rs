@@ -19,6 +19,7 @@
 mod connection;
 mod counts;
 mod durable;
+mod loss;
 mod parting;
 mod primary;
 mod ranges;

@@ -6,6 +6,7 @@ use core::time::Duration;
 use hast_format::metadata::Metadata;
 use hast_net::Replication;
 use hast_net::buffer::Buffer;
+use hast_net::control::ConnectionState;
 use hast_net::errno::Errno;
 use hast_net::message::Message;
 
@@ -198,6 +199,13 @@ pub enum Action {
     },
     /// Something that hooks are told.
     Event(Event),
+    /// How this node stands to the other one from now on: for those who ask. Said when either changes.
+    Connection {
+        /// The state.
+        state: ConnectionState,
+        /// Why, as a sentence or two; empty if there is nothing to say.
+        reason: String,
+    },
     /// The local disk is given up, and the resource lives on the secondary's: a worker that replaces this one begins with
     /// this metadata and without the disk ([`crate::PrimaryStart::detached`]).
     Detached(Box<Metadata>),

@@ -13,6 +13,8 @@ use hast_net::{
 };
 use std::time::Duration;
 
+#[path = "histories/connection.rs"]
+mod connection;
 #[path = "histories/copying.rs"]
 mod copying;
 #[path = "histories/decisions.rs"]
@@ -45,6 +47,8 @@ mod stale;
 mod status;
 #[path = "histories/target.rs"]
 mod target;
+#[path = "histories/thin.rs"]
+mod thin;
 #[path = "histories/turning.rs"]
 mod turning;
 #[path = "histories/waits.rs"]
@@ -98,7 +102,8 @@ impl H {
     fn started(metadata: Metadata, layout: Layout, map: Vec<u8>, policy: Policy, detached: bool) -> H {
         let size = layout.localoff() + layout.datasize();
         let mut disk = metadata.encode().to_vec();
-        disk.resize(size as usize + 4096, 0);
+        disk.resize(layout.localoff() as usize, 0);
+        disk.resize(size as usize + 4096, 0xaa); // no zeros: those are freed instead of copied
         disk[4096..4096 + map.len()].copy_from_slice(&map);
         let start = PrimaryStart { detached, ..H::start(metadata, layout, map) };
         let p = Primary::new(start, Duration::ZERO);

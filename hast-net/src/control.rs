@@ -3,8 +3,10 @@
 //! Owns the pairs, their order and the meaning of what is missing. Sockets, frames, and what a role change or a
 //! status is, belong to others.
 
+mod connection;
 mod facts;
 
+pub use connection::{Connection, ConnectionState};
 pub use facts::{Divergence, Facts};
 
 use std::collections::HashMap;
@@ -308,6 +310,8 @@ pub struct ResourceStatus {
     pub worker: Option<WorkerStatus>,
     /// What the node knows about itself. Only for a request that is verbose; None also if nobody knows.
     pub facts: Option<Facts>,
+    /// How it stands to the other node; told to those who ask for facts.
+    pub connection: Option<Connection>,
 }
 
 impl ResourceStatus {
@@ -332,6 +336,9 @@ impl ResourceStatus {
             for (name, counter) in Statistics::COUNTERS {
                 list.u64(name, *counter(&mut statistics));
             }
+        }
+        if let Some(connection) = &self.connection {
+            connection.encode(list);
         }
         if let Some(facts) = &self.facts {
             facts.encode(list);
@@ -365,6 +372,7 @@ impl ResourceStatus {
             workerpid: pairs.i32("workerpid", index).unwrap_or_default(),
             worker,
             facts: Facts::decode(index, pairs),
+            connection: Connection::decode(index, pairs),
         }
     }
 }

@@ -30,13 +30,17 @@ impl Extensions {
     /// `zero-deletes`: the secondary says whether it can delete so that the range reads as zeros, and to one that
     /// cannot no delete is sent ([`crate::handshake::SecondAnswer::zero_deletes`]).
     pub const ZERO_DELETES: Extensions = Extensions(1 << 5);
+    /// `reasons`: a node that gives the other one up tells it why, in words
+    /// ([`crate::message::FromPrimary::Farewell`]).
+    pub const REASONS: Extensions = Extensions(1 << 6);
     /// All that this program knows.
     pub const ALL: Extensions = Extensions::SYNC_MARKS
         .union(Extensions::BUSY)
         .union(Extensions::PARTING)
         .union(Extensions::ALIVE)
         .union(Extensions::CONNECTION)
-        .union(Extensions::ZERO_DELETES);
+        .union(Extensions::ZERO_DELETES)
+        .union(Extensions::REASONS);
 
     /// Whether all of these are in the set.
     #[must_use]
@@ -85,13 +89,14 @@ impl fmt::Display for Extensions {
 }
 
 /// Each extension's word, in the order in which they are sent.
-const WORDS: [(Extensions, &str); 6] = [
+const WORDS: [(Extensions, &str); 7] = [
     (Extensions::SYNC_MARKS, "sync-marks"),
     (Extensions::BUSY, "busy"),
     (Extensions::PARTING, "parting"),
     (Extensions::ALIVE, "alive"),
     (Extensions::CONNECTION, "connection"),
     (Extensions::ZERO_DELETES, "zero-deletes"),
+    (Extensions::REASONS, "reasons"),
 ];
 
 #[cfg(test)]

@@ -543,6 +543,12 @@ pub mod texts {
         format!("Remote node acts as {role} for the resource and not as secondary.")
     }
 
+    /// The secondary's disk is of no use, and why. Said to those who know `reasons`.
+    #[must_use]
+    pub fn provider_failed(why: &str) -> String {
+        format!("The secondary's provider fails. {}.", why.trim_end_matches('.'))
+    }
+
     /// Both nodes know who they are, and they are not parts of one resource.
     #[must_use]
     pub fn resuid_mismatch(primary: u64, secondary: u64) -> String {

@@ -21,6 +21,10 @@ const KEEPALIVE: u8 = 5;
 const SYNC_START: u8 = 64;
 const SYNC_DONE: u8 = 65;
 const STALE: u8 = 66;
+/// The pair of a keepalive that says why it is the last one.
+const REASON: &str = "hast_reason";
+/// The longest reason, in bytes: a line for the log.
+const REASON_MAX: usize = 1024;
 
 /// What a request asks the secondary's disk to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -164,6 +168,11 @@ pub enum FromPrimary {
     Mark(Mark),
     /// The primary is there and has nothing to ask.
     Keepalive,
+    /// The primary gives this node up; only if `reasons` is active ([`Extensions::REASONS`]).
+    Farewell {
+        /// Why, as a sentence; nothing in it may be trusted.
+        reason: String,
+    },
     /// A request that cannot be carried out but harms nobody: it is answered with EINVAL and the connection
     /// stays.
     Invalid {
@@ -203,10 +212,14 @@ impl FromPrimary {
             return Err(MessageError::UnexpectedData { cmd: code, length: data.len() });
         }
         let Some(command) = command else {
-            return match mark {
-                true => Mark::decode(code, &list).map(FromPrimary::Mark),
-                false => Ok(FromPrimary::Keepalive),
-            };
+            if mark {
+                return Mark::decode(code, &list).map(FromPrimary::Mark);
+            }
+            let reason = list.str(REASON).filter(|_| active.contains(Extensions::REASONS));
+            return Ok(match reason {
+                Some(reason) => FromPrimary::Farewell { reason: cut(reason).to_owned() },
+                None => FromPrimary::Keepalive,
+            });
         };
         let Some(seq) = list.u64("seq").filter(|&seq| seq != 0) else {
             let reason = "Header contains no 'seq' field.".into();
@@ -331,6 +344,8 @@ pub enum Message {
     Mark(Mark),
     /// Primary to secondary, first connection.
     Keepalive,
+    /// The same, only when `reasons` is active: the last one, and why.
+    Farewell(String),
     /// Secondary to primary, second connection.
     Reply(Reply),
     /// The same, only when `busy` is active: the secondary still works on the request with this number.
@@ -368,6 +383,7 @@ impl Message {
             }
             Message::Mark(mark) => mark.encode(nv),
             Message::Keepalive => _ = nv.u8("cmd", KEEPALIVE),
+            Message::Farewell(reason) => _ = nv.u8("cmd", KEEPALIVE).str(REASON, cut(reason)),
             Message::Reply(reply) => {
                 reply.encode(nv);
                 return reply.data.clone();
@@ -377,6 +393,11 @@ impl Message {
         }
         None
     }
+}
+
+/// As much of a reason as is sent and taken.
+fn cut(reason: &str) -> &str {
+    reason.get(..reason.floor_char_boundary(REASON_MAX)).unwrap_or(reason)
 }
 
 /// Makes of messages what goes on the wire, all in the same memory.

@@ -4,8 +4,8 @@
 use hast_format::metadata::Role;
 use hast_format::nv::{List, Writer};
 use hast_net::control::{
-    Command, Divergence, ERROR_INVALID, ERROR_UNIMPLEMENTED, Entry, Facts, Rejected, Reloaded, Reply,
-    ReplyError, Request, ResourceStatus, Statistics, WorkerStatus,
+    Command, Connection, ConnectionState, Divergence, ERROR_INVALID, ERROR_UNIMPLEMENTED, Entry, Facts,
+    Rejected, Reloaded, Reply, ReplyError, Request, ResourceStatus, Statistics, WorkerStatus,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -77,16 +77,30 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn connection()(
+        state in prop::sample::select(&[
+            ConnectionState::Standalone, ConnectionState::Connected, ConnectionState::TwoPrimaries,
+            ConnectionState::Refused,
+        ][..]),
+        reason in text(),
+        since in any::<u64>(),
+    ) -> Connection {
+        Connection { state, reason, since }
+    }
+}
+
+prop_compose! {
     fn status()(
         (provname, localpath, remoteaddr, sourceaddr) in (text(), text(), text(), prop::option::of(text())),
         (replication, checksum, compression, role) in (text(), text(), text(), text()),
         workerpid in any::<i32>(),
         worker in prop::option::of(worker()),
         facts in prop::option::of(facts()),
+        connection in prop::option::of(connection()),
     ) -> ResourceStatus {
         ResourceStatus {
             provname, localpath, remoteaddr, sourceaddr, replication, checksum, compression, role, workerpid, worker,
-            facts,
+            facts, connection,
         }
     }
 }
@@ -336,6 +350,7 @@ fn status_with(facts: Option<Facts>, worker: Option<WorkerStatus>) -> Entry {
         workerpid: 1,
         worker,
         facts,
+        connection: None,
     };
     Entry::Status { name: "r".into(), status: Box::new(status) }
 }

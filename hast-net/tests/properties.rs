@@ -88,18 +88,20 @@ fn received(bytes: &[u8], like: &Message) -> Message {
                 Message::SecondRefusal(refusal, frame.payload)
             }
         },
-        Message::Request(_) | Message::Keepalive | Message::Mark(_) => {
+        Message::Request(_) | Message::Keepalive | Message::Mark(_) | Message::Farewell(_) => {
             let plain = FromPrimary::decode(frame.clone());
             let extended = FromPrimary::decode_extended(frame, Extensions::ALL).unwrap();
             // An extension changes nothing but its own messages, and those do not exist without it.
             match &extended {
                 FromPrimary::Mark(_) => assert!(matches!(plain, Err(MessageError::UnknownCommand(64..=66)))),
+                FromPrimary::Farewell { .. } => assert_eq!(plain, Ok(FromPrimary::Keepalive)),
                 _ => assert_eq!(plain.as_ref(), Ok(&extended)),
             }
             match extended {
                 FromPrimary::Request(request) => Message::Request(request),
                 FromPrimary::Keepalive => Message::Keepalive,
                 FromPrimary::Mark(mark) => Message::Mark(mark),
+                FromPrimary::Farewell { reason } => Message::Farewell(reason),
                 invalid => panic!("{invalid:?}"),
             }
         }
@@ -261,6 +263,7 @@ fn message() -> impl Strategy<Value = Message> {
         request().prop_map(Message::Request),
         mark().prop_map(Message::Mark),
         Just(Message::Keepalive),
+        text().prop_map(Message::Farewell),
         any::<u64>().prop_map(Message::Busy),
         Just(Message::Alive),
         (any::<u64>(), any::<bool>(), 0_i16..200, prop::option::of(data())).prop_map(

@@ -142,6 +142,7 @@ mod tests {
             workerpid: 0,
             worker,
             facts,
+            connection: None,
         }
     }
 

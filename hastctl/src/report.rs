@@ -13,7 +13,7 @@ use hast_net::human::human;
 pub(crate) fn status(entries: &[Entry], verbose: bool) -> String {
     let mut out = Text::default();
     if !entries.is_empty() {
-        let more = if verbose { "\tCondition" } else { "" };
+        let more = if verbose { "\tCondition\tConnection" } else { "" };
         out.line(format_args!("Name\tStatus\t Role\t\tComponents{more}"));
     }
     for entry in entries {
@@ -22,11 +22,15 @@ pub(crate) fn status(entries: &[Entry], verbose: bool) -> String {
             Entry::Error { error, .. } => out.line(format_args!("{name}\tERR{error}")),
             // No answer to a question about status has only a role.
             Entry::RoleWas { role, .. } => {
-                let more = if verbose { "\t-" } else { "" };
+                let more = if verbose { "\t-\t-" } else { "" };
                 out.line(format_args!("{name}\t{:<9}{:<15}-\t-{more}", "-", printable(role)));
             }
             Entry::Status { status, .. } => {
-                let words = verbose.then(|| format!("\t{}", condition::words(status.facts.as_ref())));
+                let words = verbose.then(|| {
+                    let connection = status.connection.as_ref();
+                    let words = condition::words(status.facts.as_ref(), connection);
+                    format!("\t{words}\t{}", condition::connection(connection))
+                });
                 out.line(format_args!(
                     "{name}\t{:<9}{:<15}{}\t{}{}",
                     status.worker.as_ref().map_or("-", word),
@@ -52,7 +56,7 @@ pub(crate) fn list(entries: &[Entry], verbose: bool) -> String {
             Entry::Status { status, .. } => {
                 resource(&mut out, status);
                 if verbose {
-                    out.0.push_str(&condition::lines(status.facts.as_ref()));
+                    out.0.push_str(&condition::lines(status.facts.as_ref(), status.connection.as_ref()));
                 }
             }
         }

@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use hast_conf::Resource;
 use hast_engine::{Event, Side};
 use hast_format::metadata::{Metadata, Role};
-use hast_net::control::WorkerStatus;
+use hast_net::control::{ConnectionState, WorkerStatus};
 use hast_net::handshake::{BootId, Extensions, SecondHello};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -186,6 +186,13 @@ pub enum ToSupervisor {
         complete: bool,
         /// Bytes of the extents that are being written or still to synchronise; 0 on a secondary.
         dirty: u64,
+    },
+    /// How the resource stands to the other node from now on.
+    Connection {
+        /// The state.
+        state: ConnectionState,
+        /// Why, as a sentence or two; may be empty.
+        reason: String,
     },
     /// Answer to [`ToWorker::Status`].
     Status {

@@ -491,6 +491,7 @@ impl World {
                     }
                 }
                 Action::Close => self.hang_up(node),
+                Action::Connection { .. } => {}
                 Action::DirectReads(allowed) => n.direct_reads = allowed,
                 Action::Attached => n.detached = None,
                 Action::Detached(metadata) => n.detached = Some(*metadata),

@@ -201,7 +201,7 @@ impl Primary {
         if let Err(error) = result {
             if self.detachment.is_detached() {
                 return self
-                    .lose_link(&format!("The secondary cannot write down that it alone is right: {error}"));
+                    .lose_link(format!("The secondary cannot write down that it alone is right: {error}"));
             }
             return self.stay();
         }

@@ -8,6 +8,7 @@ use hast_format::bitmap::Bitmap;
 use hast_format::extension::{Extension, Mark};
 use hast_format::nv::List;
 use hast_net::buffer::Buffer;
+use hast_net::control::ConnectionState;
 use hast_net::errno::Errno;
 use hast_net::frame::{Frame, VERSION};
 use hast_net::handshake::{
@@ -17,9 +18,11 @@ use hast_net::handshake::{
 use hast_net::message::{self, Command, FromSecondary, MarkKind, Message, Reply, Request};
 
 use super::silence::Signs;
+use super::stuck::Stuck;
 use super::{Phase, Primary};
 use crate::connection::{Histories, compare, met};
 use crate::counts::Counts;
+use crate::loss::Loss;
 use crate::parting::{Apart, draw};
 use crate::ranges::Key;
 use crate::rule::{Rule, keeps};
@@ -64,6 +67,9 @@ pub(super) struct Link {
     attempts: u32,
     /// Why the last one failed, as the log has it.
     complaint: String,
+    /// What those who ask are told.
+    told: Option<(ConnectionState, String)>,
+    stuck: Stuck,
     /// When the last attempt began.
     attempted: Duration,
     /// While this lasts, a refusal with `wait` keeps the device's requests waiting.
@@ -153,6 +159,8 @@ impl Link {
             name: settings.peer.clone(),
             attempts: 0,
             complaint: String::new(),
+            told: None,
+            stuck: Stuck::default(),
             attempted: now,
             wait_until: now + settings.timeout,
             waiting: false,
@@ -323,10 +331,10 @@ impl Primary {
             // While the map is being merged it can only say that it is alive.
             (Stage::Up | Stage::Marking | Stage::Merging, Side::In) => self.reply(frame),
             (Stage::Down(_), _) => Ok(()),
-            (_, side) => Err(format!("The secondary sent something unexpected on connection {side}")),
+            (_, side) => Err(format!("The secondary sent something unexpected on connection {side}").into()),
         };
-        if let Err(reason) = understood {
-            self.lose_link(&reason);
+        if let Err(loss) = understood {
+            self.lose_link(loss);
         }
         self.settle();
     }
@@ -335,7 +343,11 @@ impl Primary {
     pub(super) fn connect(&mut self) {
         if !self.settings.remote {
             self.enter(Stage::Down(None));
+            self.tell_connection(ConnectionState::Standalone, String::new());
             return self.serve();
+        }
+        if self.link.told.is_none() {
+            self.tell_connection(ConnectionState::Connecting, String::new());
         }
         self.link.name.clone_from(&self.settings.peer);
         self.link.attempted = self.now;
@@ -369,10 +381,11 @@ impl Primary {
         };
     }
 
-    fn first_reply(&mut self, frame: &Frame) -> Result<(), String> {
+    fn first_reply(&mut self, frame: &Frame) -> Result<(), Loss> {
         let list = List::parse(&frame.nv).map_err(|error| error.to_string())?;
         match FirstReply::decode(&list).map_err(|error| error.to_string())? {
             FirstReply::Refused(refusal) => {
+                let loss = Loss::refused(&refusal.errmsg);
                 let patient = refusal.wait
                     && self.phase == Phase::Connecting
                     && self.now + WAIT <= self.link.wait_until;
@@ -383,10 +396,11 @@ impl Primary {
                         log::warn!("Waiting for remote node to become secondary for {seconds}s.");
                         self.link.waiting = true;
                     }
+                    self.tell_connection(loss.state, loss.told());
                     self.close();
                     self.enter(Stage::Down(Some(self.now + WAIT)));
                 } else {
-                    self.lose_link(&refusal.errmsg);
+                    self.lose_link(loss);
                 }
             }
             FirstReply::Answer(FirstAnswer { version, token, ext }) => {
@@ -483,7 +497,7 @@ impl Primary {
     }
 
     /// On the second connection only a refusal can come before the handshake is over.
-    fn second_refused(&mut self, frame: &Frame) -> Result<(), String> {
+    fn second_refused(&mut self, frame: &Frame) -> Result<(), Loss> {
         let list = List::parse(&frame.nv).map_err(|error| error.to_string())?;
         match SecondReply::decode(&list).map_err(|error| error.to_string())? {
             SecondReply::Refused(refused) => Err(self.refused(refused, None)),
@@ -493,7 +507,7 @@ impl Primary {
         }
     }
 
-    fn refused(&mut self, refused: Refused, map: Option<Buffer>) -> String {
+    fn refused(&mut self, refused: Refused, map: Option<Buffer>) -> Loss {
         let Refused { errmsg, parted } = refused;
         if errmsg == texts::SPLIT_BRAIN {
             self.link.split = true;
@@ -503,10 +517,10 @@ impl Primary {
             self.link.apart = map.zip(parted).filter(|_| self.link.has(Extensions::PARTING)).map(apart);
             self.actions.push_back(Action::Event(Event::SplitBrain));
         }
-        errmsg
+        Loss::refused(&errmsg)
     }
 
-    fn second_reply(&mut self, frame: Frame) -> Result<(), String> {
+    fn second_reply(&mut self, frame: Frame) -> Result<(), Loss> {
         let Frame { nv, payload, .. } = frame;
         let list = List::parse(&nv).map_err(|error| error.to_string())?;
         let answer = match SecondReply::decode(&list).map_err(|error| error.to_string())? {
@@ -521,18 +535,18 @@ impl Primary {
         self.link.peer_deletes = if promises { Deletes::LeaveZeros } else { Deletes::Refused };
         if (datasize, extentsize) != (self.layout.datasize(), self.layout.extentsize()) {
             let (data, extent) = (self.layout.datasize(), self.layout.extentsize());
-            return Err(if datasize == data {
+            return Err(Loss::ours(&if datasize == data {
                 format!("Extent size differs between nodes (local={extent}, remote={extentsize})")
             } else {
                 format!("Data size differs between nodes (local={data}, remote={datasize})")
-            });
+            }));
         }
         let map = answer.map(payload).map_err(|error| error.to_string())?;
         let extents = u32::try_from(self.layout.nextents()).unwrap_or(u32::MAX);
         if let Some(map) = &map {
             let least = extents.div_ceil(64) as usize * 8;
             if map.len() < least {
-                return Err(format!("The secondary's map has {} bytes, ours {least}", map.len()));
+                return Err(format!("The secondary's map has {} bytes, ours {least}", map.len()).into());
             }
         }
         if syncsrc == SyncSource::Secondary && self.link.said != self.metadata.localcnt {
@@ -551,9 +565,10 @@ impl Primary {
             map.as_ref().map_or_else(|| Bitmap::new(extents), |map| Bitmap::from_bytes(extents, map));
         if syncsrc == SyncSource::Primary && self.sync.target {
             // The copy that ours was being brought up to date from is gone: a mixture is no good copy.
-            return Err("The secondary does not have the newer data any more, and this node's copy is \
-                        inconsistent; `hastctl role -f primary` uses it all the same"
-                .into());
+            return Err(Loss::ours(
+                "The secondary does not have the newer data any more, and this node's copy is \
+                 inconsistent; `hastctl role -f primary` uses it all the same",
+            ));
         }
         let fresh = self.link.peer == Counts::default() && received.is_empty() && !virgin;
         if self.owes_everything(fresh, met) {
@@ -695,7 +710,10 @@ impl Primary {
 
     fn up(&mut self) {
         self.enter(Stage::Up);
-        self.link.attempts = 0;
+        if !self.link.stuck.is_stuck() {
+            self.link.attempts = 0;
+        }
+        self.tell_connection(ConnectionState::Connected, String::new());
         self.link.complaint.clear();
         self.map_is_ours = true;
         self.counted = None;
@@ -714,7 +732,7 @@ impl Primary {
         }
     }
 
-    fn reply(&mut self, frame: Frame) -> Result<(), String> {
+    fn reply(&mut self, frame: Frame) -> Result<(), Loss> {
         let message = FromSecondary::decode_extended(frame, self.link.ext);
         let Reply { seq, received, error, data } = match message.map_err(|error| error.to_string())? {
             FromSecondary::Reply(reply) => reply,
@@ -725,7 +743,7 @@ impl Primary {
             FromSecondary::Alive => return Ok(()),
         };
         let Some(request) = self.link.outstanding.get(&seq) else {
-            return Err(format!("The secondary answered request {seq}, which was not asked"));
+            return Err(format!("The secondary answered request {seq}, which was not asked").into());
         };
         if received && error.is_none() {
             if let Awaited::Request(key) = request.why {
@@ -737,10 +755,18 @@ impl Primary {
         if error.is_none() && request.command == Some(Command::Read) {
             let got = data.as_ref().map_or(0, |data| data.len() as u64);
             if got != length {
-                return Err(format!("The secondary sent {got} bytes for a read of {length}"));
+                return Err(format!("The secondary sent {got} bytes for a read of {length}").into());
             }
         }
-        let Some(Outstanding { why, since, .. }) = self.link.outstanding.remove(&seq) else { return Ok(()) };
+        let Some(Outstanding { why, since, command, .. }) = self.link.outstanding.remove(&seq) else {
+            return Ok(());
+        };
+        if let Some(command) = command
+            && error.is_none()
+            && self.link.stuck.answered(command, length)
+        {
+            self.link.attempts = 0;
+        }
         self.link.last_answer = self.now;
         self.link.answered = self.link.answered.max(since);
         self.link.writes.remove(&seq);
@@ -834,18 +860,22 @@ impl Primary {
     }
 
     /// The connection is gone, or never came to be.
-    pub(super) fn lose_link(&mut self, reason: &str) {
+    pub(super) fn lose_link(&mut self, loss: impl Into<Loss>) {
+        let loss = loss.into();
         let was_up = self.link.is_up();
-        let reason = sentence(reason);
         // What is the same as last time need not be said each time.
         if was_up {
-            log::error!("{reason}");
-        } else if self.link.complaint != reason {
-            log::warn!("{reason}");
+            log::error!("{}", loss.reason);
+        } else if self.link.complaint != loss.reason {
+            log::warn!("{}", loss.reason);
         } else {
-            log::debug!("{reason}");
+            log::debug!("{}", loss.reason);
         }
-        self.link.complaint = if was_up { String::new() } else { reason };
+        self.tell_connection(loss.state, loss.told());
+        if loss.is_news && self.link.has(Extensions::REASONS) {
+            self.send(Side::Out, Message::Farewell(loss.told()));
+        }
+        self.link.complaint = if was_up { String::new() } else { loss.reason };
         if was_up && self.phase != Phase::Ended {
             self.disconnected();
         }
@@ -853,13 +883,37 @@ impl Primary {
             // Whatever this makes known has to be written down, however late in the drain it comes.
             drain.deadline = self.now + self.settings.timeout;
         }
+        let wait = self.pause_before_next_attempt();
         self.close();
-        let wait = Duration::from_secs(1 << self.link.attempts.min(4)).min(RECONNECT_MAX);
         self.link.attempts = self.link.attempts.saturating_add(1);
         if matches!(self.phase, Phase::Connecting | Phase::Serving) && self.settings.remote {
             self.enter(Stage::Down(Some(self.now + wait)));
         }
         self.serve();
+    }
+
+    /// How long to wait before the next attempt, the connection being given up now.
+    fn pause_before_next_attempt(&mut self) -> Duration {
+        let wait = Duration::from_secs(1 << self.link.attempts.min(4)).min(RECONNECT_MAX);
+        let oldest = self.link.outstanding.values().find_map(|request| {
+            let awaited = self.now.saturating_sub(request.since);
+            request.command.filter(|_| request.length > 0).map(|command| (command, request.length, awaited))
+        });
+        let Some((command, length, awaited)) = oldest else { return wait };
+        let again = self.link.stuck.is_stuck();
+        if let Some(told) = self.link.stuck.given_up(command, length, awaited) {
+            log::warn!("{told}");
+        }
+        if again { wait.max(Stuck::wait(awaited)) } else { wait }
+    }
+
+    /// Tells those who ask how this node stands to the other one, if that has changed.
+    fn tell_connection(&mut self, state: ConnectionState, reason: String) {
+        let same = self.link.told.as_ref().is_some_and(|told| (told.0, &told.1) == (state, &reason));
+        if !same {
+            self.link.told = Some((state, reason.clone()));
+            self.actions.push_back(Action::Connection { state, reason });
+        }
     }
 
     fn disconnected(&mut self) {
@@ -905,9 +959,4 @@ impl Primary {
         };
         (self.phase == Phase::Connecting).then(|| self.link.attempted.saturating_add(patience))
     }
-}
-
-/// The reason as a sentence of its own.
-fn sentence(reason: &str) -> String {
-    if reason.ends_with(['.', '!']) { reason.to_owned() } else { format!("{reason}.") }
 }

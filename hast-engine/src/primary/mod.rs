@@ -23,6 +23,7 @@ mod link;
 mod request;
 mod silence;
 mod storage;
+mod stuck;
 mod sync;
 mod turning;
 mod window;

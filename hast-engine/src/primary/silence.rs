@@ -62,10 +62,10 @@ impl Primary {
         let over = |deadline: Option<Duration>| deadline.is_some_and(|deadline| deadline <= self.now);
         if over(self.silence_deadline()) {
             let seconds = self.settings.timeout.as_secs();
-            self.lose_link(&format!("The secondary did not answer for {seconds} seconds"));
+            self.lose_link(format!("The secondary did not answer for {seconds} seconds"));
         } else if over(self.alive_deadline()) {
             let seconds = self.settings.peer_timeout.as_secs();
-            self.lose_link(&format!("The secondary has been silent for {seconds} seconds"));
+            self.lose_link(format!("The secondary has been silent for {seconds} seconds"));
         } else if over(self.keepalive_due()) {
             self.send(Side::Out, Message::Keepalive);
         }

@@ -23,7 +23,7 @@ use super::{Phase, Primary, Purpose, exactly};
 use crate::counts::must_be_marked;
 use crate::ranges::Key;
 use crate::rule::{Rule, keeps};
-use crate::types::{DiskOp, DiskResult, Event, MAX_REQUEST};
+use crate::types::{Deletes, DiskOp, DiskResult, Event, MAX_REQUEST};
 
 /// How long to wait before an extent that could not be copied is tried again.
 const RETRY: Duration = Duration::from_secs(10);
@@ -142,6 +142,8 @@ struct Block {
     length: u32,
     from: SyncSource,
     state: BlockState,
+    /// It is zeros, and the node that it is copied to was asked to free its range instead of storing them (D1).
+    freed: bool,
     /// When it was asked for.
     since: Duration,
 }
@@ -355,7 +357,7 @@ impl Primary {
             let Some((extent, offset, length, from)) = self.next_block() else { return };
             let key = self.new_key();
             let (state, since) = (BlockState::Queued, self.now);
-            self.sync.blocks.insert(key, Block { extent, offset, length, from, state, since });
+            self.sync.blocks.insert(key, Block { extent, offset, length, from, state, freed: false, since });
             if self.ranges.insert(key, offset..offset + u64::from(length), false) {
                 self.block_ready(key);
             }
@@ -407,7 +409,7 @@ impl Primary {
                 self.end_marking();
             }
             Err(error) => {
-                self.lose_link(&format!("The secondary cannot write down that it is out of date: {error}"));
+                self.lose_link(format!("The secondary cannot write down that it is out of date: {error}"));
             }
         }
     }
@@ -495,18 +497,11 @@ impl Primary {
         if block.state == BlockState::Orphaned {
             return self.end_block(key, Err(Errno::ENOTCONN));
         }
-        let Block { offset, length, .. } = *block;
-        match result.map(|data| exactly(data, u64::from(length))) {
+        match result.map(|data| exactly(data, u64::from(block.length))) {
             Ok(Some(data)) => {
                 block.state = BlockState::Remote;
-                self.ask(
-                    Awaited::SyncWrite(key),
-                    Command::Write,
-                    offset,
-                    u64::from(length),
-                    false,
-                    Some(data),
-                );
+                block.freed = self.link.peer_deletes == Deletes::LeaveZeros && is_zeros(&data);
+                self.copy_there(key, data);
             }
             Ok(None) => self.block_failed(key, "local read", Errno::EIO),
             Err(error) => {
@@ -516,16 +511,48 @@ impl Primary {
         }
     }
 
+    /// Asks the secondary to store a block, or to free its range.
+    fn copy_there(&mut self, key: Key, data: Buffer) {
+        let Some(Block { offset, length, freed, .. }) = self.sync.blocks.get(&key) else { return };
+        let (offset, length) = (*offset, u64::from(*length));
+        let (command, data) = if *freed { (Command::Delete, None) } else { (Command::Write, Some(data)) };
+        self.ask(Awaited::SyncWrite(key), command, offset, length, false, data);
+    }
+
     pub(super) fn block_read_remotely(&mut self, key: Key, result: Result<Buffer, Errno>) {
         let Some(block) = self.sync.blocks.get_mut(&key) else { return };
         match result {
             Ok(data) => {
                 block.state = BlockState::Local;
-                let offset = self.layout.localoff() + block.offset;
-                self.disk(Purpose::SyncWrite(key), DiskOp::Write { offset, data });
+                block.freed = self.host.deletes == Deletes::LeaveZeros && is_zeros(&data);
+                self.copy_here(key, data);
             }
             Err(error) => self.block_failed(key, "remote read", error),
         }
+    }
+
+    /// Stores a block on our disk, or frees its range.
+    fn copy_here(&mut self, key: Key, data: Buffer) {
+        let Some(Block { offset, length, freed, .. }) = self.sync.blocks.get(&key) else { return };
+        let (offset, length) = (self.layout.localoff() + offset, u64::from(*length));
+        let op = if *freed { DiskOp::Delete { offset, length } } else { DiskOp::Write { offset, data } };
+        self.disk(Purpose::SyncWrite(key), op);
+    }
+
+    /// If this block's range was to be freed, which has failed: the zeros to store instead. A node that cannot free is not
+    /// asked again.
+    fn zeros_instead(&mut self, key: Key, error: Errno) -> Option<Buffer> {
+        let block = self.sync.blocks.get_mut(&key)?;
+        if !std::mem::take(&mut block.freed) {
+            return None;
+        }
+        if error == Errno::EOPNOTSUPP {
+            match block.from {
+                SyncSource::Primary => self.link.peer_deletes = Deletes::Refused,
+                SyncSource::Secondary => self.host.deletes = Deletes::Refused,
+            }
+        }
+        Some(Buffer::from(vec![0; block.length as usize]))
     }
 
     pub(super) fn block_written_locally(&mut self, key: Key, result: DiskResult) {
@@ -536,17 +563,23 @@ impl Primary {
         }
         match result {
             Ok(_) => self.end_block(key, Ok(())),
-            Err(error) => {
-                self.statistics.write_errors += 1;
-                self.block_failed(key, "local write", error);
-            }
+            Err(error) => match self.zeros_instead(key, error) {
+                Some(zeros) => self.copy_here(key, zeros),
+                None => {
+                    self.statistics.write_errors += 1;
+                    self.block_failed(key, "local write", error);
+                }
+            },
         }
     }
 
     pub(super) fn block_written_remotely(&mut self, key: Key, result: Result<(), Errno>) {
         match result {
             Ok(()) => self.end_block(key, Ok(())),
-            Err(error) => self.block_failed(key, "remote write", error),
+            Err(error) => match self.zeros_instead(key, error) {
+                Some(zeros) => self.copy_there(key, zeros),
+                None => self.block_failed(key, "remote write", error),
+            },
         }
     }
 
@@ -830,4 +863,10 @@ impl Primary {
     pub(super) fn sync_deadline(&self) -> Option<Duration> {
         [self.sync.retry_at, self.sync.pauses.front().copied()].into_iter().flatten().min()
     }
+}
+
+/// Whether a block is nothing but zeros.
+fn is_zeros(data: &[u8]) -> bool {
+    // Each byte is the one before it, and the first one is 0.
+    data.first() == Some(&0) && data.get(..data.len() - 1) == data.get(1..)
 }

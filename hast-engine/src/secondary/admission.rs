@@ -2,6 +2,7 @@
 
 use hast_format::bitmap::Bitmap;
 use hast_net::buffer::Buffer;
+use hast_net::control::ConnectionState;
 use hast_net::errno::Errno;
 use hast_net::extensions::Extensions;
 use hast_net::handshake::{Meeting, Met, SecondAnswer, SecondRefusal, SyncSource, texts};
@@ -11,6 +12,7 @@ use super::doubt::Doubt;
 use super::{EXIT_PROVIDER, EXIT_REFUSED, Phase, Purpose, Save, Secondary};
 use crate::connection::{Counted, Histories, before, judged, next};
 use crate::counts::{Counts, Decision, Hello, MapToSend, decide, written_alone};
+use crate::loss::Loss;
 use crate::parting::{is_given_up, map_after_giving_up, number_of};
 use crate::rule::{Rule, keeps};
 use crate::types::{Action, Deletes, DiskOp, DiskResult, Event, Side};
@@ -49,19 +51,20 @@ impl Secondary {
         }
         if self.unflushable {
             // A new worker begins with what is on the disk by then.
-            self.actions.push_back(Action::Close);
-            return self.end(EXIT_PROVIDER);
+            return self.turn_away("It cannot be flushed");
         }
         match self.decision() {
             Decision::Mismatch => {
                 let text = texts::resuid_mismatch(self.hello.resuid, self.metadata.resuid);
                 self.refuse(&text);
                 log::error!("{text}");
+                self.tell_connection(&Loss::refused(&text));
                 self.end(EXIT_REFUSED);
             }
             Decision::SplitBrain => {
                 self.refuse_with_map();
                 log::error!("Split-brain detected, exiting.");
+                self.tell_connection(&Loss::refused(texts::SPLIT_BRAIN));
                 self.actions.push_back(Action::Event(Event::SplitBrain));
                 self.end(EXIT_REFUSED);
             }
@@ -332,6 +335,8 @@ impl Secondary {
         self.phase = Phase::Answered;
         self.last_received = self.now;
         self.actions.push_back(Action::Event(Event::Connect));
+        let (state, reason) = (ConnectionState::Connected, String::new());
+        self.actions.push_back(Action::Connection { state, reason });
     }
 
     /// Both nodes have written alone: the primary gets the map, to say how far they are apart.
@@ -365,8 +370,19 @@ impl Secondary {
     pub(super) fn provider_failed(&mut self, what: &str, error: Errno) {
         log::error!("Unable to {what}: {error}.");
         if !matches!(self.phase, Phase::Ending { .. } | Phase::Ended) {
-            self.actions.push_back(Action::Close);
-            self.end(EXIT_PROVIDER);
+            self.turn_away(&format!("Unable to {what}: {error}"));
         }
+    }
+
+    /// This node's disk is of no use. A primary that is still at the door and understands it is told why.
+    fn turn_away(&mut self, why: &str) {
+        let loss = Loss::refused(&texts::provider_failed(why));
+        self.tell_connection(&loss);
+        if self.phase == Phase::Admitting && self.ext.contains(Extensions::REASONS) {
+            self.refuse(&loss.reason);
+        } else {
+            self.actions.push_back(Action::Close);
+        }
+        self.end(EXIT_PROVIDER);
     }
 }

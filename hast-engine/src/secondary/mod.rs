@@ -37,6 +37,7 @@ use hast_net::message::{Mark, Message, Reply};
 
 use crate::connection::Past;
 use crate::durable::Durable;
+use crate::loss::Loss;
 use crate::ranges::{Key, RangeQueue};
 use crate::rule::{Rule, keeps};
 use crate::saving::{Next, Part, Saving};
@@ -391,7 +392,7 @@ impl Secondary {
     pub fn handle_lost(&mut self, now: Duration, reason: &str) {
         self.now = now;
         // A primary that leaves its role ends the connection as well.
-        self.lose_telling(log::Level::Warn, reason);
+        self.lose_telling(log::Level::Warn, Loss::from(reason));
         self.settle();
     }
 
@@ -410,7 +411,7 @@ impl Secondary {
                 if self.last_received + self.patience <= now && self.wants_input() =>
             {
                 let seconds = self.patience.as_secs();
-                self.lose(&format!("The primary has been silent for {seconds} seconds"));
+                self.lose(format!("The primary has been silent for {seconds} seconds"));
             }
             Phase::Ending { code, deadline, .. } if deadline <= now => {
                 log::error!("The disk did not answer; {} requests are given up.", self.requests.len());
@@ -477,19 +478,26 @@ impl Secondary {
         }
     }
 
-    fn lose(&mut self, reason: &str) {
-        self.lose_telling(log::Level::Error, reason);
+    fn lose(&mut self, loss: impl Into<Loss>) {
+        self.lose_telling(log::Level::Error, loss.into());
     }
 
-    fn lose_telling(&mut self, level: log::Level, reason: &str) {
+    fn lose_telling(&mut self, level: log::Level, loss: Loss) {
         if matches!(self.phase, Phase::Ending { .. } | Phase::Ended) {
             return;
         }
-        log::log!(level, "{}.", reason.trim_end_matches('.'));
+        log::log!(level, "{}", loss.reason);
+        self.tell_connection(&loss);
         if self.phase != Phase::Admitting {
             self.actions.push_back(Action::Event(Event::Disconnect));
         }
         self.begin_end(EXIT_DISCONNECTED);
+    }
+
+    /// Tells those who ask that there is no connection, and why.
+    fn tell_connection(&mut self, loss: &Loss) {
+        let (state, reason) = (loss.state, loss.told());
+        self.actions.push_back(Action::Connection { state, reason });
     }
 
     /// L14: nothing more is accepted; what was is carried out and flushed first.

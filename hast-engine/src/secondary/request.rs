@@ -7,6 +7,7 @@ use hast_net::frame::Frame;
 use hast_net::message::{Command, FromPrimary, MarkKind, Message, Reply};
 
 use super::{Phase, Purpose, Secondary};
+use crate::loss::Loss;
 use crate::ranges::Key;
 use crate::types::{Deletes, DiskOp, DiskResult, Side};
 
@@ -37,6 +38,7 @@ impl Secondary {
     pub(super) fn take_frame(&mut self, frame: Frame) {
         match FromPrimary::decode_extended(frame, self.ext) {
             Ok(FromPrimary::Keepalive) => self.tell_alive(),
+            Ok(FromPrimary::Farewell { reason }) => self.lose(Loss::heard(&reason)),
             Ok(FromPrimary::Mark(mark)) => {
                 if !matches!(mark.kind, MarkKind::Stale { .. }) {
                     self.first_request();
@@ -52,7 +54,7 @@ impl Secondary {
                 self.suspect_from(&request);
                 self.take_request(request);
             }
-            Err(error) => self.lose(&error.to_string()),
+            Err(error) => self.lose(error.to_string()),
         }
     }
 

@@ -143,7 +143,7 @@ fn an_extent_is_not_stale_because_of_a_write_that_failed() {
     assert_eq!(h.result(1), Some(Err(Errno::EIO)));
     assert_eq!(h.p.status().facts.stale_bytes, 0);
     h.req(2, Op::Read { offset: 7 * u64::from(ES) + 512, length: 512 });
-    assert_eq!(h.result(2), Some(Ok(Some(Buffer::from(vec![0; 512])))));
+    assert_eq!(h.result(2), Some(Ok(Some(Buffer::from(vec![0xaa; 512])))));
     h.tick(2);
     assert_eq!(h.metadata().extension.stale, []);
 }

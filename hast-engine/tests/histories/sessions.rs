@@ -2,6 +2,7 @@
 //! before anything is served, ends that wait for somebody.
 
 use super::*;
+use hast_net::control::ConnectionState;
 
 fn closed(h: &H) -> bool {
     h.other.contains(&Action::Close)
@@ -743,6 +744,11 @@ pub(super) fn secondary_with(extension: Extension, ext: Extensions) -> Secondary
     Secondary::new(with(24, ext, 5, (1, 1), 0, Role::Secondary, extension), Duration::ZERO)
 }
 
+/// One in step, for a primary that knows `ext`.
+pub(super) fn driven_secondary(ext: Extensions) -> Driven {
+    secondary_of(24, ext, 5, (1, 1), 0, Role::Secondary)
+}
+
 /// One of so many extents, for a primary that knows such extensions.
 fn secondary_of(
     extents: u64,
@@ -864,8 +870,16 @@ impl Driven {
         self.poll();
     }
 
-    fn exits(&self, code: i32) -> bool {
+    pub(super) fn exits(&self, code: i32) -> bool {
         self.other.contains(&Action::Exit(code))
+    }
+
+    /// What was said last of the connection.
+    pub(super) fn told(&self) -> Option<(ConnectionState, String)> {
+        self.other.iter().rev().find_map(|action| match action {
+            Action::Connection { state, reason } => Some((*state, reason.clone())),
+            _ => None,
+        })
     }
 
     pub(super) fn error_of(&self, seq: u64) -> Option<Option<Errno>> {
@@ -890,31 +904,42 @@ fn a_secondary_refuses_what_does_not_belong_to_it() {
     assert!(written.exits(78) && written.other.contains(&Action::Event(Event::SplitBrain)));
 }
 
-/// L19, L12: nothing is answered before what the answer says is durable; each step may fail.
+/// L19, L12: nothing is answered before what the answer says is durable; each step may fail. A primary of ours is told why there
+/// is no answer, an original sees the connection end.
 #[test]
 fn a_secondary_whose_disk_fails_before_its_answer_gives_none() {
-    let mut steps = 0;
-    loop {
-        let mut fresh = secondary(0, (0, 0), 0, Role::Primary);
-        let mut left = steps;
-        let mut failed = false;
-        fresh.disk(|_| {
-            if left == 0 && !failed {
-                failed = true;
-                return Err(Errno::EIO);
+    for ext in [Extensions::ALL, Extensions::NONE] {
+        let mut steps = 0;
+        loop {
+            let mut fresh = secondary_of(24, ext, 0, (0, 0), 0, Role::Primary);
+            let mut left = steps;
+            let mut failed = false;
+            fresh.disk(|_| {
+                if left == 0 && !failed {
+                    failed = true;
+                    return Err(Errno::EIO);
+                }
+                left = u32::saturating_sub(left, 1);
+                Ok(())
+            });
+            if !failed {
+                assert!(matches!(fresh.sent[..], [Message::SecondAnswer(..)]), "after {steps} steps");
+                break;
             }
-            left = u32::saturating_sub(left, 1);
-            Ok(())
-        });
-        if !failed {
-            assert!(matches!(fresh.sent[..], [Message::SecondAnswer(..)]), "after {steps} steps");
-            break;
+            assert!(fresh.exits(66), "step {steps}: {:?}", fresh.other);
+            assert!(matches!(fresh.told(), Some((ConnectionState::Refused, _))));
+            if ext == Extensions::NONE {
+                assert!(fresh.sent.is_empty() && fresh.other.contains(&Action::Close));
+            } else {
+                let [Message::SecondRefusal(refusal, None)] = &fresh.sent[..] else {
+                    panic!("{:?}", fresh.sent)
+                };
+                assert!(refusal.errmsg.starts_with("The secondary's provider fails. "), "{}", refusal.errmsg);
+            }
+            steps += 1;
         }
-        assert!(fresh.sent.is_empty() && fresh.exits(66), "step {steps}: {:?}", fresh.other);
-        assert!(fresh.other.contains(&Action::Close));
-        steps += 1;
+        assert!(steps >= 4, "flush, map, flush, metadata: {steps}");
     }
-    assert!(steps >= 4, "flush, map, flush, metadata: {steps}");
 }
 
 #[test]

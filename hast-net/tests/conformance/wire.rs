@@ -166,6 +166,7 @@ fn kind(typed: &Typed) -> &'static str {
         Typed::FromPrimary(FromPrimary::Keepalive) => "keepalive",
         Typed::FromPrimary(FromPrimary::Invalid { .. }) => "invalid",
         Typed::FromPrimary(FromPrimary::Mark(_)) => unreachable!("an original sends no marks"),
+        Typed::FromPrimary(FromPrimary::Farewell { .. }) => unreachable!("an original gives no reasons"),
         Typed::FromPrimary(FromPrimary::Request(request)) => match request.command {
             Command::Read => "read",
             Command::Write if request.memsync => "memsync",

@@ -5,7 +5,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixListener;
 use std::thread::{self, JoinHandle};
 
-use hast_net::control::{Entry, Facts, Reloaded, Reply, ResourceStatus};
+use hast_net::control::{Connection, ConnectionState, Entry, Facts, Reloaded, Reply, ResourceStatus};
 
 use crate::captured::{between, block, bytes, directory, json, masked, names, text};
 use crate::program::{Node, Ran, words};
@@ -411,9 +411,14 @@ fn the_control_socket_may_be_a_tcp_port() {
     assert_eq!(ran.stdout.lines().count(), 4);
 }
 
+fn refused() -> Connection {
+    let reason = "Resource not configured.".to_owned();
+    Connection { state: ConnectionState::Refused, reason, since: 1_795_503_600 }
+}
+
 /// The answer to a status question about two resources, with facts about the first of them or none.
 fn two_resources(facts: Option<Facts>) -> Vec<u8> {
-    let status = |name: &str, facts| Entry::Status {
+    let status = |name: &str, facts: Option<Facts>| Entry::Status {
         name: name.to_owned(),
         status: Box::new(ResourceStatus {
             provname: name.to_owned(),
@@ -426,6 +431,7 @@ fn two_resources(facts: Option<Facts>) -> Vec<u8> {
             role: "secondary".to_owned(),
             workerpid: 0,
             worker: None,
+            connection: facts.as_ref().map(|_| refused()),
             facts,
         }),
     };
@@ -456,9 +462,10 @@ fn only_what_is_verbose_asks_for_facts_and_shows_them() {
         assert_eq!(ask(words, Some(marked.clone())), (plain, None));
     }
     let (text, asked) = ask(&["status", "-v"], Some(marked.clone()));
-    let expected = "Name\tStatus\t Role\t\tComponents\tCondition
-one\t-        secondary      /dev/one\ttcp4://10.9.0.2\tinconsistent,stale
-two\t-        secondary      /dev/two\ttcp4://10.9.0.2\t-
+    let expected = "Name\tStatus\t Role\t\tComponents\tCondition\tConnection
+one\t-        secondary      /dev/one\ttcp4://10.9.0.2\tinconsistent,stale,refused\trefused since 2026-11-24 07:00:00 UTC: \
+                    Resource not configured.
+two\t-        secondary      /dev/two\ttcp4://10.9.0.2\t-\t-
 ";
     assert_eq!((text.as_str(), asked), (expected, Some(1)));
 
@@ -466,7 +473,8 @@ two\t-        secondary      /dev/two\ttcp4://10.9.0.2\t-
     let (plain, _) = ask(&["list"], None);
     let (one, two) = plain.split_at(plain.find("two:").unwrap());
     let expected = format!(
-        "{one}  condition:
+        "{one}  connection: refused since 2026-11-24 07:00:00 UTC: Resource not configured.
+  condition:
     inconsistent: since 2026-11-24 07:00:00 UTC, by tcp4://10.9.0.1
     target: no
     stale: 65536 (64KB)
@@ -476,7 +484,8 @@ two\t-        secondary      /dev/two\ttcp4://10.9.0.2\t-
     other node: -
     synchronising: no
     to synchronise: 0 (0B)
-{two}  condition: -
+{two}  connection: -
+  condition: -
 "
     );
     assert_eq!((text, asked), (expected, Some(1)));

@@ -9,7 +9,7 @@ use hast_engine::{Event, Side};
 use hast_format::metadata::{Metadata, Role};
 use hast_format::nv;
 use hast_net::address::Address;
-use hast_net::control::{Divergence, Facts, Statistics, WorkerStatus};
+use hast_net::control::{ConnectionState, Divergence, Facts, Statistics, WorkerStatus};
 use hast_net::handshake::{BootId, Extensions, Meeting, Met, Parting, SecondHello};
 use hast_net::payload::{Checksum, Compression};
 
@@ -198,6 +198,11 @@ impl ToSupervisor {
                 nv.str("name", event.as_str()).u8("complete", complete.into()).u64("dirty", dirty);
                 nv.into()
             }
+            ToSupervisor::Connection { state, reason } => {
+                let mut nv = message("connection");
+                nv.str("state", state.as_str()).str("reason", &reason);
+                nv.into()
+            }
             ToSupervisor::Status { id, status } => {
                 let mut nv = message("status");
                 nv.u32("id", id);
@@ -223,6 +228,10 @@ impl ToSupervisor {
                 event: need(list.str("name").and_then(Event::parse), "name")?,
                 complete: need(list.u8("complete"), "complete")? != 0,
                 dirty: need(list.u64("dirty"), "dirty")?,
+            }),
+            "connection" => Ok(ToSupervisor::Connection {
+                state: need(list.str("state").and_then(ConnectionState::parse), "state")?,
+                reason: need(list.str("reason"), "reason")?.to_owned(),
             }),
             "status" => {
                 let status = Box::new(get_status(&list)?);

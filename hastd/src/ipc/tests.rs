@@ -8,7 +8,7 @@ use hast_conf::{KernelDevice, Replication, Resource};
 use hast_engine::{Event, Side};
 use hast_format::metadata::Role;
 use hast_net::address::Address;
-use hast_net::control::{Divergence, Facts, Statistics, WorkerStatus};
+use hast_net::control::{ConnectionState, Divergence, Facts, Statistics, WorkerStatus};
 use hast_net::handshake::{Extensions, Parting, SecondHello};
 use hast_net::payload::{Checksum, Compression};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -220,6 +220,8 @@ fn what_the_worker_says_arrives() {
     worker.send_to_supervisor(ToSupervisor::ClientLost).unwrap();
     let event = ToSupervisor::Event { event: Event::SplitBrain, complete: true, dirty: 1 << 40 };
     worker.send_to_supervisor(event).unwrap();
+    let (state, reason) = (ConnectionState::Refused, "Data size differs.".to_owned());
+    worker.send_to_supervisor(ToSupervisor::Connection { state, reason: reason.clone() }).unwrap();
     worker.send_to_supervisor(ToSupervisor::Status { id: 2, status: Box::new(status.clone()) }).unwrap();
     let unknown = WorkerStatus {
         facts: Facts { detached: true, possibly_behind: true, split_brain: true, ..Facts::default() },
@@ -239,6 +241,10 @@ fn what_the_worker_says_arrives() {
         panic!()
     };
     assert_eq!((complete, dirty), (true, 1 << 40));
+    let Some(ToSupervisor::Connection { state: ConnectionState::Refused, reason: same }) = received() else {
+        panic!()
+    };
+    assert_eq!(same, reason);
     let Some(ToSupervisor::Status { id: 2, status: same }) = received() else { panic!() };
     assert_eq!(*same, status);
     let Some(ToSupervisor::Status { id: 3, status: same }) = received() else { panic!() };

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use hast_net::buffer::Pool;
 use hast_net::control::{Command, ERROR_INVALID, ERROR_NO_ENTRY, Entry, Rejected, Reply, Request};
-use hast_net::control::{Facts, ResourceStatus, WorkerStatus};
+use hast_net::control::{Connection, Facts, ResourceStatus, WorkerStatus};
 use hast_net::errno::Errno;
 use hast_net::frame::{self, Frame, Limits, Receiver, VERSION};
 use socket2::Socket;
@@ -292,7 +292,8 @@ impl Supervisor {
         }
         let Some(resource) = self.resources.get(index) else { return };
         let facts = answer.as_ref().filter(|_| verbose).map(|status| status.facts.clone());
-        let entry = status(resource, answer, facts);
+        let connection = resource.connections.shown(now).filter(|_| verbose);
+        let entry = status(resource, answer, facts, connection);
         self.answer(key, &slots, entry);
     }
 
@@ -356,8 +357,13 @@ impl Supervisor {
     }
 }
 
-/// All that is known of a resource; with `facts`, what its worker or its provider says of them.
-pub(super) fn status(resource: &Resource, worker: Option<WorkerStatus>, mut facts: Option<Facts>) -> Entry {
+/// All that is known of a resource; with `facts`, what its worker or its provider says of them, and how its `connection` is.
+pub(super) fn status(
+    resource: &Resource,
+    worker: Option<WorkerStatus>,
+    mut facts: Option<Facts>,
+    connection: Option<&Connection>,
+) -> Entry {
     let config = &resource.config;
     if let Some(facts) = facts.as_mut().filter(|_| resource.split_brain) {
         facts.split_brain = true;
@@ -376,6 +382,7 @@ pub(super) fn status(resource: &Resource, worker: Option<WorkerStatus>, mut fact
         workerpid: pid.unwrap_or(0),
         worker,
         facts,
+        connection: connection.cloned(),
     };
     Entry::Status { name: config.name.clone(), status: Box::new(status) }
 }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use hast_format::metadata::Role;
 use hast_net::address::{Address, Endpoint};
+use hast_net::control::ConnectionState;
 use hast_net::handshake::{Hello, Refusal, Token, texts};
 
 /// Where a connection comes from.
@@ -132,6 +133,32 @@ impl Refused {
                 wait: role == Role::Primary,
             },
             Refused::Token => Refusal::new(texts::TOKEN_MISMATCH),
+        }
+    }
+
+    /// What those are told who ask this node how it stands to the other one; None if that says nothing of it.
+    pub(super) fn told(self, peer: &str) -> Option<(ConnectionState, String)> {
+        match self {
+            // Nobody can ask for a resource that is not there; and a token is the business of one attempt.
+            Refused::NotConfigured | Refused::Token => None,
+            Refused::NoAccess => Some((
+                ConnectionState::Refused,
+                format!(
+                    "{peer} asked for this resource, and `remote` names another node. Check `remote` here and `source` \
+                     there."
+                ),
+            )),
+            Refused::Role(Role::Primary) => Some((
+                ConnectionState::TwoPrimaries,
+                format!("{peer} is primary, too. Make the node whose changes are to be given up secondary."),
+            )),
+            Refused::Role(role) => Some((
+                ConnectionState::Refused,
+                format!(
+                    "{peer} is primary and asked for this node as its secondary, which is {}.",
+                    role.as_str()
+                ),
+            )),
         }
     }
 

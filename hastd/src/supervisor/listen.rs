@@ -270,6 +270,10 @@ impl Supervisor {
                 let scope = resource.map(super::Resource::scope);
                 refused.log(resource_name(hello), &peer.name);
                 drop(scope);
+                let name = peer.name.clone();
+                if let Some(index) = index {
+                    self.other_turned_away(index, refused, &name, now);
+                }
                 self.refuse(key, refused);
             }
             Ok(admitted) => {

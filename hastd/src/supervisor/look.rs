@@ -63,7 +63,8 @@ impl Supervisor {
         let entry = match self.resources.iter().find(|resource| resource.id == look.resource) {
             Some(resource) => {
                 let metadata = metadata.filter(|metadata| metadata.resource == resource.config.name);
-                status(resource, None, metadata.map(promotion::facts))
+                let connection = resource.connections.shown(Instant::now());
+                status(resource, None, metadata.map(promotion::facts), connection)
             }
             None => Entry::error(look.name, ERROR_NO_ENTRY),
         };

@@ -8,6 +8,7 @@
 mod absent;
 mod attach;
 mod connect;
+mod connection;
 mod control;
 mod daemon;
 mod device;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use hast_engine::{EXIT_LOST, EXIT_PEER_BEHIND, EXIT_STALE, Event};
 use hast_format::metadata::Role;
-use hast_net::control::WorkerStatus;
+use hast_net::control::{ConnectionState, WorkerStatus};
 use hast_net::handshake::BootId;
 
 use super::device::Device;
@@ -284,6 +284,7 @@ impl Supervisor {
         let _scope = resource.scope();
         log::warn!("Role changed back to {}: there is no worker.", Role::Init.as_str());
         resource.role = Role::Init;
+        resource.connections.begin(Role::Init);
         resource.provider = None;
         resource.device = None;
         resource.restart = None;
@@ -333,6 +334,9 @@ impl Supervisor {
                     self.note(index, event);
                     let condition = Condition { complete, dirty };
                     self.hook(index, now, event.as_str(), &[], Some(condition));
+                }
+                ToSupervisor::Connection { state, reason } => {
+                    self.connection_is(index, state, reason, now);
                 }
                 ToSupervisor::Status { id, status } => self.worker_answered(index, id, *status, now),
             }
@@ -440,6 +444,9 @@ impl Supervisor {
         } else if resource.role == Role::Primary && !self.ending {
             if after_primary(status.code()) == After::Restart {
                 resource.restart = Some(now + RESTART_AFTER);
+                let how = ended(status);
+                let reason = format!("The worker process (pid {pid}) {how}; it is started again.");
+                self.connection_is(index, ConnectionState::Restarting, reason, now);
             } else {
                 self.fall_back_to_init(index);
             }
@@ -451,6 +458,14 @@ impl Supervisor {
             self.advance(index, now);
             self.start_secondary(index);
         }
+    }
+}
+
+/// How a worker has ended that should not have.
+fn ended(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("has ended with exit status {code}"),
+        (None, signal) => format!("was killed by signal {}", signal.unwrap_or_default()),
     }
 }
 

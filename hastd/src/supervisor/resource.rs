@@ -6,11 +6,13 @@ use std::time::{Duration, Instant};
 
 use hast_format::metadata::{Metadata, Role};
 use hast_net::control::Divergence;
-use hast_net::handshake::{Extensions, SecondHello, Token};
+use hast_net::frame;
+use hast_net::handshake::{Extensions, SecondHello, SecondRefusal, Token};
 use hast_provider::Provider;
 use socket2::Socket;
 
 use super::attach::Attaching;
+use super::connection::Connections;
 use super::device::Device;
 use super::jobs::JobId;
 use super::process::Worker;
@@ -61,6 +63,8 @@ pub(super) struct Resource {
     /// As a secondary it last turned a primary away because both nodes have written alone: the worker that did is
     /// gone, and the other node does not say so to everybody who asks here.
     pub(super) split_brain: bool,
+    /// How this node stands to the other one.
+    pub(super) connections: Connections,
     /// How far the copies are apart then, as the other node has told.
     pub(super) divergence: Option<Divergence>,
     /// The role change that is being carried out.
@@ -94,6 +98,7 @@ impl Resource {
             restart: None,
             pending: Pending::None,
             split_brain: false,
+            connections: Connections::default(),
             divergence: None,
             change: None,
             tasks: VecDeque::new(),
@@ -287,6 +292,24 @@ pub(super) struct Complete {
     pub(super) version: u8,
     pub(super) ext: Extensions,
     pub(super) hello: SecondHello,
+}
+
+impl Complete {
+    /// Lets a primary go that this node cannot serve. One that understands it is told why; an original sees the
+    /// connection end, as ever.
+    pub(super) fn turn_away(self, errmsg: &str) {
+        if !self.ext.contains(Extensions::REASONS) {
+            return;
+        }
+        let (datasize, extentsize, localcnt, remotecnt) = (0, 0, 0, 0);
+        let errmsg = errmsg.into();
+        let refusal = SecondRefusal { datasize, extentsize, localcnt, remotecnt, errmsg, parted: None };
+        let bytes = frame::encode(self.version, refusal.encode().as_bytes()).unwrap_or_default();
+        // It is for the other node's administrator: one that does not take it at once goes without.
+        if let Err(error) = self.out.send(&bytes) {
+            log::debug!("The primary could not be told why: {}.", hast_log::error_text(&error));
+        }
+    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,8 @@
 use std::time::Instant;
 
 use hast_format::metadata::{Metadata, Role};
-use hast_net::control::Entry;
+use hast_net::control::{ConnectionState, Entry};
+use hast_net::handshake::texts;
 use hast_provider::Provider;
 
 use super::device::{self, Device};
@@ -101,7 +102,7 @@ impl Supervisor {
         now: Instant,
     ) {
         if let Some(index) = self.resources.iter().position(|resource| resource.opening == Some(job)) {
-            return self.provider_found(index, result.map(|(provider, _)| provider));
+            return self.provider_found(index, result.map(|(provider, _)| provider), now);
         }
         let wanted = |change: &Change| change.step == Step::Opening(job);
         let found = self.resources.iter().position(|resource| resource.change.as_ref().is_some_and(wanted));
@@ -144,7 +145,7 @@ impl Supervisor {
     }
 
     /// The provider of a secondary that was without one.
-    fn provider_found(&mut self, index: usize, result: Result<Provider, UnusableError>) {
+    fn provider_found(&mut self, index: usize, result: Result<Provider, UnusableError>, now: Instant) {
         let Some(resource) = self.resources.get_mut(index) else { return };
         resource.opening = None;
         match result {
@@ -153,9 +154,12 @@ impl Supervisor {
                 let _scope = resource.scope();
                 log::error!("{error}");
                 // It comes again.
-                if matches!(resource.pending, Pending::Complete(_)) {
-                    resource.pending = Pending::None;
+                if let Pending::Complete(primary) = std::mem::take(&mut resource.pending) {
+                    primary.turn_away(&texts::provider_failed(&error.to_string()));
                 }
+                let (state, reason) =
+                    (ConnectionState::Refused, format!("The provider cannot be used. {error}"));
+                let _ = resource.connections.worker_says(state, reason, now);
             }
         }
         self.start_secondary(index);
@@ -214,6 +218,9 @@ impl Supervisor {
         if role != was {
             resource.split_brain = false;
         }
+        if role != was {
+            resource.connections.begin(role);
+        }
         resource.role = role;
         resource.unsure &= role != Role::Primary;
         if promotion != Promotion::Resumed {
@@ -249,6 +256,7 @@ impl Supervisor {
         }
         drop(scope);
         resource.role = Role::Init;
+        resource.connections.begin(Role::Init);
         resource.split_brain = false;
         resource.provider = None;
         self.answer_failed(index, waiter, error);

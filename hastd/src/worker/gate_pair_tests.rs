@@ -95,6 +95,7 @@ impl Pair {
                     | ToSupervisor::Served
                     | ToSupervisor::Detached(_)
                     | ToSupervisor::ClientLost
+                    | ToSupervisor::Connection { .. }
                     | ToSupervisor::Cancel { .. }
                     | ToSupervisor::Status { .. } => {}
                 }

@@ -358,12 +358,20 @@ impl Reactor {
                     let now = self.now();
                     self.link.send(now, side, version, &message);
                 }
-                Action::Close => self.close(),
+                Action::Close => {
+                    // The last word may be why.
+                    let now = self.now();
+                    self.link.transmit(now);
+                    self.close();
+                }
                 Action::Complete { id, result } => self.devices.complete(id, result),
                 Action::Event(event) => {
                     self.link.note(event);
                     let WorkerStatus { complete, dirty, .. } = self.engine.status();
                     self.tell(ToSupervisor::Event { event, complete, dirty });
+                }
+                Action::Connection { state, reason } => {
+                    self.tell(ToSupervisor::Connection { state, reason });
                 }
                 Action::DirectReads(allowed) => self.direct_reads(allowed),
                 Action::Detached(metadata) => self.tell(ToSupervisor::Detached(Some(metadata))),

@@ -8,6 +8,7 @@ use std::time::Instant;
 use hast_conf::Resource;
 use hast_nbd::NbdError;
 use hast_nbd::client::{Client, ClientError, Request};
+use hast_net::control::ConnectionState;
 use hastd::ipc::{ToSupervisor, ToWorker};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -72,6 +73,9 @@ fn the_device_reads_what_was_written_and_so_does_the_disk() {
     assert_eq!((alone.disk.metadata().resuid, alone.disk.metadata().localcnt), (0, 0));
 
     assert!(matches!(alone.worker.hear_next(), ToSupervisor::Served), "nothing was left behind");
+    let ToSupervisor::Connection { state: ConnectionState::Standalone, .. } = alone.worker.hear_next() else {
+        panic!("there is no other node")
+    };
     alone.worker.tell(ToWorker::Status { id: 9 });
     let ToSupervisor::Status { id: 9, status } = alone.worker.hear_next() else { panic!("no status") };
     assert!(!status.complete);

@@ -457,6 +457,7 @@ impl Board {
                 | ToSupervisor::Detached(_)
                 | ToSupervisor::Served
                 | ToSupervisor::DiscardDevice
+                | ToSupervisor::Connection { .. }
                 | ToSupervisor::ClientLost => {}
                 ToSupervisor::Event { event, .. } => self.events.push((Role::Primary, event)),
                 ToSupervisor::Status { status, .. } => self.status = Some(*status),

@@ -127,7 +127,7 @@ impl Secondary {
     pub(crate) fn handle_frame(&mut self, now: Duration, frame: Frame) {
         self.last_received = now;
         match FromPrimary::decode(frame) {
-            Ok(FromPrimary::Keepalive) => {}
+            Ok(FromPrimary::Keepalive | FromPrimary::Farewell { .. }) => {}
             Ok(FromPrimary::Request(request)) => self.take(request),
             Ok(FromPrimary::Invalid { seq, .. }) => self.reply(seq, false, Some(Errno::EINVAL), None),
             Ok(FromPrimary::Mark(_)) | Err(_) => self.exit(75),
