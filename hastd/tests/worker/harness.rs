@@ -76,10 +76,15 @@ impl Disk {
     pub fn create(directory: &Path, name: &str) -> Disk {
         let path = directory.join(name);
         File::create(&path).unwrap().set_len(MEDIA).unwrap();
+        Disk::initialize(&path);
+        Disk { path }
+    }
+
+    /// Writes the metadata of a new resource, and leaves the data area as it is.
+    pub fn initialize(path: &Path) {
         let layout = Layout::create(MEDIA, 512, EXTENT).unwrap();
         let metadata = Metadata::created(NAME, &layout, 4);
-        Provider::open(&path, true).unwrap().initialize(&metadata, &layout).unwrap();
-        Disk { path }
+        Provider::open(path, true).unwrap().initialize(&metadata, &layout).unwrap();
     }
 
     /// Open and locked, as the supervisor passes it on.

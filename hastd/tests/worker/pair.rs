@@ -239,6 +239,35 @@ fn a_killed_secondary_is_replaced_and_brought_up_to_date() {
     assert!(client.read(1 << 20, 2 << 20).unwrap() == pattern(2, 2 << 20));
 }
 
+/// The secondary's disk is replaced by one that is full of something else: what the primary never wrote, or gave back, is not
+/// allocated there any more, if the disk can free it. Either way it reads as zeros.
+#[test]
+fn a_synchronisation_onto_a_full_disk_leaves_holes() {
+    for frees in [true, false] {
+        let cannot: Variables = &[("HASTD_TEST_NO_DELETES", "")];
+        let environment = if frees { &[][..] } else { cannot };
+        let pair = Pair::start_in([&[], environment], |resource| {
+            resource.replication = Replication::Fullsync;
+        });
+        pair.wait_in_step();
+        let client = pair.device.connect();
+        client.write(0, &pattern(1, 1 << 20)).unwrap();
+        client.write(8 << 20, &pattern(2, 1 << 20)).unwrap();
+        client.flush().unwrap();
+        pair.board().reachable = false;
+        pair.kill_secondary();
+        wait_for("the secondary's end", || pair.board().secondary.is_none().then_some(()));
+        std::fs::write(&pair.b.path, pattern(3, MEDIA as usize)).unwrap();
+        Disk::initialize(&pair.b.path);
+        pair.board().reachable = true;
+        pair.wait_in_step();
+        client.flush().unwrap();
+        assert!(pair.a.data() == pair.b.data());
+        let [a, b] = [&pair.a, &pair.b].map(|disk| std::fs::metadata(&disk.path).unwrap().blocks());
+        assert_eq!(b <= 2 * a, frees, "{a} and {b} blocks");
+    }
+}
+
 #[test]
 fn a_killed_primary_comes_back_with_its_data() {
     let mut pair = Pair::start(|_| {});
