@@ -22,7 +22,7 @@ use hast_net::message::Message;
 use hast_net::payload::Stages;
 
 use crate::messages::{self, feed, to_bytes, unpack};
-use crate::provider::{self, Provider, RESUID, host, settings};
+use crate::provider::{self, Provider, RESUID, former, host, settings};
 use crate::source::Source;
 
 /// The first byte says what the rest is: a stream, a secondary's past and a primary's greeting, or two pasts.
@@ -120,7 +120,16 @@ fn admission(source: &mut Source<'_>) {
     // What was written alone is given up with the rest.
     let local = if adopts_with_its_map { hello.remotecnt } else { metadata.localcnt };
     let counts = Counts { local, remote: metadata.remotecnt };
-    let mut engine = Secondary::new(secondary(source, &provider, ext, hello.clone()), Duration::ZERO);
+    let start = secondary(source, &provider, ext, hello.clone());
+    let expected = match expected {
+        Decision::Accept { adopt: true, map: MapToSend::Nothing, source }
+            if ext.contains(Extensions::ZERO_DELETES) && !start.former.is_empty() =>
+        {
+            Decision::Accept { adopt: true, map: MapToSend::Own, source }
+        }
+        expected => expected,
+    };
+    let mut engine = Secondary::new(start, Duration::ZERO);
     let mut answered = None;
     let mut exit = None;
     for _ in 0..1000 {
@@ -132,6 +141,11 @@ fn admission(source: &mut Source<'_>) {
                     check_answer(&answer, map, expected, &provider, counts);
                     answered = Some(true);
                 }
+                Action::Send { message: Message::SecondRefusal(refusal, _), .. }
+                    if refusal.errmsg.starts_with("The secondary's provider fails.") =>
+                {
+                    assert!(ext.contains(Extensions::REASONS));
+                }
                 Action::Send { message: Message::SecondRefusal(refusal, _), .. } => {
                     let split = refusal.errmsg == handshake::texts::SPLIT_BRAIN;
                     let refused = if split { Decision::SplitBrain } else { Decision::Mismatch };
@@ -139,7 +153,7 @@ fn admission(source: &mut Source<'_>) {
                     answered = Some(false);
                 }
                 Action::Exit(code) => exit = Some(code),
-                Action::Event(_) | Action::Close => {}
+                Action::Event(_) | Action::Connection { .. } | Action::Close => {}
                 other => panic!("a secondary asks for {other:?}"),
             }
         }
@@ -174,6 +188,7 @@ fn secondary(
         host: host(source),
         hello,
         unsure: false,
+        former: former(source, provider.layout()),
     }
 }
 

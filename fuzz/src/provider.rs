@@ -1,6 +1,7 @@
 //! A small simulated provider under an engine: it holds what was written, and checks where.
 
 use hast_engine::{Deletes, DiskOp, DiskResult, Host, OpId, Settings};
+use hast_format::bitmap::Bitmap;
 use hast_format::extension::{Extension, Mark, Run};
 use hast_format::layout::Layout;
 use hast_format::metadata::{Metadata, Role};
@@ -337,6 +338,12 @@ pub fn settings(source: &mut Source<'_>) -> Settings {
         peer: "peer".into(),
         peer_timeout: Duration::from_secs(source.choose(&[5, 1, 60, u32::MAX.into()])),
     }
+}
+
+/// What a fresh secondary may hold from before.
+pub fn former(source: &mut Source<'_>, layout: &Layout) -> Bitmap {
+    let extents = u32::try_from(layout.nextents()).unwrap();
+    if source.flag() { Bitmap::full(extents) } else { Bitmap::new(extents) }
 }
 
 /// What a node knows of itself.

@@ -18,7 +18,7 @@ use hast_net::message::{Command, FromPrimary, Message, Reply};
 
 use crate::messages::{self, Area, feed, to_bytes, unpack};
 use crate::node::{self, Node, Session as _};
-use crate::provider::{Provider, RESUID, host, settings};
+use crate::provider::{Provider, RESUID, former, host, settings};
 use crate::source::Source;
 
 /// Requests and marks that are accepted and not answered, at most: the engine's own bound, and the one mark that
@@ -151,6 +151,7 @@ impl Session {
             host: host(source),
             hello,
             unsure: false,
+            former: former(source, provider.layout()),
         };
         let deletes = start.host.deletes;
         Session {

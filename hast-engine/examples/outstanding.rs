@@ -12,6 +12,7 @@ use hast_engine::{
     Action, Deletes, DiskOp, Host, Op, OpId, Primary, PrimaryStart, RequestId, Secondary, SecondaryStart,
     Settings, Side,
 };
+use hast_format::bitmap::Bitmap;
 use hast_format::extension::Extension;
 use hast_format::layout::Layout;
 use hast_format::metadata::{Metadata, Role};
@@ -169,6 +170,7 @@ fn secondary(outstanding: u64) -> f64 {
         host: Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros },
         hello,
         unsure: false,
+        former: Bitmap::new(u32::try_from(layout().nextents()).unwrap()),
     };
     let mut engine = Secondary::new(start, Duration::ZERO);
     let mut ops: VecDeque<OpId> = VecDeque::new();

@@ -3,6 +3,7 @@
 
 use hast_engine::*;
 use hast_format::{
+    bitmap::Bitmap,
     extension::Extension,
     layout::Layout,
     metadata::{Metadata, Role},
@@ -1398,6 +1399,7 @@ impl S {
                 host,
                 hello,
                 unsure: false,
+                former: Bitmap::new(layout.nextents() as u32),
             },
             Duration::ZERO,
         );

@@ -7,6 +7,7 @@ mod flushed;
 use std::time::Duration;
 
 use hast_engine::*;
+use hast_format::bitmap::Bitmap;
 use hast_format::extension::Extension;
 use hast_format::metadata::{Metadata, Role};
 use hast_net::buffer::Buffer;
@@ -153,6 +154,7 @@ impl OurSecondary {
             host: Host { boot: [3; 16], wall: 0, deletes: Deletes::LeaveZeros },
             hello,
             unsure: false,
+            former: Bitmap::new(layout().nextents() as u32),
         };
         let engine = Secondary::new(start, Duration::ZERO);
         let mut secondary = OurSecondary { engine, disk, sent: Vec::new(), then: Vec::new(), exit: None };

@@ -7,6 +7,7 @@ mod flushed;
 use std::time::Duration;
 
 use hast_engine::*;
+use hast_format::bitmap::Bitmap;
 use hast_format::extension::{Extension, Run};
 use hast_format::metadata::{Metadata, Role};
 use hast_net::buffer::Buffer;
@@ -84,6 +85,7 @@ impl Node {
             host: Host { boot, wall: 0, deletes: Deletes::LeaveZeros },
             hello,
             unsure: false,
+            former: Bitmap::new(layout().nextents() as u32),
         };
         let engine = Secondary::new(start, Duration::ZERO);
         let mut node = Node { engine, disk, sent: Vec::new(), exit: None };

@@ -422,6 +422,7 @@ impl Node {
             host: self.host(),
             hello,
             unsure: self.unsure,
+            former: Bitmap::new(u32::try_from(layout.nextents()).unwrap_or(0)),
         };
         self.direct_reads = false;
         self.incarnation += 1;

@@ -78,10 +78,23 @@ impl Secondary {
                 }
             }
             Decision::Accept { adopt: true, map, source } => {
+                let map = self.with_former(map);
                 self.reply = Reply { virgin: true, map, source };
                 self.begin_to_adopt(map);
             }
         }
+    }
+
+    /// Neither node has belonged to a resource, and so what nobody has written since need not be the same on both. But what
+    /// this node's file still holds from before does not stay: the primary of ours, which copies it, leaves holes where it
+    /// has zeros.
+    fn with_former(&mut self, map: MapToSend) -> MapToSend {
+        let copies = map == MapToSend::Nothing && self.ext.contains(Extensions::ZERO_DELETES);
+        if !copies || self.former.is_empty() {
+            return map;
+        }
+        self.map.union(&self.former);
+        MapToSend::Own
     }
 
     /// What this node missed when it was the primary it must get from the other one (L3).

@@ -85,6 +85,8 @@ pub struct SecondaryStart {
     pub hello: SecondHello,
     /// The last worker of this secondary could not rely on the disk, nor write that down (B1).
     pub unsure: bool,
+    /// Of a node that belongs to no resource yet: extents that hold something from before, as far as its system can tell.
+    pub former: Bitmap,
 }
 
 /// One resource in the secondary role, for as long as one primary is connected.
@@ -93,6 +95,8 @@ pub struct Secondary {
     metadata: Metadata,
     layout: Layout,
     map: Bitmap,
+    /// What it holds from before it was created.
+    former: Bitmap,
     /// This node was the last time in the primary role.
     was_primary: bool,
     version: u8,
@@ -242,7 +246,8 @@ impl Secondary {
     /// A secondary that is about to answer a primary.
     #[must_use]
     pub fn new(start: SecondaryStart, now: Duration) -> Secondary {
-        let SecondaryStart { settings, mut metadata, layout, map, version, ext, host, hello, unsure } = start;
+        let SecondaryStart { settings, mut metadata, layout, map, version, ext, host, hello, unsure, former } =
+            start;
         let was_primary = metadata.prevrole == Role::Primary;
         metadata.prevrole = Role::Secondary;
         let extents = u32::try_from(layout.nextents()).unwrap_or(u32::MAX);
@@ -255,6 +260,7 @@ impl Secondary {
         let mut secondary = Secondary {
             past: Past::of(&metadata.extension),
             map: Bitmap::from_bytes(extents, &map),
+            former,
             was_primary,
             metadata,
             layout,

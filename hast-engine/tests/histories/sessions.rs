@@ -741,7 +741,7 @@ pub(super) fn secondary(resuid: u64, counts: (u64, u64), bits: u8, role: Role) -
 
 /// One whose metadata says `extension`, for a primary that knows `ext`.
 pub(super) fn secondary_with(extension: Extension, ext: Extensions) -> Secondary {
-    Secondary::new(with(24, ext, 5, (1, 1), 0, Role::Secondary, extension), Duration::ZERO)
+    Secondary::new(starting(24, ext, 5, (1, 1), 0, Role::Secondary, extension), Duration::ZERO)
 }
 
 /// One in step, for a primary that knows `ext`.
@@ -758,11 +758,11 @@ fn secondary_of(
     bits: u8,
     role: Role,
 ) -> Driven {
-    driven(with(extents, ext, resuid, counts, bits, role, Extension::default()))
+    driven(starting(extents, ext, resuid, counts, bits, role, Extension::default()))
 }
 
 /// One that starts from this.
-fn driven(start: SecondaryStart) -> Driven {
+pub(super) fn driven(start: SecondaryStart) -> Driven {
     Driven {
         s: Secondary::new(start, Duration::ZERO),
         t: Duration::ZERO,
@@ -773,7 +773,7 @@ fn driven(start: SecondaryStart) -> Driven {
 }
 
 /// What it starts from.
-fn with(
+pub(super) fn starting(
     extents: u64,
     ext: Extensions,
     resuid: u64,
@@ -799,6 +799,7 @@ fn with(
         host: Host { boot: [1; 16], wall: 0, deletes: Deletes::LeaveZeros },
         hello: S::hello(),
         unsure: false,
+        former: Bitmap::new(extents as u32),
     }
 }
 
@@ -1162,7 +1163,7 @@ fn under_an_original_every_piece_of_the_map_is_durable_before_the_answer() {
 /// write is answered once the map is written again.
 #[test]
 fn under_an_original_a_map_that_is_not_flushed_is_written_again_after_a_failed_flush() {
-    let start = with(24, Extensions::NONE, 5, (1, 1), 0, Role::Secondary, Extension::default());
+    let start = starting(24, Extensions::NONE, 5, (1, 1), 0, Role::Secondary, Extension::default());
     let mut s = driven(SecondaryStart { settings: Settings { metaflush: false, ..H::settings() }, ..start });
     s.good();
     s.frame(request(Command::Write, 2, 0, 512));
@@ -1189,7 +1190,7 @@ fn under_an_original_a_map_that_is_not_flushed_is_written_again_after_a_failed_f
 /// map alone.
 #[test]
 fn under_an_original_a_map_that_the_last_flush_may_have_dropped_is_written_again() {
-    let start = with(24, Extensions::NONE, 5, (1, 1), 0, Role::Secondary, Extension::default());
+    let start = starting(24, Extensions::NONE, 5, (1, 1), 0, Role::Secondary, Extension::default());
     let mut s = driven(SecondaryStart { settings: Settings { metaflush: false, ..H::settings() }, ..start });
     s.good();
     s.frame(request(Command::Write, 2, 0, 512));
@@ -1405,7 +1406,7 @@ fn a_node_that_was_primary_gives_that_up_before_its_map_is_full() {
 #[test]
 fn a_newer_node_that_may_have_lost_something_is_no_source() {
     for unsure in [false, true] {
-        let start = with(24, Extensions::ALL, 5, (2, 1), 0, Role::Primary, Extension::default());
+        let start = starting(24, Extensions::ALL, 5, (2, 1), 0, Role::Primary, Extension::default());
         let mut s = driven(SecondaryStart { unsure, ..start });
         s.good();
         let source = s.sent.iter().find_map(|message| match message {

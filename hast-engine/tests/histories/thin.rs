@@ -130,3 +130,27 @@ fn zeros_that_could_not_be_freed_here_are_stored() {
         assert!(data_of(&h, 2).iter().all(|byte| *byte == 0));
     }
 }
+
+/// Nodes that have both just been created: what the secondary's file holds from before is copied from a primary of ours; an
+/// original, and a file that is all holes, have nothing to copy.
+#[test]
+fn what_a_fresh_secondary_holds_from_before_is_copied() {
+    for (ext, former, expected) in [
+        (Extensions::ALL, &[2, 5][..], Some(&[0b10_0100][..])),
+        (Extensions::ALL, &[][..], None),
+        (Extensions::NONE, &[2, 5][..], None),
+    ] {
+        let mut start = sessions::starting(24, ext, 0, (0, 0), 0, Role::Primary, Extension::default());
+        start.metadata.prevrole = Role::Init;
+        start.hello.virgin = true;
+        (start.hello.localcnt, start.hello.remotecnt) = (0, 0);
+        for extent in former {
+            start.former.insert(*extent);
+        }
+        let mut s = sessions::driven(start);
+        s.good();
+        let [Message::SecondAnswer(answer, map)] = &s.sent[..] else { panic!("{:?}", s.sent) };
+        assert!(answer.virgin && answer.syncsrc == SyncSource::Primary);
+        assert_eq!(map.as_ref().map(|map| &map[..1]), expected, "{ext:?}, {former:?}");
+    }
+}

@@ -11,6 +11,7 @@ mod deletes;
 mod devices;
 mod disk;
 mod engine;
+mod former;
 mod gate;
 mod leader;
 mod nbd;

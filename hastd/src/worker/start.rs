@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hast_conf::Resource;
 use hast_engine::{Deletes, Host, Primary, PrimaryStart, Secondary, SecondaryStart, Settings};
+use hast_format::bitmap::Bitmap;
 use hast_format::layout::{Layout, LayoutError};
 use hast_format::metadata::{Metadata, Role};
 use hast_ggate::{Create, DeviceError, Gate};
@@ -20,6 +21,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::deletes;
 use super::engine::Engine;
+use super::former;
 use super::gate;
 use super::peer::LinkSettings;
 use super::privileges::{self, PrivilegesError};
@@ -202,7 +204,9 @@ pub(super) fn open_with(start: Start, gate: Option<UsedGate>) -> Result<Started,
             (Engine::Primary(Box::new(primary)), device, left_behind)
         }
         StartKind::Secondary { out, in_, version, ext, hello } => {
-            let start = SecondaryStart { metadata, layout, map, settings, version, ext, host, hello, unsure };
+            let former = former(&provider, &metadata, &layout, deletes);
+            let start =
+                SecondaryStart { metadata, layout, map, settings, version, ext, host, hello, unsure, former };
             let secondary = Secondary::new(start, Duration::ZERO);
             (Engine::Secondary(Box::new(secondary)), Device::Connections { out, in_ }, LeftBehind::No)
         }
@@ -213,6 +217,19 @@ pub(super) fn open_with(start: Start, gate: Option<UsedGate>) -> Result<Started,
         log::info!("Privileges successfully dropped.");
     }
     Ok(Started { engine, provider, resource, device, forced, left_behind, dropped })
+}
+
+/// What a fresh secondary's file holds from before, if it can be freed.
+fn former(provider: &Provider, metadata: &Metadata, layout: &Layout, deletes: Deletes) -> Bitmap {
+    let none = Bitmap::new(u32::try_from(layout.nextents()).unwrap_or(u32::MAX));
+    let wanted = metadata.resuid == 0 && deletes == Deletes::LeaveZeros && !provider.is_device();
+    if !wanted {
+        return none;
+    }
+    former::allocated(provider.as_file(), layout).unwrap_or_else(|error| {
+        log::debug!("It is not known what {} held before: {error}.", provider.path().display());
+        none
+    })
 }
 
 /// What lies on the provider, whole: metadata, layout and map.
