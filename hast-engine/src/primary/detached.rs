@@ -196,23 +196,24 @@ impl Primary {
         self.mark(Awaited::Left, MarkKind::Stale { offset: 0, length });
     }
 
-    /// The secondary has written down that it alone is right, or has not.
+    /// The secondary has written down that it alone is right, or has not. In step 5 our disk may work again by now: then it
+    /// stays in use.
     pub(super) fn left(&mut self, result: Result<(), Errno>) {
-        if let Err(error) = result {
-            if self.detachment.is_detached() {
+        let is_step_3 = matches!(self.detachment.disk, LocalDisk::Leaving);
+        match result {
+            Err(_) if is_step_3 => return self.stay(),
+            Err(error) => {
                 return self
                     .lose_link(format!("The secondary cannot write down that it alone is right: {error}"));
             }
-            return self.stay();
-        }
-        if !self.detachment.is_detached() {
-            self.remember_detachment();
+            Ok(()) if is_step_3 => self.remember_detachment(),
+            Ok(()) => {}
         }
         let counted = self.link.peer_counted();
         if !self.sync.target {
             self.metadata.remotecnt = counted;
         }
-        if self.detachment.is_detached() {
+        if !is_step_3 {
             return self.up_when_marked();
         }
         log::error!(

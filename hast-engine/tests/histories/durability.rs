@@ -363,6 +363,38 @@ fn a_node_without_a_disk_reconnects() {
     assert_eq!((h.result(5), h.result(6)), (Some(Err(Errno::EIO)), Some(Err(Errno::EIO))));
 }
 
+/// The disk works again while the secondary, which has come back, writes the same down again: the nodes are connected once it has,
+/// or connect again if it cannot.
+#[test]
+fn a_disk_works_again_while_the_secondary_writes_down_that_it_alone_is_right() {
+    for answer in [None, Some(Errno::EIO)] {
+        let mut h = dead_disk();
+        h.w(2, 9);
+        h.serve_all(|_| Some(None));
+        h.meet_again();
+        h.answer(2, 1, SyncSource::Secondary, Some(vec![0xff; 512]));
+        assert!(!h.p.status().complete && h.sent.iter().any(|(_, message)| is_mark(message)));
+        h.policy = Box::new(|_| Some(Ok(())));
+        for _ in 0..5 {
+            h.tick(1);
+            h.frame(Side::In, Message::Alive);
+        }
+        assert!(h.other.contains(&Action::Attached), "{:?}", h.other);
+        h.serve_all(|message| is_mark(message).then_some(answer));
+        if answer.is_some() {
+            h.tick(2);
+            h.handshake_first(Extensions::ALL);
+            h.answer(2, 1, SyncSource::Secondary, Some(vec![0xff; 512]));
+        }
+        assert!(!h.p.status().facts.detached || h.p.status().facts.stale_bytes > 0);
+        for _ in 0..5 {
+            h.serve_all(|_| Some(None));
+            h.tick(4);
+        }
+        assert!(h.p.is_in_step(), "{answer:?}: {:?}", h.p.status());
+    }
+}
+
 /// S1: a secondary that has written down that it alone is right has counted for that. This node knows why, and says the new
 /// count: else the secondary would be the source of everything at the next handshake.
 #[test]
