@@ -54,9 +54,20 @@ impl World {
                 stale.extend(fork.stale);
                 (fork.older, fork.mixed, forced || fork.forced)
             }
+            // It was the last one that served, without the other one: that holds what it held when they parted.
+            _ if forced && self.was_written_alone(node) => {
+                let held = self.as_held_by(1 - node);
+                (held.unwrap_or_else(|| self.memory.clone()), false, forced)
+            }
             _ => (self.memory.clone(), false, forced),
         };
         self.admin.fork = Some(Fork { new: node, forced, branch, older, stale, mixed });
+    }
+
+    /// Whether `node` has counted something that the other one does not know of.
+    fn was_written_alone(&self, node: usize) -> bool {
+        let (here, there) = (self.metadata_of(node), self.metadata_of(1 - node));
+        here.is_ok_and(|here| there.is_ok_and(|there| here.localcnt > there.remotecnt))
     }
 
     /// What the disk of `node` calls stale.
