@@ -32,7 +32,7 @@ impl Loss {
 
     /// This node does not take the other one.
     pub(crate) fn ours(reason: &str) -> Loss {
-        Loss { state: ConnectionState::Refused, is_news: true, ..Loss::refused(reason) }
+        Loss { is_news: true, ..Loss::refused(reason) }
     }
 
     /// The primary has said why it gives this node up; what to do is part of that.

@@ -84,6 +84,7 @@ mod tests {
         let mut stuck = Stuck::default();
         assert_eq!(stuck.given_up(Command::Write, 4096, Duration::from_millis(999)), None);
         assert!(!stuck.is_stuck());
+        assert!(stuck.given_up(Command::Write, 4096, STUCK_AFTER).is_some() && stuck.is_stuck());
     }
 
     #[test]

@@ -381,6 +381,7 @@ fn a_disk_works_again_while_the_secondary_writes_down_that_it_alone_is_right() {
         }
         assert!(h.other.contains(&Action::Attached), "{:?}", h.other);
         h.serve_all(|message| is_mark(message).then_some(answer));
+        assert!(h.detached_at_last().is_none(), "a worker that replaces this one begins with the disk");
         if answer.is_some() {
             h.tick(2);
             h.handshake_first(Extensions::ALL);
@@ -393,6 +394,17 @@ fn a_disk_works_again_while_the_secondary_writes_down_that_it_alone_is_right() {
         }
         assert!(h.p.is_in_step(), "{answer:?}: {:?}", h.p.status());
     }
+}
+
+/// The secondary cannot write down that it alone is right: what our disk has failed has failed, and the nodes stay connected.
+#[test]
+fn a_disk_is_not_given_up_for_a_secondary_that_cannot_write_that_down() {
+    let mut h = dead_disk();
+    h.w(2, 9);
+    h.serve_all(|message| Some(is_mark(message).then_some(Errno::EIO)));
+    assert_eq!(h.result(2), Some(Err(Errno::EIO)));
+    let status = h.p.status();
+    assert!(status.complete && !status.facts.detached, "{status:?}");
 }
 
 /// S1: a secondary that has written down that it alone is right has counted for that. This node knows why, and says the new
