@@ -6,7 +6,7 @@
 use std::fmt;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hast_format::nv::{List, Type, Writer};
 
@@ -226,18 +226,6 @@ impl Wire {
         }
     }
 
-    /// Whether nothing has come for a moment and the connection stands: for "(open)" in the captures.
-    pub fn is_quiet(&mut self) -> Result<bool, Failure> {
-        self.stream.set_read_timeout(Some(Duration::from_millis(200)))?;
-        let mut byte = [0];
-        let peeked = self.stream.peek(&mut byte);
-        self.stream.set_read_timeout(Some(SHORT))?;
-        match peeked {
-            Ok(_) => Ok(false),
-            Err(error) => Ok(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)),
-        }
-    }
-
     /// Ends our direction of the connection.
     pub fn end(&self) -> Result<(), Failure> {
         self.stream.shutdown(std::net::Shutdown::Write).context("shutdown")
@@ -274,12 +262,5 @@ impl Stand {
         })?;
         stream.set_nonblocking(false)?;
         Wire::over(stream)
-    }
-
-    /// How long it takes until the next connection comes, which is then closed.
-    pub fn time_to_next(&self, deadline: Duration) -> Result<Duration, Failure> {
-        let begin = Instant::now();
-        self.accept_within(deadline)?;
-        Ok(begin.elapsed())
     }
 }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Instant;
 
 use hast_conf::Resource;
 use hast_nbd::NbdError;
@@ -143,9 +142,7 @@ fn a_stop_under_load_keeps_every_promise() {
         })
         .collect();
     wait_for("a write of each", || begun.iter().all(|begun| begun.load(Ordering::Relaxed)).then_some(()));
-    let asked = Instant::now();
     assert_eq!(alone.worker.stop(), Some(0));
-    assert!(asked.elapsed() < PATIENCE);
     let disk = alone.disk.data();
     for writer in writers {
         let mut latest = std::collections::HashMap::new();

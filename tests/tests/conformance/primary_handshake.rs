@@ -1,10 +1,8 @@
 //! Our primary's handshake, as the original would receive it.
 
-use std::time::Duration;
-
 use hast_format::nv::Writer;
 use hast_tests::peer::{Packet, Stand};
-use hast_tests::{Failure, Outcome, Pair, SHORT, disk, wait_until};
+use hast_tests::{Context, Failure, Outcome, Pair, SHORT, disk, wait_until};
 
 use crate::captures;
 use crate::scripted::{Primary, Secondary, first_answer, refusal, virgin_answer};
@@ -81,26 +79,22 @@ fn a_second_attempt_is_no_virgin() -> Outcome {
 /// Refused with `wait`: the device exists, tries again each second, and serves alone after `timeout`.
 #[test]
 fn refused_with_wait() -> Outcome {
-    let (pair, stand) = primary("timeout 4")?;
+    let (pair, stand) = primary("timeout 10")?;
     let client = pair.a.client(DISK)?;
     let errmsg = "Remote node acts as primary for the resource and not as secondary.";
-    let began = std::time::Instant::now();
-    let served = std::thread::scope(|scope| {
-        let writer = scope.spawn(|| {
-            client.write(0, &disk::pattern(1, 4096))?;
-            Ok::<_, Failure>(began.elapsed())
-        });
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| client.write(0, &disk::pattern(1, 4096)));
         let mut refusals = 0;
-        while !writer.is_finished() && refusals < 20 {
-            let Ok(mut out) = stand.accept_within(Duration::from_secs(12)) else { break };
+        while !writer.is_finished() {
+            let Ok(mut out) = stand.accept_within(SHORT) else { break };
             out.receive()?;
             out.send(&refusal(errmsg, true))?;
             refusals += 1;
         }
-        assert!(refusals >= 3, "it asked only {refusals} times in 4 s");
-        writer.join().expect("the writer does not panic")
+        // How many there are in ten seconds depends on the machine, that I/O waits for some of them does not.
+        assert!(refusals >= 3, "I/O was served after {refusals} refusals, before the wait was over");
+        writer.join().expect("the writer does not panic").context("writing")
     })?;
-    assert!(served > Duration::from_secs(2), "I/O was served after {served:?}, before the wait was over");
     pair.a.wait_log(errmsg)?;
     assert_eq!(client.read(0, 4096)?, disk::pattern(1, 4096));
     assert_eq!(pair.a.status(DISK)?, "degraded");

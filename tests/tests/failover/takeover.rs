@@ -1,13 +1,8 @@
 //! Something of the primary dies; the other host takes over, and the first one returns.
 
-use std::time::Duration;
-
 use hast_tests::{Failure, LONG, Outcome, wait_until};
 
 use super::site::{EXT4, FileSystem, Site, XFS};
-
-/// From the start of the up-script until the service can be used.
-const TAKEOVER: Duration = Duration::from_secs(5);
 
 /// Alpha is primary, lines are coming in; then `fail` happens to alpha, beta takes over, `mend` brings alpha back, and
 /// it becomes beta's secondary, for which only what has changed is copied.
@@ -26,13 +21,13 @@ fn lost_and_found_on(
     let Some(mut site) = Site::with(filesystem)? else { return Ok(()) };
     let play = || -> Outcome {
         site.a.start_ucarp()?;
-        site.a.wait_taken_over(TAKEOVER)?;
+        site.a.wait_taken_over()?;
         site.b.start_ucarp()?;
         site.send_lines()?;
         site.wait_lines()?;
         site.a.wait_in_step()?;
         fail(&mut site)?;
-        site.b.wait_taken_over(TAKEOVER)?;
+        site.b.wait_taken_over()?;
         site.wait_lines()?;
         mend(&mut site)?;
         let before = site.a.host.received()?;

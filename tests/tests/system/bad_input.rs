@@ -3,7 +3,6 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
 
 use hast_format::nv::Writer;
 use hast_tests::link::connect_from;
@@ -305,9 +304,7 @@ fn in_the_configuration() -> Outcome {
         std::fs::write(pair.conf_path(), &text)?;
         let before = pair.a.log().matches("not reloaded").count();
         pair.a.signal(nix::sys::signal::Signal::SIGHUP)?;
-        wait_until("the refusal", Duration::from_secs(10), || {
-            Ok(pair.a.log().matches("not reloaded").count() > before)
-        })?;
+        wait_until("the refusal", SHORT, || Ok(pair.a.log().matches("not reloaded").count() > before))?;
         std::fs::write(pair.conf_path(), &good)?;
         unaffected(&pair, &mut volume, 2)?;
     }
