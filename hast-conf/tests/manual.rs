@@ -126,3 +126,28 @@ fn the_default_paths_are_these() {
         assert!(page.contains(&format!(".Pa {path} .\n")), "{path}");
     }
 }
+
+#[test]
+fn each_statement_has_an_entry() {
+    let page = page();
+    let entries: Vec<&str> =
+        page.lines().filter_map(|line| line.strip_prefix(".It Ic ")?.split(' ').next()).collect();
+    for line in displays("DESCRIPTION")[1].lines().map(str::trim).filter(|line| !line.is_empty()) {
+        let keyword = line.split(' ').next().unwrap();
+        assert!(keyword == "}" || entries.contains(&keyword), "{keyword}");
+    }
+}
+
+/// What is installed as a sample is a configuration for both of its nodes.
+#[test]
+fn the_sample_is_a_configuration() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../dist/hast.conf.sample");
+    let text = fs::read_to_string(path).unwrap();
+    // The statements that are switched off are right as well.
+    let all = text.replace("\n#replication", "\nreplication").replace("\n#checksum", "\nchecksum");
+    let all = all.replace("\n#device", "\ndevice");
+    for (text, name) in [(&text, "alpha"), (&text, "beta"), (&all, "alpha")] {
+        let config = parse(text, "hast.conf.sample", &node(name)).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!((config.resources.len(), config.warnings.len()), (1, 0));
+    }
+}
