@@ -49,16 +49,6 @@ pub(crate) fn main(mut parser: lexopt::Parser) -> Result<ExitCode, lexopt::Error
     Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// All targets, for the check of that name; those that found something, and what.
-///
-/// # Errors
-/// They cannot be built or run.
-pub(crate) fn all(seconds: u32) -> Result<Vec<String>, String> {
-    let known = targets()?;
-    let directory = build()?;
-    run(&directory, &known, seconds)
-}
-
 /// cargo-fuzz, installed if need be.
 ///
 /// # Errors

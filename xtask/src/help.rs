@@ -6,8 +6,9 @@ const TEXT: &str = "\
 cargo xtask demo [--keep]
     Shows a replicated disk at work: two nodes on this machine, a write on the
     first, the first killed, the data read back from the second, the first
-    brought back. Needs no root and no packages; ends within two minutes with
-    a verdict. --keep leaves the pair running and says how to use it.
+    brought back. Builds the programs as they ship; then it takes half a minute
+    and ends with a verdict. Needs no root and no packages. --keep leaves the
+    pair running and says how to use it.
 
 cargo xtask freebsd check|clippy|build|test [--arch aarch64]
     Checks, lints or builds the workspace for FreeBSD 14 on Linux. What it needs
@@ -21,10 +22,14 @@ cargo xtask freebsd crates
     Writes the list of crates in dist/freebsd/port from Cargo.lock. A test sees
     whether it is up to date.
 
-cargo xtask test [--list] [STEP ...]
-    Runs everything that CI runs, or only the steps named. As root on a system
-    with apt it installs the packages that the tests need; otherwise it says
-    what it had to skip. With CI set in the environment nothing is skipped.
+cargo xtask test [--all] [--yes] [--list] [STEP ...]
+    What a contributor needs to know before sending a change; with --all
+    everything that CI runs; or only the steps named, which --list --all shows.
+    Packages that tests use are named first. As root on a system with apt they
+    are installed after a question, with --yes or in CI without one; what is not
+    there is skipped, and that is said. With CI set in the environment nothing
+    is skipped. A step says what it does and how long it took when it last
+    passed; that is kept in the target directory.
 
 cargo xtask torture [--minutes M] [--seed N] [--mode fullsync|memsync|async]
     Two release-built daemons on this machine under clients that record every

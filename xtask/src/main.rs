@@ -13,6 +13,7 @@ mod torture;
 mod trace;
 mod verify;
 mod vm_test;
+mod watch;
 
 use std::process::ExitCode;
 

@@ -10,13 +10,23 @@ pub(crate) fn insist() -> Result<(), lexopt::Error> {
     if !cfg!(debug_assertions) {
         return Ok(());
     }
-    println!("Building for release ...");
+    println!("Building for release; the first time that takes some minutes ...");
     let mut command = crate::tools::cargo();
-    command
-        .args(["run", "--quiet", "--release", "--package", "xtask", "--"])
-        .args(std::env::args_os().skip(1));
+    command.args(["run", "--release", "--package", "xtask", "--"]).args(std::env::args_os().skip(1));
     let error = command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).exec();
     Err(format!("{command:?}: {error}").into())
+}
+
+/// Builds the programs as they ship, whatever this one is built as; gives their directory.
+pub(crate) fn build_shipping(programs: &[&str]) -> Result<PathBuf, Failure> {
+    println!("Building {} for release; the first time that takes some minutes ...", programs.join(", "));
+    let mut command = crate::tools::cargo();
+    command.args(["build", "--release"]).args(programs.iter().flat_map(|program| ["-p", program]));
+    command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    if !command.status().context("running cargo build")?.success() {
+        return Failure::because(format!("{} do not build", programs.join(", ")));
+    }
+    Ok(crate::tools::target().join("release"))
 }
 
 /// Builds hastd and hastctl next to this program, where the harness looks for them.

@@ -1,7 +1,9 @@
 //! Cargo's own tools that steps need: taken from the PATH, or built once into `target/tools`.
 
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
+
+use crate::watch::Watch;
 
 /// Where a tool of cargo's is; it is installed first if need be.
 ///
@@ -23,7 +25,7 @@ pub(crate) fn cargo_tool(name: &str, version: &str) -> Result<PathBuf, String> {
         .arg(&tools)
         .arg(name);
     println!("$ cargo install --locked --version {version} --root {} {name}", tools.display());
-    match install.stdin(Stdio::null()).status() {
+    match Watch::begin(name, None).run(&mut install) {
         Ok(status) if status.success() => Ok(cached),
         Ok(status) => Err(format!("{name} cannot be installed: {status}")),
         Err(error) => Err(format!("{name} cannot be installed: {error}")),

@@ -12,7 +12,8 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use guard::Guard;
-use hast_tests::{Context, Failure, pair};
+use hast_tests::programs::Programs;
+use hast_tests::{Failure, pair};
 use teller::Teller;
 
 /// From the end of the build to the verdict. The whole takes some ten seconds; this is for a hang.
@@ -41,10 +42,10 @@ pub(crate) fn main(mut parser: lexopt::Parser) -> Result<ExitCode, lexopt::Error
 
 /// Builds, plays the story and gives the verdict.
 fn run(keep: bool) -> Result<String, Failure> {
-    println!("HAST demo: one disk on two nodes, both on this machine.\n\nBuilding hastd and hastctl ...");
-    let executable = std::env::current_exe()?;
-    let directory = executable.parent().context("xtask lies in a directory")?;
-    hast_tests::programs::build(directory)?;
+    println!("HAST demo: one disk on two nodes, both on this machine.\n");
+    // What is shown is what ships; and it is built only once, since installing needs the same.
+    let directory = crate::release::build_shipping(&["hastd", "hastctl"])?;
+    Programs::take_from(&directory)?;
 
     let scratch = pair::scratch("hast-demo-")?;
     let guard = Guard::watch(scratch.path(), LIMIT)?;

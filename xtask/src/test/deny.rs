@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use super::{Outcome, Surroundings, pass};
+use super::{Outcome, Surroundings};
 use crate::tools::cargo_tool;
 
 /// The version that deny.toml is written for.
@@ -13,7 +13,7 @@ pub(super) fn check(around: &Surroundings) -> Outcome {
         Ok(program) => program,
         Err(why) => return around.cannot(why),
     };
-    pass(Command::new(program).args([
+    around.pass(Command::new(program).args([
         "--workspace",
         "check",
         "--hide-inclusion-graph",

@@ -1,12 +1,19 @@
-//! `cargo xtask test`: every check that CI runs, one after the other, with a table at the end.
+//! `cargo xtask test`: what a contributor needs to know before sending a change; with `--all` everything that CI runs.
+//! One step after the other, with a table at the end.
 
 mod deny;
 mod packages;
 mod shell;
 mod steps;
+mod times;
 
+use std::io::IsTerminal;
 use std::process::{Command, ExitCode};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use times::Times;
+
+use crate::watch::{Watch, about};
 
 /// What came of one step.
 enum Outcome {
@@ -19,22 +26,53 @@ enum Outcome {
 /// One check with its name.
 struct Step {
     name: &'static str,
+    /// What it does, in a few words.
+    what: &'static str,
+    when: When,
     run: fn(&Surroundings) -> Outcome,
+}
+
+/// Which runs a step is part of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum When {
+    Always,
+    /// With `--all`, or by its name.
+    All,
+}
+
+/// What is to be run, and how.
+#[derive(Default)]
+struct Options {
+    all: bool,
+    list: bool,
+    /// Packages are installed without a question.
+    yes: bool,
+    named: Vec<&'static Step>,
 }
 
 /// What the steps need to know about where they run.
 struct Surroundings {
     /// In CI a step that cannot run has failed.
     ci: bool,
+    /// Packages are installed without a question.
+    yes: bool,
+    /// Somebody can be asked.
+    terminal: bool,
     /// The cargo that runs us.
     cargo: std::ffi::OsString,
+    /// The step that is being run.
+    watch: Watch,
 }
 
 impl Surroundings {
-    fn look() -> Surroundings {
+    fn look(options: &Options, watch: Watch) -> Surroundings {
+        let ci = hast_tests::tools::in_ci();
         Surroundings {
-            ci: hast_tests::tools::in_ci(),
+            ci,
+            yes: ci || options.yes,
+            terminal: std::io::stdin().is_terminal() && std::io::stdout().is_terminal(),
             cargo: std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()),
+            watch,
         }
     }
 
@@ -49,55 +87,77 @@ impl Surroundings {
     fn cannot(&self, why: impl Into<String>) -> Outcome {
         if self.ci { Outcome::Failed(why.into()) } else { Outcome::Skipped(why.into()) }
     }
-}
 
-/// Runs a command with its output shown; its success is the step's.
-fn pass(command: &mut Command) -> Outcome {
-    let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
-    let shown = format!("{} {}", command.get_program().to_string_lossy(), words.join(" "));
-    println!("$ {shown}");
-    match command.stdin(std::process::Stdio::null()).status() {
-        Ok(status) if status.success() => Outcome::Passed,
-        Ok(status) => Outcome::Failed(format!("{status}")),
-        Err(error) => Outcome::Failed(format!("{error}")),
+    /// Runs a command with its output shown; its success is the step's.
+    fn pass(&self, command: &mut Command) -> Outcome {
+        let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
+        println!("$ {} {}", command.get_program().to_string_lossy(), words.join(" "));
+        match self.watch.run(command) {
+            Ok(status) if status.success() => Outcome::Passed,
+            Ok(status) => Outcome::Failed(format!("{status}")),
+            Err(error) => Outcome::Failed(format!("{error}")),
+        }
     }
 }
 
-pub(crate) fn main(mut parser: lexopt::Parser) -> Result<ExitCode, lexopt::Error> {
-    let mut chosen = Vec::new();
+pub(crate) fn main(parser: lexopt::Parser) -> Result<ExitCode, lexopt::Error> {
+    let options = parse(parser)?;
+    let chosen = choose(&options);
+    if options.list {
+        chosen.iter().for_each(|step| println!("{:<12} {}", step.name, step.what));
+        return Ok(ExitCode::SUCCESS);
+    }
+    crate::tools::enter_root()?;
+    Ok(run(&chosen, &options))
+}
+
+fn parse(mut parser: lexopt::Parser) -> Result<Options, lexopt::Error> {
+    let mut options = Options::default();
     while let Some(argument) = parser.next()? {
         match argument {
-            lexopt::Arg::Long("list") => {
-                steps::ALL.iter().for_each(|step| println!("{}", step.name));
-                return Ok(ExitCode::SUCCESS);
-            }
+            lexopt::Arg::Long("all") => options.all = true,
+            lexopt::Arg::Long("list") => options.list = true,
+            lexopt::Arg::Long("yes") => options.yes = true,
             lexopt::Arg::Value(name) => {
                 let step = steps::ALL.iter().find(|step| name.to_str() == Some(step.name));
-                chosen.push(step.ok_or_else(|| format!("no step {name:?}; --list shows them"))?);
+                options.named.push(step.ok_or_else(|| format!("no step {name:?}; --list --all shows them"))?);
             }
             other => return Err(other.unexpected()),
         }
     }
-    if chosen.is_empty() {
-        chosen.extend(steps::ALL);
-    }
-    crate::tools::enter_root()?;
-    Ok(run(&chosen))
+    Ok(options)
 }
 
-fn run(steps: &[&Step]) -> ExitCode {
-    let surroundings = Surroundings::look();
+/// The steps that were named, or those of every run, or all.
+fn choose(options: &Options) -> Vec<&'static Step> {
+    if !options.named.is_empty() {
+        return options.named.clone();
+    }
+    steps::ALL.iter().filter(|step| options.all || step.when == When::Always).collect()
+}
+
+fn run(steps: &[&Step], options: &Options) -> ExitCode {
+    let mut times = Times::load();
+    let names: Vec<&str> = steps.iter().map(|step| step.name).collect();
+    println!("{} steps ({}): {}", names.len(), times.forecast(&names), names.join(", "));
     let mut results = Vec::new();
-    for step in steps {
-        println!("\n== {} ==", step.name);
-        let begin = Instant::now();
+    for (n, step) in (1..).zip(steps) {
+        let last = times.last(step.name);
+        let told = last.map(|last| format!("; {} last time", about(last))).unwrap_or_default();
+        println!("\n== {} ({n} of {}): {}{told} ==", step.name, steps.len(), step.what);
+        let surroundings = Surroundings::look(options, Watch::begin(step.name, last));
         let outcome = (step.run)(&surroundings);
+        let took = surroundings.watch.took();
         match &outcome {
-            Outcome::Passed => {}
+            Outcome::Passed => times.passed(step.name, took),
             Outcome::Failed(why) => println!("FAILED: {why}"),
             Outcome::Skipped(why) => println!("SKIPPED: {why}"),
         }
-        results.push((step.name, outcome, begin.elapsed()));
+        results.push((step.name, outcome, took));
+    }
+    if options.named.is_empty() && !options.all {
+        let left = steps::ALL.iter().filter(|step| step.when == When::All).map(|step| step.name);
+        println!("\nNot run, see --all: {}", left.collect::<Vec<_>>().join(", "));
     }
     conclude(&results)
 }
@@ -115,7 +175,37 @@ fn conclude(results: &[(&str, Outcome, Duration)]) -> ExitCode {
         *counter = counter.saturating_add(1);
         println!("{name:<12} {:>7.1}  {text}", took.as_secs_f64());
     }
+    let all: Duration = results.iter().map(|(_, _, took)| *took).sum();
+    println!("{:<12} {:>7.1}", "together", all.as_secs_f64());
     let more = if skipped > 0 { format!(", {skipped} skipped") } else { String::new() };
     println!("\n{passed} passed, {failed} failed{more}");
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(words: &[&str]) -> Result<Vec<&'static str>, lexopt::Error> {
+        let options = parse(lexopt::Parser::from_args(words))?;
+        Ok(choose(&options).iter().map(|step| step.name).collect())
+    }
+
+    #[test]
+    fn the_default_run_is_part_of_all() {
+        let (default, all) = (chosen(&[]).unwrap(), chosen(&["--all", "--yes"]).unwrap());
+        assert!(default.len() < all.len() && default.iter().all(|name| all.contains(name)));
+        for name in ["format", "clippy", "tests", "failover", "simulator", "freebsd", "demo"] {
+            assert!(default.contains(&name), "{name}");
+        }
+        for name in ["verify", "torture", "power", "fuzz", "deny"] {
+            assert!(!default.contains(&name), "{name}");
+        }
+    }
+
+    #[test]
+    fn steps_are_run_by_name() {
+        assert_eq!(chosen(&["deny", "format"]).unwrap(), ["deny", "format"]);
+        assert!(chosen(&["unknown"]).unwrap_err().to_string().contains("no step"));
+    }
 }

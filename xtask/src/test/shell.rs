@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Outcome, Surroundings, pass};
+use super::{Outcome, Surroundings};
 
 pub(super) fn check(around: &Surroundings) -> Outcome {
     if hast_tests::tools::find("shellcheck").is_none() {
@@ -15,7 +15,7 @@ pub(super) fn check(around: &Surroundings) -> Outcome {
     if scripts.is_empty() {
         return Outcome::Failed("no shell script found, not even .ci/run".to_string());
     }
-    pass(Command::new("shellcheck").args(scripts))
+    around.pass(Command::new("shellcheck").args(scripts))
 }
 
 fn scripts() -> Vec<PathBuf> {
