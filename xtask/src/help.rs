@@ -22,6 +22,17 @@ cargo xtask freebsd crates
     Writes the list of crates in dist/freebsd/port from Cargo.lock. A test sees
     whether it is up to date.
 
+cargo xtask install [--prefix DIR] [--destdir DIR] [--from DIR] [--list]
+    Builds the programs for release and installs them without what only a
+    debugger needs, with manuals, what starts them (systemd's units; on FreeBSD
+    the script for rc.d), the scripts for failover and samples of configurations,
+    below DIR (/usr/local). Says what it has installed; nothing that is there
+    already is in force before you say so. Whoever may not write there is asked
+    by sudo, for the copying alone. --destdir stands for / (packages); --from
+    takes the programs from a directory instead of building them; --list only
+    says where everything goes, for example to remove it:
+        cargo xtask install --list | sudo xargs rm -f
+
 cargo xtask test [--all] [--yes] [--list] [STEP ...]
     What a contributor needs to know before sending a change; with --all
     everything that CI runs; or only the steps named, which --list --all shows.

@@ -5,6 +5,7 @@ mod demo;
 mod freebsd;
 mod fuzz;
 mod help;
+mod install;
 mod release;
 mod sim;
 mod test;
@@ -39,6 +40,7 @@ fn run() -> Result<ExitCode, lexopt::Error> {
             Some("demo") => demo::main(parser),
             Some("freebsd") => freebsd::main(parser),
             Some("fuzz") => fuzz::main(parser),
+            Some("install") => install::main(parser),
             Some("sim") => sim::main(parser),
             Some("test") => test::main(parser),
             Some("torture") => torture::main(parser),

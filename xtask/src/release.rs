@@ -20,13 +20,17 @@ pub(crate) fn insist() -> Result<(), lexopt::Error> {
 /// Builds the programs as they ship, whatever this one is built as; gives their directory.
 pub(crate) fn build_shipping(programs: &[&str]) -> Result<PathBuf, Failure> {
     println!("Building {} for release; the first time that takes some minutes ...", programs.join(", "));
+    // Beside the profile that this program lies in, wherever it was called.
+    let executable = std::env::current_exe()?;
+    let target = executable.ancestors().nth(2).context("xtask lies in a target directory")?;
     let mut command = crate::tools::cargo();
-    command.args(["build", "--release"]).args(programs.iter().flat_map(|program| ["-p", program]));
+    command.args(["build", "--release", "--target-dir"]).arg(target);
+    command.args(programs.iter().flat_map(|program| ["-p", program]));
     command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     if !command.status().context("running cargo build")?.success() {
         return Failure::because(format!("{} do not build", programs.join(", ")));
     }
-    Ok(crate::tools::target().join("release"))
+    Ok(target.join("release"))
 }
 
 /// Builds hastd and hastctl next to this program, where the harness looks for them.

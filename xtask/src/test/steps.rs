@@ -22,6 +22,7 @@ pub(super) const ALL: &[Step] = &[
     always("rustdoc", "the documentation of the code, warnings are errors", rustdoc),
     always("freebsd", "checked, linted and linked for FreeBSD", freebsd),
     always("demo", "a release-built pair, a failover and back", demo),
+    always("install", "programs, manuals and what starts them, into a directory", install),
     always(
         "simulator",
         "the engine in a simulated world, some hundred histories and half a minute of new ones",
@@ -148,6 +149,19 @@ fn fuzz(around: &Surroundings) -> Outcome {
 
 fn demo(around: &Surroundings) -> Outcome {
     ourselves(around, &["demo"])
+}
+
+/// As a packager does it; what was installed runs.
+fn install(around: &Surroundings) -> Outcome {
+    let root = match tempfile::tempdir() {
+        Ok(root) => root,
+        Err(error) => return Outcome::Failed(format!("a directory: {error}")),
+    };
+    let destdir = root.path().display().to_string();
+    match ourselves(around, &["install", "--prefix", "/usr", "--destdir", &destdir]) {
+        Outcome::Passed => around.pass(Command::new(root.path().join("usr/sbin/hastd")).arg("--version")),
+        outcome => outcome,
+    }
 }
 
 /// Proofs, properties and the model, with a table.
