@@ -17,18 +17,23 @@ pub(crate) fn insist() -> Result<(), lexopt::Error> {
     Err(format!("{command:?}: {error}").into())
 }
 
-/// Builds the programs as they ship, whatever this one is built as; gives their directory.
-pub(crate) fn build_shipping(programs: &[&str]) -> Result<PathBuf, Failure> {
-    println!("Building {} for release; the first time that takes some minutes ...", programs.join(", "));
+/// The programs that ship.
+pub(crate) const PROGRAMS: [&str; 3] = ["hastd", "hastctl", "hast-failover"];
+
+/// Builds the programs as they ship, whatever this one is built as; gives their directory. Always all of them: what is
+/// below them would be built differently for some, and be built again for all.
+pub(crate) fn build_shipping() -> Result<PathBuf, Failure> {
+    let names = PROGRAMS.join(", ");
+    println!("Building {names} for release; the first time that takes some minutes ...");
     // Beside the profile that this program lies in, wherever it was called.
     let executable = std::env::current_exe()?;
     let target = executable.ancestors().nth(2).context("xtask lies in a target directory")?;
     let mut command = crate::tools::cargo();
     command.args(["build", "--release", "--target-dir"]).arg(target);
-    command.args(programs.iter().flat_map(|program| ["-p", program]));
+    command.args(PROGRAMS.iter().flat_map(|program| ["-p", program]));
     command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     if !command.status().context("running cargo build")?.success() {
-        return Failure::because(format!("{} do not build", programs.join(", ")));
+        return Failure::because(format!("{names} do not build"));
     }
     Ok(target.join("release"))
 }

@@ -44,7 +44,7 @@ pub(crate) fn main(mut parser: lexopt::Parser) -> Result<ExitCode, lexopt::Error
 fn run(keep: bool) -> Result<String, Failure> {
     println!("HAST demo: one disk on two nodes, both on this machine.\n");
     // What is shown is what ships; and it is built only once, since installing needs the same.
-    let directory = crate::release::build_shipping(&["hastd", "hastctl"])?;
+    let directory = crate::release::build_shipping()?;
     Programs::take_from(&directory)?;
 
     let scratch = pair::scratch("hast-demo-")?;

@@ -10,7 +10,7 @@ use std::process::{Command, ExitCode};
 use lexopt::Arg::Long;
 use nix::errno::Errno;
 use nix::unistd::AccessFlags;
-use plan::{Item, PROGRAMS, Source, System, plan};
+use plan::{Item, Source, System, plan};
 
 use crate::{release, tools};
 
@@ -34,7 +34,7 @@ pub(crate) fn main(parser: lexopt::Parser) -> Result<ExitCode, lexopt::Error> {
     tools::enter_root()?;
     let from = match &options.from {
         Some(directory) => directory.clone(),
-        None => release::build_shipping(&PROGRAMS).map_err(|failure| failure.to_string())?,
+        None => release::build_shipping().map_err(|failure| failure.to_string())?,
     };
     if forbidden(&place(&options.destdir, &options.prefix)) {
         return as_root(&options, &from);
@@ -136,6 +136,7 @@ fn program(from: &Path, to: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::release::PROGRAMS;
 
     /// A directory that has the programs, which are none.
     fn programs() -> tempfile::TempDir {

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::release::PROGRAMS;
+
 /// Whose ways are followed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum System {
@@ -12,9 +14,6 @@ pub(super) enum System {
 impl System {
     pub(super) const HERE: System = if cfg!(target_os = "freebsd") { System::FreeBsd } else { System::Linux };
 }
-
-/// The programs, which are built; everything else lies in the repository.
-pub(super) const PROGRAMS: [&str; 3] = ["hastd", "hastctl", "hast-failover"];
 
 /// One file.
 #[derive(Debug, PartialEq)]
@@ -27,7 +26,7 @@ pub(super) struct Item {
 
 #[derive(Debug, PartialEq)]
 pub(super) enum Source {
-    /// From the directory of what was built.
+    /// Built, and in the directory that has them; everything else lies in the repository.
     Program(&'static str),
     /// As it is.
     File(&'static str),
