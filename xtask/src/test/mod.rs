@@ -139,7 +139,7 @@ fn choose(options: &Options) -> Vec<&'static Step> {
 fn run(steps: &[&Step], options: &Options) -> ExitCode {
     let mut times = Times::load();
     let names: Vec<&str> = steps.iter().map(|step| step.name).collect();
-    println!("{} steps ({}): {}", names.len(), times.forecast(&names), names.join(", "));
+    println!("{} ({}): {}", steps_of(names.len()), times.forecast(&names), names.join(", "));
     let mut results = Vec::new();
     for (n, step) in (1..).zip(steps) {
         let last = times.last(step.name);
@@ -160,6 +160,10 @@ fn run(steps: &[&Step], options: &Options) -> ExitCode {
         println!("\nNot run, see --all: {}", left.collect::<Vec<_>>().join(", "));
     }
     conclude(&results)
+}
+
+fn steps_of(count: usize) -> String {
+    if count == 1 { "1 step".to_owned() } else { format!("{count} steps") }
 }
 
 /// The table and the closing line, which CI reads.
