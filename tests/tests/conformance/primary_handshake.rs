@@ -38,7 +38,7 @@ fn first_contact_is_the_original_s() -> Outcome {
     assert_eq!(accepted.first.fields_without(&ours), first.fields());
     assert_eq!(
         accepted.first.list().str("hast_ext"),
-        Some("sync-marks busy parting alive connection zero-deletes")
+        Some("sync-marks busy parting alive connection zero-deletes reasons")
     );
     let second = &captures::packets("wire-handshake-virgin.c1.p2s")?[0];
     let aside = ["token", "resuid"];
