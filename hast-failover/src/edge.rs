@@ -47,6 +47,9 @@ use state::State;
 /// The exit status of this program, asked about a device with `-X`, if somebody has claimed it.
 pub(crate) const BUSY: u8 = 16;
 
+/// The option of this program, which is not for people, that makes it nbdfuse's relay.
+pub(crate) const RELAY: &str = "-R";
+
 /// Between two looks at something that is waited for.
 const MOMENT: Duration = Duration::from_millis(100);
 
@@ -179,8 +182,8 @@ impl System for Edge<'_> {
         if there { Ok(()) } else { Err(format!("{} is not there", socket.display())) }
     }
 
-    fn attach(&mut self, resource: &str, provider: &str) -> Result<PathBuf, String> {
-        attached::attach(self, resource, provider)
+    fn attach(&mut self, resource: &str, provider: &str, lasting: bool) -> Result<PathBuf, String> {
+        attached::attach(self, resource, provider, lasting)
     }
 
     fn detach(&mut self, resource: &str, cut: bool) -> Result<(), String> {

@@ -12,6 +12,8 @@ mod edge;
 mod fifo;
 mod log;
 mod options;
+#[cfg(target_os = "linux")]
+mod relay;
 mod run;
 mod system;
 
@@ -46,6 +48,12 @@ fn main() -> ExitCode {
     {
         return probe(Path::new(node));
     }
+    #[cfg(target_os = "linux")]
+    if let [option, rest @ ..] = arguments.as_slice()
+        && option == edge::RELAY
+    {
+        return relay(rest);
+    }
     keep_descriptors_from_others();
     let default = env::var_os("HAST_FAILOVER_CONF").unwrap_or_else(|| DEFAULT_CONFIG.into());
     let Ok(options) = Options::parse(arguments) else {
@@ -69,6 +77,23 @@ fn probe(node: &Path) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Not for people: nbdfuse, and what connects it to hastd's export. What it is about, and the log's file, are in `words`.
+#[cfg(target_os = "linux")]
+fn relay(words: &[OsString]) -> ExitCode {
+    keep_descriptors_from_others();
+    let [resource, socket, export, pid_file, file, log @ ..] = words else {
+        return ExitCode::from(exit::USAGE);
+    };
+    let errand = relay::Errand {
+        socket: socket.into(),
+        export: export.to_string_lossy().into_owned(),
+        pid_file: pid_file.into(),
+        file: file.into(),
+    };
+    let log = Log::new(true, log.first().map(PathBuf::from), Some(&resource.to_string_lossy()));
+    ExitCode::from(errand.run(log))
 }
 
 /// What the caller has left open, a lock for example, is not for services that this program starts.

@@ -173,6 +173,7 @@ impl<'a, S: System> Run<'a, S> {
 
     /// Looks before anything is changed.
     fn nothing_in_the_way(&mut self) -> Done {
+        self.device_will_last()?;
         match self.group.content.clone() {
             Content::Nothing => Ok(()),
             Content::Pool(name) => self.pool_is_no_strangers(&name),

@@ -158,8 +158,8 @@ pub(crate) trait System {
     fn hastd_makes_devices(&mut self) -> bool;
     /// Whether the socket of the export is there.
     fn export(&mut self, provider: &str) -> Result<(), String>;
-    /// Attaches the export, links it and remembers that.
-    fn attach(&mut self, resource: &str, provider: &str) -> Result<PathBuf, String>;
+    /// Attaches the export, links it and remembers that. `lasting`: only by what survives a worker's death.
+    fn attach(&mut self, resource: &str, provider: &str, lasting: bool) -> Result<PathBuf, String>;
     /// Detaches what was attached, unlinks and forgets it. `cut`: what is still in memory is dropped, not written.
     fn detach(&mut self, resource: &str, cut: bool) -> Result<(), String>;
     /// What is there under the name of a device.

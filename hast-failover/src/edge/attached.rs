@@ -1,5 +1,5 @@
-//! Devices that this program attaches (Linux): the kernel's nbd with nbd-client, or nbdfuse and a loop device. They outlive
-//! the run; `<resource>.device` remembers them together with what tells them from any later one.
+//! Devices that this program attaches (Linux): the kernel's nbd with nbd-client, or nbdfuse and a loop device, with a relay in
+//! front of nbdfuse (`crate::relay`). They outlive the run; `<resource>.device` remembers them together with what tells them from any later one.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -12,7 +12,7 @@ use crate::config::Attach;
 use crate::system::{Attached, Ran, System};
 
 use super::state::{Kind, Record};
-use super::{Edge, MOMENT, device_number, kernel};
+use super::{Edge, MOMENT, RELAY, device_number, kernel};
 
 impl Edge<'_> {
     /// The socket of an export.
@@ -93,13 +93,19 @@ pub(super) fn answers(edge: &Edge<'_>, resource: &str) -> bool {
     edge.command("dd", &words) == Ran::Well
 }
 
-pub(super) fn attach(edge: &mut Edge<'_>, resource: &str, provider: &str) -> Result<PathBuf, String> {
+pub(super) fn attach(
+    edge: &mut Edge<'_>,
+    resource: &str,
+    provider: &str,
+    lasting: bool,
+) -> Result<PathBuf, String> {
     let told =
         |what: &Path, error: &io::Error| format!("{}: {}", what.display(), hast_log::error_text(error));
     fs::create_dir_all(&edge.group.device_dir).map_err(|error| told(&edge.group.device_dir, &error))?;
     let record = match edge.group.attach {
         Attach::Nbd => nbd(edge, provider),
         Attach::Fuse => fuse(edge, resource, provider),
+        _ if lasting => fuse(edge, resource, provider),
         _ => match nbd(edge, provider) {
             Ok(record) => Ok(record),
             Err(why) => fuse(edge, resource, provider).map_err(|more| format!("{why}; {more}")),
@@ -166,7 +172,7 @@ fn nbd(edge: &mut Edge<'_>, provider: &str) -> Result<Record, String> {
 }
 
 fn fuse(edge: &mut Edge<'_>, resource: &str, provider: &str) -> Result<Record, String> {
-    for program in ["nbdfuse", "losetup", "setsid"] {
+    for program in ["nbdfuse", "losetup"] {
         if !edge.runner.has(program) {
             return Err(format!("{program} is not installed"));
         }
@@ -180,12 +186,11 @@ fn fuse(edge: &mut Edge<'_>, resource: &str, provider: &str) -> Result<Record, S
     // Whatever happens from here on, there is something to be taken away.
     let begun = Record { kind: Kind::Fuse, device: PathBuf::from("-"), token: None };
     edge.state.set_device(resource, Some(&begun)).map_err(|error| told(&edge.general.state_dir, error))?;
-    let uri = format!("nbd+unix:///{provider}?socket={}", edge.socket(provider).display());
-    // It has its own session, and none of our descriptors: it outlives us.
-    let mut command = edge.runner.command("setsid");
-    command.arg("nbdfuse").arg("-P").arg(&pid_file).arg(&file).arg(&uri);
-    let started = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-    let _child = started.map_err(|error| format!("nbdfuse: {}", hast_log::error_text(&error)))?;
+    // nbdfuse and what connects it outlive us: they have a session of their own, and none of our descriptors.
+    let mut command = edge.runner.command("/proc/self/exe");
+    command.arg(RELAY).arg(resource).arg(edge.socket(provider)).arg(provider).arg(&pid_file).arg(&file);
+    command.args(&edge.general.log).stdout(Stdio::null()).stderr(Stdio::null());
+    let _child = command.spawn().map_err(|error| format!("the relay: {}", hast_log::error_text(&error)))?;
     let there = edge.wait(|| fs::metadata(&pid_file).is_ok_and(|file| file.len() > 0) && file.is_file());
     if !there {
         return Err("nbdfuse does not show the export".to_owned());

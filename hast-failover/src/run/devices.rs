@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::config::Attach;
+use crate::config::{Attach, Content};
 use crate::system::{Platform, System};
 
 use super::{Done, Failed, Run, Undo};
@@ -137,6 +137,28 @@ impl<S: System> Run<'_, S> {
         self.attach(resource, &provider)
     }
 
+    /// A file system or a pool loses what it had in memory when its device fails for good.
+    fn needs_lasting_device(&self) -> bool {
+        self.group.content != Content::Nothing && !self.manner.force
+    }
+
+    /// nbd-client does not connect again when hastd's worker has died and another one is there.
+    pub(super) fn device_will_last(&mut self) -> Done {
+        let by_client = self.system.platform() == Platform::Linux && self.group.attach == Attach::Nbd;
+        if !by_client || !self.needs_lasting_device() {
+            return Ok(());
+        }
+        let resources = self.group.resources.clone();
+        if resources.iter().all(|resource| self.system.attached(resource).is_some()) {
+            return Ok(());
+        }
+        self.failed(
+            "attach = nbd: nbd-client's device fails for good when hastd's worker dies, and what is mounted from it with it. \
+             Let hastd make the device (attach = hastd; 'device nbd' in hast.conf), or use attach = fuse; -f does it all \
+             the same.",
+        )
+    }
+
     fn attach(&mut self, resource: &str, provider: &str) -> Done {
         self.step(format!("{resource}: attaching its export."))?;
         let limit = self.group.device_timeout;
@@ -152,7 +174,8 @@ impl<S: System> Run<'_, S> {
             return self.too_late(format!("{missing} after {} s.", limit.as_secs()));
         }
         self.undo.push(Undo::Device(resource.to_owned()));
-        match self.system.attach(resource, provider) {
+        let lasting = self.needs_lasting_device();
+        match self.system.attach(resource, provider, lasting) {
             Ok(device) => {
                 self.note(format!("{resource}: the export is {}.", device.display()));
                 Ok(())

@@ -275,7 +275,7 @@ impl System for Fake {
         self.ask_for(format!("export {provider}"), |_| ())
     }
 
-    fn attach(&mut self, resource: &str, _: &str) -> Result<PathBuf, String> {
+    fn attach(&mut self, resource: &str, _: &str, _: bool) -> Result<PathBuf, String> {
         let device = PathBuf::from("/dev/loop0");
         self.act_in_words(format!("attach {resource}"), |fake| {
             fake.attached_answers = true;

@@ -510,3 +510,21 @@ fn status_says_what_is() {
     let (lines, worst) = status(&mut fake);
     assert_eq!((worst, lines[0].as_str()), (1, "x: x is primary, its device is not there"));
 }
+
+/// Before anything is changed; but what is attached already stays, and nobody loses anything without a file system.
+#[test]
+fn nbd_client_is_refused_for_a_file_system() {
+    let settings = format!("{FILES}attach = nbd\n");
+    let mut fake = node(Platform::Linux, true, false);
+    let before = fake.state();
+    assert_eq!(work(&mut fake, &group(&settings), UP, Role::Primary), 1);
+    assert_eq!((fake.state(), fake.calls.len()), (before, 0), "{:?}", fake.calls);
+    assert!(said(&fake, "attach = hastd") && said(&fake, "-f does it all the same"), "{:#?}", fake.said);
+    let force = Manner { force: true, abandon: false };
+    assert_eq!(work(&mut fake, &group(&settings), force, Role::Primary), 0, "{:#?}", fake.said);
+    assert_eq!(work(&mut fake, &group(&settings), UP, Role::Primary), 0, "{:#?}", fake.said);
+    let mut bare = node(Platform::Linux, true, false);
+    assert_eq!(work(&mut bare, &group("attach = nbd\n"), UP, Role::Primary), 0, "{:#?}", bare.said);
+    let mut freebsd = node(Platform::FreeBsd, false, false);
+    assert_eq!(work(&mut freebsd, &group(&settings), UP, Role::Primary), 0, "{:#?}", freebsd.said);
+}

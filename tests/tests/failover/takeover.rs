@@ -1,6 +1,6 @@
 //! Something of the primary dies; the other host takes over, and the first one returns.
 
-use hast_tests::{Failure, LONG, Outcome, wait_until};
+use hast_tests::{Failure, LONG, Outcome, disk, wait_until};
 
 use super::site::{EXT4, FileSystem, Site, XFS};
 
@@ -48,6 +48,61 @@ fn lost_and_found_on(
 #[test]
 fn the_daemon_is_killed() -> Outcome {
     lost_and_found(|site| site.a.kill_hastd(), |site| site.a.start_hastd())
+}
+
+/// Nobody takes over: hastd starts another worker, and whoever writes to the file system waits for it. The device is
+/// nbdfuse's, which does not connect again by itself.
+#[test]
+fn the_worker_is_killed_again_and_again() -> Outcome {
+    let Some(mut site) = Site::new()? else { return Ok(()) };
+    let mut play = || -> Outcome {
+        site.a.start_ucarp()?;
+        site.a.wait_taken_over(LONG)?;
+        site.send_lines()?;
+        for _ in 0..3 {
+            site.wait_lines()?;
+            let worker = site.a.value("workerpid")?;
+            site.a.host.sh(&format!("kill -9 {worker}"))?;
+            wait_until("another worker", LONG, || {
+                let now = site.a.value("workerpid")?;
+                Ok(now != worker && now != "0" && now != "-")
+            })?;
+        }
+        site.wait_lines()?;
+        assert_eq!(site.a.failover(&["status"])?.code, 0);
+        assert!(site.a.host.file("failover.log").contains("connected again"));
+        site.every_line_is_on(0)?;
+        site.finish(0)
+    };
+    play().map_err(|why| site.told(&why))
+}
+
+/// The role leaves in spite of the device, and comes back. What was written for the first term must not be done in the
+/// second one: the other node may have been primary in between.
+#[test]
+fn what_waits_at_the_end_of_a_term_is_not_done_in_the_next() -> Outcome {
+    let Some(mut site) = Site::new()? else { return Ok(()) };
+    let mut play = || -> Outcome {
+        let device = site.a.device().display().to_string();
+        site.a.failover(&["-r", "primary", "shared"])?.ok("alpha: primary")?;
+        site.a.wait_in_step()?;
+        site.a.ctl(&["role", "secondary", "shared"])?;
+        site.a.ctl(&["role", "primary", "shared"])?;
+        site.a.wait_in_step()?;
+        let before = disk::data(&site.a.provider())?;
+        let write =
+            format!("dd if=/dev/urandom of={device} bs=64k count=4 seek=600 oflag=direct conv=notrunc");
+        let late = site.a.host.run("sh", &["-c", &write])?;
+        assert_ne!(late.code, 0, "the device of the first term still writes");
+        assert!(disk::data(&site.a.provider())? == before, "something was written");
+        assert_eq!(site.a.failover(&["-r", "status", "shared"])?.code, 1);
+        // A device that does not answer is attached anew.
+        site.a.failover(&["-r", "primary", "shared"])?.ok("alpha: primary once more")?;
+        site.a.host.sh(&write)?;
+        site.a.failover(&["-r", "secondary", "shared"])?.ok("alpha: secondary")?;
+        site.finish(0)
+    };
+    play().map_err(|why| site.told(&why))
 }
 
 #[test]
