@@ -7,6 +7,7 @@ mod addresses;
 mod announce;
 mod attached;
 pub(crate) mod command;
+mod demotion;
 mod pools;
 pub(crate) mod requests;
 mod services;
@@ -35,7 +36,7 @@ use std::time::{Duration, Instant};
 use crate::address::Address;
 use crate::config::{Attach, General, Group};
 use crate::log::Log;
-use crate::run::Role;
+use crate::run::{Failure, Role, Wanted};
 use crate::system::{
     Attached, Known, Later, Mounted, Node, Platform, Pool, Priority, Ran, Signal, System, Unmount, Way,
 };
@@ -135,6 +136,26 @@ impl System for Edge<'_> {
         self.requests.overtaken(&self.group.name, role, key).map(Later::Request)
     }
 
+    fn wanted(&mut self) -> Wanted {
+        let primary = self.requests.is_last(&self.group.name, Role::Primary, kernel::boot_clock());
+        Wanted { primary, under_way: self.requests.has_run(&self.group.name) }
+    }
+
+    fn uptime(&self) -> Duration {
+        kernel::uptime()
+    }
+
+    fn failure(&mut self) -> Option<Failure> {
+        // What was later than now was before the system was started again.
+        self.state.failure(&self.group.name).filter(|failure| failure.at <= kernel::uptime())
+    }
+
+    fn note_failure(&mut self, failure: Option<&Failure>) {
+        if let Err(why) = self.state.set_failure(&self.group.name, failure) {
+            self.log.say(Priority::Warning, &why);
+        }
+    }
+
     fn say(&mut self, priority: Priority, words: &str) {
         self.log.say(priority, words);
     }
@@ -158,6 +179,15 @@ impl System for Edge<'_> {
     fn change_role(&mut self, resource: &str, role: &str, force: bool) -> Ran {
         let options: &[&str] = if force { &["-f"] } else { &[] };
         self.hastctl("role", &[options, &[role, resource]].concat()).0
+    }
+
+    fn would_become_primary(&mut self, resource: &str) -> Option<bool> {
+        match self.hastctl("role", &["-n", "primary", resource]).0 {
+            Ran::Well => Some(true),
+            // FreeBSD's own does not know -n.
+            Ran::Badly(64, _) => None,
+            _ => Some(false),
+        }
     }
 
     fn secondary_works(&mut self, resource: &str) -> Result<bool, String> {
@@ -294,6 +324,11 @@ impl System for Edge<'_> {
 
     fn address(&mut self, address: &Address, way: Way) -> Ran {
         addresses::change(self.runner, address, way, self.group.device_timeout)
+    }
+
+    fn demote(&mut self, demoted: bool) -> Result<bool, String> {
+        let file = self.state.file(&self.group.name, "demotion");
+        demotion::set(self.runner, &file, demoted, kernel::uptime(), self.group.device_timeout)
     }
 
     fn announce(&mut self, address: &Address) -> Result<(), String> {

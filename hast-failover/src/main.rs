@@ -160,9 +160,9 @@ impl Program {
                 Ok(exit::OK)
             }
             Command::Fifo => self.fifo(),
-            Command::Status => {
+            Command::Status | Command::Check => {
                 self.choose(false)?;
-                Ok(self.status())
+                Ok(self.report())
             }
             Command::Role(role) => {
                 self.choose(role != Role::Primary)?;
@@ -229,7 +229,7 @@ impl Program {
     }
 
     /// Of several groups the last one that is not well decides.
-    fn status(&self) -> u8 {
+    fn report(&self) -> u8 {
         let mut outcome = exit::OK;
         for name in &self.options.names {
             let Ok(group) = self.group(name) else {
@@ -239,7 +239,9 @@ impl Program {
             let log = self.log(Some(name));
             let never = Arc::new(AtomicBool::new(false));
             let mut node = Edge::new(&self.general, &group, &log, &self.runner, None, never);
-            let (lines, worst) = Run::new(&mut node, &group, self.options.manner).report();
+            let run = Run::new(&mut node, &group, self.options.manner);
+            let (lines, worst) =
+                if self.options.command == Command::Check { run.judge() } else { run.report() };
             for line in lines {
                 let _ = writeln!(io::stdout(), "{line}");
             }
@@ -254,8 +256,14 @@ impl Program {
         let requests = Requests::new(&self.general.state_dir);
         // All of them first: a run that works on one of them now is to give up.
         let mut latest = Vec::new();
+        let mut shown = Vec::new();
         for name in &self.options.names {
-            match requests.publish(name, role, self.key, edge::boot_clock()) {
+            let published =
+                requests.publish(name, role, self.key, edge::boot_clock()).and_then(|published| {
+                    shown.push(requests.show_run(name)?);
+                    Ok(published)
+                });
+            match published {
                 Ok(published) => latest.push((name, published)),
                 Err(error) => {
                     let words = format!(
@@ -279,7 +287,7 @@ impl Program {
             let _ = signal_hook::flag::register(signal, ends.clone());
         }
         let mut outcome = exit::OK;
-        for (name, published) in latest {
+        for ((name, published), _shown) in latest.into_iter().zip(shown) {
             let status = match published {
                 Published::Latest => self.work(name, role, &requests, &ends),
                 Published::Overtaken(other) => {

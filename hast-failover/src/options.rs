@@ -12,6 +12,7 @@ use crate::run::{Manner, Role};
 pub(crate) enum Command {
     Role(Role),
     Status,
+    Check,
     Fifo,
     Time,
 }
@@ -36,14 +37,14 @@ pub(crate) struct Options {
 pub(crate) fn usage(default_config: &str) -> String {
     format!(
         "usage: hast-failover [-abfqr] [-c config] [-v vhid@interface] primary | secondary | init [group ...]
-       hast-failover [-c config] status [group ...]
+       hast-failover [-c config] status | check [group ...]
        hast-failover [-q] [-c config] fifo path
        hast-failover time
 
 -a  abandon: the other node takes over anyway, so write nothing more (secondary, init)
 -b  return at once and work in the background
 -c  read this file instead of {default_config}
--f  become primary even with data that is known to be out of date
+-f  become primary even with data that is known to be out of date; with secondary: what made a promotion fail is mended
 -q  nothing on standard error: syslog and the file that 'log' names are enough
 -r  the names are resources: handle role and device only
 -v  the groups whose 'carp' names this address of carp(4), or all groups if none has a 'carp'
@@ -93,7 +94,7 @@ impl Options {
         let good = match options.command {
             Command::Fifo => options.names.len() == 1 && !options.bare,
             Command::Time => options.names.is_empty(),
-            Command::Role(_) | Command::Status => {
+            Command::Role(_) | Command::Status | Command::Check => {
                 !options.bare
                     || (!options.names.is_empty() && options.names.iter().all(|name| is_resource(name)))
             }
@@ -108,6 +109,7 @@ fn command(word: &str) -> Result<Command, ()> {
         "secondary" => Command::Role(Role::Secondary),
         "init" => Command::Role(Role::Init),
         "status" => Command::Status,
+        "check" => Command::Check,
         "fifo" => Command::Fifo,
         "time" => Command::Time,
         _ => return Err(()),

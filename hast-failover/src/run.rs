@@ -7,6 +7,7 @@
 //! where it is, and so does the role of its resource, unless the node is abandoned. Success is what was looked at in the end.
 
 mod addresses;
+mod check;
 mod devices;
 mod files;
 mod pools;
@@ -16,6 +17,8 @@ mod status;
 
 use std::fmt;
 use std::time::Duration;
+
+pub(crate) use check::{Failure, Wanted};
 
 use crate::address::Address;
 use crate::config::{Content, Group};
@@ -63,7 +66,7 @@ impl fmt::Display for Role {
 pub(crate) struct Manner {
     /// The other node takes over anyway: nothing more is written here.
     pub(crate) abandon: bool,
-    /// Also with data that is known to be out of date.
+    /// Also with data that is known to be out of date; on the way down: whatever kept the node from being primary is mended.
     pub(crate) force: bool,
 }
 
@@ -114,13 +117,27 @@ pub(crate) struct Run<'a, S: System> {
     used: Vec<String>,
     /// Why it gives up, if it does.
     later: Option<Later>,
+    /// What the first step to fail has told.
+    why: String,
+    /// It was hastd, which says beforehand whether it would grant a role, that has refused it.
+    foreseeable: bool,
     status: u8,
 }
 
 impl<'a, S: System> Run<'a, S> {
     /// A run for `group`, whose lock is held.
     pub(crate) fn new(system: &'a mut S, group: &'a Group, manner: Manner) -> Run<'a, S> {
-        Run { system, group, manner, undo: Vec::new(), used: Vec::new(), later: None, status: exit::FAILED }
+        Run {
+            system,
+            group,
+            manner,
+            undo: Vec::new(),
+            used: Vec::new(),
+            later: None,
+            why: String::new(),
+            foreseeable: false,
+            status: exit::FAILED,
+        }
     }
 
     /// Gives the group its role; gives the exit status.
@@ -136,6 +153,7 @@ impl<'a, S: System> Run<'a, S> {
 
     fn primary(&mut self) -> u8 {
         if self.go_up().is_ok() {
+            self.forget_failure();
             self.note("This node is primary, and everything on it runs.");
             return exit::OK;
         }
@@ -143,12 +161,20 @@ impl<'a, S: System> Run<'a, S> {
         if self.later.is_some() {
             return exit::TEMPFAIL;
         }
+        self.note_failure();
         let _ = self.failed("This node did not become primary.");
         self.status
     }
 
     fn not_primary(&mut self, role: Role) -> u8 {
-        if self.go_down(role).is_ok() {
+        let done = self.go_down(role);
+        if self.manner.force {
+            self.forget_failure();
+        } else if self.follows_carp() {
+            let well = done.is_ok() && self.may_be_tried().is_ok();
+            self.tell_carp(well);
+        }
+        if done.is_ok() {
             self.note(format!("This node is {role}."));
             return exit::OK;
         }
@@ -340,6 +366,9 @@ impl<'a, S: System> Run<'a, S> {
     /// Tells why a step fails.
     fn failed(&mut self, words: impl AsRef<str>) -> Done {
         self.system.say(Priority::Error, words.as_ref());
+        if self.why.is_empty() {
+            words.as_ref().clone_into(&mut self.why);
+        }
         Err(Failed)
     }
 
@@ -411,6 +440,8 @@ fn how(ran: &Ran) -> String {
     }
 }
 
+#[cfg(test)]
+mod check_tests;
 #[cfg(test)]
 mod fake;
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::address::Address;
+use crate::run::{Failure, Wanted};
 
 /// The system that a node runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,6 +139,13 @@ pub(crate) trait System {
     /// Waits a moment, about a tenth of a second.
     fn pause(&mut self);
     fn later(&mut self) -> Option<Later>;
+    /// The request that was made last.
+    fn wanted(&mut self) -> Wanted;
+    /// Time since the system was started.
+    fn uptime(&self) -> Duration;
+    /// The last promotion, if it has failed since the system was started.
+    fn failure(&mut self) -> Option<Failure>;
+    fn note_failure(&mut self, failure: Option<&Failure>);
     fn say(&mut self, priority: Priority, words: &str);
 
     // ---- hastd
@@ -146,6 +154,8 @@ pub(crate) trait System {
     /// Whether it is FreeBSD's own.
     fn is_original(&mut self, resource: &str) -> bool;
     fn change_role(&mut self, resource: &str, role: &str, force: bool) -> Ran;
+    /// Whether hastd would grant the role primary now; none if it does not say so beforehand.
+    fn would_become_primary(&mut self, resource: &str) -> Option<bool>;
     /// Whether a worker of the role secondary is there.
     fn secondary_works(&mut self, resource: &str) -> Result<bool, String>;
 
@@ -197,6 +207,8 @@ pub(crate) trait System {
     fn service(&mut self, name: &str, way: Way) -> Ran;
     fn has_address(&mut self, address: &Address) -> Result<bool, String>;
     fn address(&mut self, address: &Address, way: Way) -> Ran;
+    /// Lets carp(4) prefer other nodes, because of this group, or not any more. False: so it was already.
+    fn demote(&mut self, demoted: bool) -> Result<bool, String>;
     /// Tells the network where the address is now.
     fn announce(&mut self, address: &Address) -> Result<(), String>;
 }

@@ -192,9 +192,14 @@ pub(crate) fn started() -> io::Result<Key> {
     Ok(Key { moment: u64::try_from(since).unwrap_or_default(), pid })
 }
 
+/// Time since the system was started.
+pub(super) fn uptime() -> Duration {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default()
+}
+
 /// This moment, in microseconds since the system was started.
 pub(crate) fn boot_clock() -> u64 {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
+    let now = uptime();
     // Two clocks may differ by a little.
     u64::try_from(now.as_micros()).unwrap_or(u64::MAX).saturating_add(1_000_000)
 }

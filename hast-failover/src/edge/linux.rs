@@ -307,9 +307,14 @@ pub(crate) fn started() -> io::Result<Key> {
     Ok(Key { moment, pid: std::process::id() })
 }
 
+/// Time since the system was started.
+pub(super) fn uptime() -> Duration {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
+}
+
 /// This moment, in ticks since the system was started.
 pub(crate) fn boot_clock() -> u64 {
-    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default();
+    let now = uptime();
     let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten().and_then(|ticks| u64::try_from(ticks).ok());
     let ticks = ticks.unwrap_or(100);
     let parts = u64::from(now.subsec_millis()).saturating_mul(ticks) / 1000;

@@ -2,7 +2,7 @@
 //!
 //! A request is made when its process is forked. Its key is that moment, as exactly as the kernel tells it, and the process
 //! id, which tells apart what the moment does not: ids are given out in order. The file `<group>.request` always has the latest
-//! request; the run that works on the group holds `<group>.lock`.
+//! request; the run that works on the group holds `<group>.lock`, and all that are there share `<group>.runs`.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -114,6 +114,28 @@ impl Requests {
         self.current(group).filter(|current| *current != format!("{role} {key}"))
     }
 
+    /// Whether the last request is for this role, and was made since the system was started, `now` ago.
+    pub(crate) fn is_last(&self, group: &str, role: Role, now: u64) -> bool {
+        let current = self.current(group).unwrap_or_default();
+        let mut words = current.split(' ');
+        words.next() == Some(role.word())
+            && words.next().and_then(|text| text.parse::<Key>().ok()).is_some_and(|key| key.moment <= now)
+    }
+
+    /// Shows that a run for the group is there, or soon will be, until this is dropped or the process ends.
+    pub(crate) fn show_run(&self, group: &str) -> io::Result<Held> {
+        let file = OpenOptions::new().create(true).append(true).open(self.file(group, "runs"))?;
+        // Whoever looks holds it for a moment.
+        let held = Flock::lock(file, FlockArg::LockShared);
+        held.map(Held).map_err(|(_, errno)| errno.into())
+    }
+
+    /// Whether somebody shows a run.
+    pub(crate) fn has_run(&self, group: &str) -> bool {
+        let Ok(file) = OpenOptions::new().append(true).open(self.file(group, "runs")) else { return false };
+        Flock::lock(file, FlockArg::LockExclusiveNonblock).is_err()
+    }
+
     /// Waits for the lock of a group, at most this long and until `given_up`.
     pub(crate) fn lock(
         &self,
@@ -193,6 +215,23 @@ mod tests {
                 "{left}"
             );
         }
+    }
+
+    #[test]
+    fn a_run_is_seen_until_the_last_one_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let requests = Requests::new(directory.path());
+        assert!(!requests.has_run("g"));
+        let (one, two) = (requests.show_run("g").unwrap(), requests.show_run("g").unwrap());
+        assert!(requests.has_run("g") && requests.has_run("g") && !requests.has_run("h"));
+        drop(one);
+        assert!(requests.has_run("g"));
+        drop(two);
+        assert!(!requests.has_run("g"));
+        requests.publish("g", Role::Primary, key(100, 5), 1000).unwrap();
+        assert!(requests.is_last("g", Role::Primary, 100) && !requests.is_last("g", Role::Secondary, 100));
+        assert!(!requests.is_last("g", Role::Primary, 99), "made before a restart");
+        assert!(!requests.is_last("h", Role::Primary, 100));
     }
 
     #[test]

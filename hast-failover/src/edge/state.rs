@@ -1,11 +1,15 @@
-//! What is remembered in `state_dir`: the devices that were attached, `<resource>.device`, and what a group has mounted,
-//! `<group>.mount`.
+//! What is remembered in `state_dir`: the devices that were attached, `<resource>.device`, what a group has mounted,
+//! `<group>.mount`, and that its last promotion failed, `<group>.failed`.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use crate::run::Failure;
 use crate::system::Mounted;
+
+use super::command::printable;
 
 /// A name as part of a file's name.
 pub(super) fn name(of: &str) -> String {
@@ -55,6 +59,28 @@ impl State {
         };
         let token = record.token.as_deref().unwrap_or_default();
         write(&file, format!("{kind} {} {token}", record.device.display()).trim_end())
+    }
+
+    /// The last promotion of a group, if it failed.
+    pub(super) fn failure(&self, group: &str) -> Option<Failure> {
+        let text = fs::read_to_string(self.file(group, "failed")).ok()?;
+        let mut words = text.trim_end_matches('\n').splitn(4, ' ');
+        let times = words.next()?.parse().ok()?;
+        let at = Duration::from_millis(words.next()?.parse().ok()?);
+        let foreseeable = words.next()? == "role";
+        Some(Failure { times, at, foreseeable, why: words.next().unwrap_or_default().to_owned() })
+    }
+
+    pub(super) fn set_failure(&self, group: &str, failure: Option<&Failure>) -> Result<(), String> {
+        let file = self.file(group, "failed");
+        let done = match failure {
+            None => forget(&file),
+            Some(Failure { times, at, foreseeable, why }) => {
+                let kind = if *foreseeable { "role" } else { "step" };
+                write(&file, &format!("{times} {} {kind} {}", at.as_millis(), printable(why)))
+            }
+        };
+        done.map_err(|error| format!("{}: {}", file.display(), hast_log::error_text(&error)))
     }
 
     /// What a group has mounted: the kernel's name for it, and its device.
@@ -136,5 +162,25 @@ mod tests {
         assert_eq!(state.mount("g"), Some(("36 7:0".to_owned(), Some(0x700))));
         state.set_mount("g", None).unwrap();
         assert_eq!(state.mount("g"), None);
+    }
+
+    #[test]
+    fn a_failure_is_remembered_in_one_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = State::new(directory.path());
+        assert_eq!(state.failure("g"), None);
+        for foreseeable in [false, true] {
+            let at = Duration::from_millis(1234);
+            let failure = Failure { times: 3, at, foreseeable, why: "a\nb".to_owned() };
+            state.set_failure("g", Some(&failure)).unwrap();
+            assert_eq!(state.failure("g"), Some(Failure { why: "a b".to_owned(), ..failure }));
+        }
+        for nonsense in ["", "1", "1 x role", "x 1 role", "-1 1 step why"] {
+            fs::write(directory.path().join("g.failed"), nonsense).unwrap();
+            assert_eq!(state.failure("g"), None, "{nonsense}");
+        }
+        state.set_failure("g", None).unwrap();
+        state.set_failure("g", None).unwrap();
+        assert!(!directory.path().join("g.failed").exists());
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::address::Address;
+use crate::run::{Failure, Wanted};
 use crate::system::*;
 
 /// What becomes of a call.
@@ -70,6 +71,11 @@ pub(super) struct Fake {
     pub(super) deeds: Vec<(usize, Deed)>,
     /// The call from which on there is a later request.
     pub(super) later_at: Option<usize>,
+    pub(super) wanted: Wanted,
+    pub(super) failure: Option<Failure>,
+    /// What hastd foresees.
+    pub(super) grants: Option<bool>,
+    pub(super) demoted: bool,
     /// What must never happen, and has.
     pub(super) crimes: Vec<String>,
     /// Devices may be taken from those who use them.
@@ -108,6 +114,10 @@ impl Fake {
             faults: Vec::new(),
             deeds: Vec::new(),
             later_at: None,
+            wanted: Wanted { primary: false, under_way: false },
+            failure: None,
+            grants: Some(true),
+            demoted: false,
             crimes: Vec::new(),
             abandoned: false,
         }
@@ -222,6 +232,30 @@ impl System for Fake {
     fn later(&mut self) -> Option<Later> {
         let at = self.later_at?;
         (self.calls.len() >= at).then(|| Later::Request("secondary 9.9".to_owned()))
+    }
+
+    fn wanted(&mut self) -> Wanted {
+        self.wanted.clone()
+    }
+
+    fn uptime(&self) -> Duration {
+        self.clock
+    }
+
+    fn failure(&mut self) -> Option<Failure> {
+        self.failure.clone()
+    }
+
+    fn note_failure(&mut self, failure: Option<&Failure>) {
+        self.failure = failure.cloned();
+    }
+
+    fn would_become_primary(&mut self, _: &str) -> Option<bool> {
+        self.grants
+    }
+
+    fn demote(&mut self, demoted: bool) -> Result<bool, String> {
+        Ok(std::mem::replace(&mut self.demoted, demoted) != demoted)
     }
 
     fn say(&mut self, _: Priority, words: &str) {

@@ -33,12 +33,16 @@ impl<S: System> Run<'_, S> {
             Ran::Well => {}
             Ran::Badly(70, said) => {
                 self.status = exit::SOFTWARE;
+                self.foreseeable = true;
                 return self.failed(format!(
                     "{resource}: the other node has newer data, or is primary; 'hast-failover -f primary' gives up what \
                      this one lacks. {said}"
                 ));
             }
-            _ => return self.failed(format!("{resource}: hastctl role primary {}", how(&ran))),
+            _ => {
+                self.foreseeable = matches!(ran, Ran::Badly(66, _));
+                return self.failed(format!("{resource}: hastctl role primary {}", how(&ran)));
+            }
         }
         // The original answers first and tries then.
         if self.has_role(resource, "primary") {
@@ -83,6 +87,7 @@ impl<S: System> Run<'_, S> {
 
     fn is_still_primary(&mut self, resource: &str) -> Done {
         self.status = exit::SOFTWARE;
+        self.foreseeable = true;
         let seconds = self.group.role_timeout.as_secs();
         self.too_late(format!(
             "{resource}: the secondary's worker is still there after {seconds} s: the other node is still primary."

@@ -5,10 +5,10 @@ use crate::system::{Attached, Platform, Pool, Signal, Unmount};
 
 const FILES: &str = "fstype = ext4\nmount = /srv/x\nservices = one two\naddress = 10.0.0.9/24@eth0\n";
 const BOTH: [Platform; 2] = [Platform::Linux, Platform::FreeBsd];
-const UP: Manner = Manner { abandon: false, force: false };
+pub(super) const UP: Manner = Manner { abandon: false, force: false };
 const ABANDON: Manner = Manner { abandon: true, force: false };
 
-fn group(settings: &str) -> Group {
+pub(super) fn group(settings: &str) -> Group {
     File::parse(&format!("[x]\n{settings}")).unwrap().group("x", false).unwrap()
 }
 
@@ -16,23 +16,23 @@ fn files() -> Group {
     group(FILES)
 }
 
-fn work(fake: &mut Fake, group: &Group, manner: Manner, role: Role) -> u8 {
+pub(super) fn work(fake: &mut Fake, group: &Group, manner: Manner, role: Role) -> u8 {
     fake.abandoned = manner.abandon;
     let status = Run::new(fake, group, manner).work(role);
     assert!(fake.crimes.is_empty(), "{:?}: {:#?}", fake.crimes, fake.said);
     status
 }
 
-fn up(fake: &mut Fake) -> u8 {
+pub(super) fn up(fake: &mut Fake) -> u8 {
     work(fake, &files(), UP, Role::Primary)
 }
 
-fn down(fake: &mut Fake) -> u8 {
+pub(super) fn down(fake: &mut Fake) -> u8 {
     work(fake, &files(), UP, Role::Secondary)
 }
 
 /// A node of this kind, as it is before a run: secondary or primary.
-fn node(platform: Platform, attaches: bool, primary: bool) -> Fake {
+pub(super) fn node(platform: Platform, attaches: bool, primary: bool) -> Fake {
     let mut fake = Fake::new(platform);
     fake.attaches = attaches && platform == Platform::Linux;
     if primary {
@@ -63,7 +63,7 @@ fn said(fake: &Fake, words: &str) -> bool {
     fake.said.iter().any(|line| line.contains(words))
 }
 
-fn mend(fake: &mut Fake) {
+pub(super) fn mend(fake: &mut Fake) {
     fake.faults.clear();
     fake.deeds.clear();
     fake.later_at = None;

@@ -32,6 +32,7 @@ hastctl)
         ;;
     role)
         for last; do :; done
+        [ "$2" != -n ] || exit 0
         role=$2
         [ "$role" != -f ] || role=$3
         while [ -e "$here/hold" ]; do sleep 0.05; done
@@ -404,6 +405,62 @@ fn later_requests_take_the_place_of_earlier_ones() -> Outcome {
     assert_eq!(third.wait()?.code(), Some(0));
     assert_eq!(stage.state(), down());
     assert!(stage.calls("zpool import").is_empty(), "nothing was begun that was not wanted any more");
+    Ok(())
+}
+
+/// keepalived's track script: a node whose data did not come up fails it, a backup and one on its way up do not.
+#[test]
+fn the_check_fails_where_a_promotion_has_failed() -> Outcome {
+    let stage = Stage::pool()?;
+    let check = || -> Result<(i32, i32), Failure> {
+        let run = Run::of(&mut stage.script("keepalived/hast-notify", &["check", "data"])?)?;
+        Ok((run.code, stage.failover(&["check", "data"])?.code))
+    };
+    assert_eq!(check()?, (0, 0), "a backup");
+    stage.fail("zpool", 1, "import*")?;
+    assert_eq!(stage.failover(&["primary"])?.code, 1);
+    assert_eq!(check()?, (1, 1), "it has the address");
+    assert_eq!(stage.failover(&["-a", "secondary"])?.code, 0);
+    assert_eq!(check()?, (1, 1), "it would only fail again");
+    let said = stage.failover(&["check", "data"])?.stdout;
+    assert!(said.contains("Importing tank") || said.contains("import"), "{said}");
+    // What was remembered is gone, as after a restart.
+    let kept = stage.read("state/data.failed");
+    std::fs::remove_file(stage.root().join("state/data.failed"))?;
+    assert_eq!(check()?, (0, 0));
+    std::fs::write(stage.root().join("state/data.failed"), kept)?;
+    // An administrator has mended it, and says so or tries it.
+    assert_eq!(stage.failover(&["-f", "secondary"])?.code, 0);
+    assert_eq!(check()?, (0, 0));
+    assert_eq!(stage.failover(&["primary"])?.code, 1);
+    stage.mend()?;
+    let hold = stage.root().join("hold");
+    std::fs::write(stage.root().join("now/role.data"), "secondary\n")?;
+    std::fs::write(&hold, "")?;
+    let mut run = stage.failover_command(&["-q", "primary"])?.stdin(Stdio::null()).spawn()?;
+    wait_until("the run to be at work", SHORT, || Ok(stage.calls("hastctl role primary").len() == 3))?;
+    assert_eq!(check()?, (0, 0), "it is on its way");
+    std::fs::remove_file(&hold)?;
+    assert_eq!(run.wait()?.code(), Some(0));
+    assert_eq!(check()?, (0, 0));
+    // hastd does not answer.
+    stage.fail("hastctl", 75, "list*")?;
+    assert_eq!(check()?, (1, 1));
+    Ok(())
+}
+
+/// Two groups on one node: what one of them cannot do says nothing about the other.
+#[test]
+fn the_check_is_about_the_groups_that_are_named() -> Outcome {
+    let stage = Stage::pool()?;
+    let conf = stage.read("conf") + "\n[data2]\nresources = data2\n";
+    std::fs::write(stage.root().join("conf"), conf)?;
+    stage.fail("hastctl", 71, "role primary*data2")?;
+    assert_eq!(stage.failover(&["primary", "data"])?.code, 0);
+    assert_eq!(stage.failover(&["primary", "data2"])?.code, 1);
+    for (names, code) in [(&["data"][..], 0), (&["data2"], 1), (&["data", "data2"], 1), (&[], 1)] {
+        assert_eq!(stage.failover(&[&["check"], names].concat())?.code, code, "{names:?}");
+    }
     Ok(())
 }
 

@@ -337,7 +337,7 @@ impl Server {
         };
         let conf = format!(
             "global_defs {{\n    script_user root\n    max_auto_priority -1\n{serve}}}\n\
-             vrrp_script hast {{\n    script \"{notify} check shared\"\n    interval 1\n    fall 20\n    rise 2\n}}\n\
+             vrrp_script hast {{\n    script \"{notify} check shared\"\n    interval 1\n    fall 3\n    rise 2\n}}\n\
              vrrp_instance shared {{\n    state BACKUP\n    nopreempt\n    interface eth0\n    \
              virtual_router_id 1\n    priority {priority}\n    virtual_ipaddress {{ {SHARED}/24 }}\n    \
              track_script {{ hast }}\n{call}}}\n"

@@ -2,7 +2,7 @@
 
 use hast_tests::{Failure, LONG, Outcome, disk, wait_until};
 
-use super::site::{EXT4, FileSystem, Site, XFS};
+use super::site::{EXT4, FileSystem, SHARED, Site, XFS};
 
 /// Alpha is primary, lines are coming in; then `fail` happens to alpha, beta takes over, `mend` brings alpha back, and
 /// it becomes beta's secondary, for which only what has changed is copied.
@@ -167,6 +167,45 @@ fn keepalived_moves_address_and_data() -> Outcome {
         })?;
         site.wait_lines()?;
         site.every_line_is_on(1)
+    };
+    play().map_err(|why| site.told(&why))
+}
+
+/// Alpha becomes master, but its disk has gone: it gives the address to beta, whose data can come up, and does not take it
+/// again before the disk is there. Then it is as good a backup as any.
+#[test]
+fn keepalived_gives_the_address_to_a_node_whose_data_comes_up() -> Outcome {
+    if !hast_tests::tools::have(&["keepalived"])? {
+        return Ok(());
+    }
+    let Some(mut site) = Site::new()? else { return Ok(()) };
+    let mut play = || -> Outcome {
+        let gone = site.a.provider().with_extension("gone");
+        for role in ["init", "secondary"] {
+            site.a.ctl(&["role", role, "shared"])?;
+            site.b.ctl(&["role", role, "shared"])?;
+            if role == "init" {
+                std::fs::rename(site.a.provider(), &gone)?;
+            }
+        }
+        site.a.start_keepalived(150)?;
+        let log = |site: &Site| site.a.host.file("failover.log");
+        wait_until("alpha to fail", LONG, || Ok(log(&site).contains("This node did not become primary.")))?;
+        site.b.start_keepalived(100)?;
+        site.b.wait_serves()?;
+        assert!(!site.a.host.has_address(SHARED)?);
+        assert_eq!(site.a.failover(&["check"])?.code, 1);
+        // The disk is back. The other node has been written since, and that has to come first.
+        site.a.ctl(&["role", "init", "shared"])?;
+        std::fs::rename(&gone, site.a.provider())?;
+        site.a.failover(&["secondary"])?.ok("alpha: secondary")?;
+        site.b.wait_in_step()?;
+        site.send_lines()?;
+        site.wait_lines()?;
+        site.b.kill()?;
+        site.a.wait_serves()?;
+        site.wait_lines()?;
+        site.every_line_is_on(0)
     };
     play().map_err(|why| site.told(&why))
 }
