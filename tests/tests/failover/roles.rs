@@ -189,6 +189,34 @@ fn the_agent_passes_ocf_tester() -> Outcome {
     })
 }
 
+/// hastd waits for the primary to leave, and would carry the promotion out though nobody is there any more who has asked for
+/// it. What was asked for later counts.
+#[test]
+fn a_promotion_whose_caller_has_gone_ends_with_the_next_request() -> Outcome {
+    on_a_site(|site| {
+        site.a.failover(&["-r", "primary", "shared"])?.ok("alpha: primary")?;
+        site.a.wait_in_step()?;
+        // It is hastd that is to wait.
+        let conf = format!("wait_secondary = no\n{}", site.b.host.file("hast-failover.conf"));
+        std::fs::write(site.b.host.directory().join("hast-failover.conf"), conf)?;
+        let mut caller = site.b.host.spawn("caller.log", "hast-failover", &["primary"])?;
+        wait_until("hastd to wait for alpha", LONG, || {
+            Ok(site.b.host.file("hastd.log").contains("for it to leave its role"))
+        })?;
+        site.b.host.sh("pkill -9 -x hast-failover; pkill -9 -x hastctl")?;
+        caller.wait()?;
+        site.b.failover(&["secondary"])?.ok("beta: secondary")?;
+        site.a.failover(&["-r", "secondary", "shared"])?.ok("alpha: secondary")?;
+        site.a.failover(&["-r", "primary", "shared"])?.ok("alpha: primary again")?;
+        site.a.wait_in_step()?;
+        assert_eq!(site.b.value("role")?, "secondary");
+        let hooks = site.b.host.file("hooks");
+        assert!(!hooks.lines().any(|line| line == "role shared secondary primary"), "{hooks}");
+        site.a.failover(&["-r", "secondary", "shared"])?.ok("alpha: secondary")?;
+        site.finish(0)
+    })
+}
+
 /// Everything can be asked for again, and is done already.
 #[test]
 fn repeated_runs_change_nothing() -> Outcome {
