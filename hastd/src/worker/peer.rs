@@ -25,6 +25,8 @@ use crate::watch::Watched;
 
 /// Unsent bytes from which on no more work is taken in that would add to them.
 const BUSY_BYTES: usize = 64 << 20;
+/// Questions of TCP that may stay without an answer.
+const KEEPALIVE_PROBES: u32 = 2;
 
 /// How the link is run; the part of the resource's settings that concerns it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -389,8 +391,9 @@ fn watch_for_silence(socket: &impl AsFd, timeout: Duration) {
         return;
     }
     let timeout = timeout.max(Duration::from_secs(1));
-    let third = (timeout / 3).max(Duration::from_secs(1));
-    let keepalive = TcpKeepalive::new().with_time(third).with_interval(third).with_retries(2);
+    let (idle, interval) = keepalive_times(timeout);
+    let keepalive =
+        TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(KEEPALIVE_PROBES);
     if let Err(error) = socket.set_tcp_keepalive(&keepalive) {
         log::debug!("Unable to set TCP keepalive: {}.", error_text(&error));
     }
@@ -398,6 +401,15 @@ fn watch_for_silence(socket: &impl AsFd, timeout: Duration) {
     if let Err(error) = socket.set_tcp_user_timeout(Some(timeout)) {
         log::debug!("Unable to set TCP user timeout: {}.", error_text(&error));
     }
+}
+
+/// How long TCP waits before it asks, and after each question. The system knows whole seconds. All of them together are not
+/// less than `timeout`: FreeBSD ends a connection then that has something to send, too.
+fn keepalive_times(timeout: Duration) -> (Duration, Duration) {
+    let seconds = timeout.as_secs().saturating_add(u64::from(timeout.subsec_nanos() > 0));
+    let interval = (seconds / u64::from(KEEPALIVE_PROBES + 1)).max(1);
+    let idle = seconds.saturating_sub(interval.saturating_mul(KEEPALIVE_PROBES.into())).max(1);
+    (Duration::from_secs(idle), Duration::from_secs(interval))
 }
 
 fn is_tcp(socket: &Socket) -> bool {

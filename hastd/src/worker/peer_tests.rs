@@ -286,6 +286,23 @@ fn tcp_connections_notice_silence_and_follow_the_peer_timeout() {
     assert_eq!(seen.tcp_user_timeout().unwrap(), Some(Duration::from_secs(60)));
 }
 
+/// FreeBSD ends a connection when the last question of TCP has not been answered, whatever else is under way: a primary that
+/// is cut off completes nothing alone before the time that hast.conf gives it.
+#[test]
+fn tcp_does_not_give_a_peer_up_before_its_time() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let socket = SockRef::from(&stream);
+    for seconds in [1, 2, 3, 4, 5, 7, 20, 60] {
+        let timeout = Duration::from_secs(seconds);
+        watch_for_silence(&stream, timeout);
+        let interval = socket.tcp_keepalive_interval().unwrap();
+        let probes = socket.tcp_keepalive_retries().unwrap();
+        let ends = socket.tcp_keepalive_time().unwrap() + interval * probes;
+        assert!(ends >= timeout && ends <= timeout.max(Duration::from_secs(3)), "{seconds} s: {ends:?}");
+    }
+}
+
 proptest! {
     /// No bytes from a peer make a link do anything but deliver frames or give up.
     #[test]
