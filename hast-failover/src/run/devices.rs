@@ -23,7 +23,7 @@ pub(super) struct Device {
 
 impl<S: System> Run<'_, S> {
     /// The name of the device; the resource's if hastd does not answer, which is the usual one.
-    fn provider(&mut self, resource: &str) -> String {
+    pub(super) fn provider(&mut self, resource: &str) -> String {
         let known = self.system.ask(resource).map(|known| known.provider);
         known.filter(|provider| !provider.is_empty()).unwrap_or_else(|| resource.to_owned())
     }

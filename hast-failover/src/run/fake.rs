@@ -147,7 +147,7 @@ impl Fake {
         let services = self.services.values().filter(|runs| **runs).count();
         (
             self.roles.get("x").cloned().unwrap_or_default(),
-            top.and_then(|mounted| mounted.device),
+            top.map(|mounted| mounted.device.unwrap_or_default()),
             services,
             self.addresses.len(),
         )
@@ -208,6 +208,12 @@ impl Fake {
         }
         self.attached.remove(resource);
         self.nodes.remove(resource);
+        // FreeBSD says by its name only where something was mounted from.
+        if self.platform == Platform::FreeBsd {
+            for mounted in self.mounts.iter_mut().filter(|mounted| mounted.device == number) {
+                mounted.device = None;
+            }
+        }
     }
 
     pub(super) fn make_device(&mut self, resource: &str, number: u64) {
@@ -375,11 +381,14 @@ impl System for Fake {
         self.act(format!("mount {}", device.display()), |fake| {
             let number = node.and_then(|node| node.number).unwrap_or_default();
             fake.mount_device(number, &point.display().to_string());
+            if let Some(mounted) = fake.mounts.last_mut() {
+                mounted.source = device.display().to_string();
+            }
         })
     }
 
     fn unmount(&mut self, mounted: &Mounted, how: Unmount) -> Ran {
-        if mounted.device != Some(DEVICE) {
+        if mounted.device.is_none_or(|number| number != DEVICE) && mounted.source != "/dev/hast/x" {
             self.crimes.push(format!("a stranger's file system was unmounted: {mounted:?}"));
         }
         let top =

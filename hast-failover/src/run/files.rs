@@ -27,8 +27,21 @@ impl<S: System> Run<'_, S> {
         match self.system.remembered() {
             // The id alone says nothing: the kernel gives that of a mount which has gone to the next one.
             Some((id, device)) if id == mounted.id && device == mounted.device => Whose::Former,
+            // FreeBSD knows a device by its name only, which nothing has any more.
+            Some((id, _)) if id == mounted.id && mounted.device.is_none() && self.is_named(mounted) => {
+                Whose::Former
+            }
             _ => Whose::Strangers,
         }
+    }
+
+    /// Whether it was mounted from a device that has the name of one of the group's.
+    fn is_named(&mut self, mounted: &Mounted) -> bool {
+        let resources = self.group.resources.clone();
+        resources.iter().any(|resource| {
+            let path = self.group.device_dir.join(self.provider(resource));
+            path == Path::new(&mounted.source)
+        })
     }
 
     /// What is mounted at this place, and whose it is. A failure to find out is told.

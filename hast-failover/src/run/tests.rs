@@ -366,6 +366,16 @@ fn the_file_system_of_a_device_that_is_gone_is_taken_out() {
     assert_eq!((up(&mut fake), is_up(&fake)), (0, true), "{:#?}", fake.said);
 }
 
+/// FreeBSD knows only the name of the device that a file system was mounted from, and that is gone with the device.
+#[test]
+fn of_an_abandoned_node_the_file_system_is_taken_out_though_its_device_is_gone() {
+    for mut fake in nodes(true) {
+        assert_eq!((work(&mut fake, &files(), ABANDON, Role::Secondary), is_down(&fake)), (0, true));
+        assert!(!said(&fake, "something else mounted"), "{:#?}", fake.said);
+        assert_eq!((up(&mut fake), is_up(&fake)), (0, true), "{:#?}", fake.said);
+    }
+}
+
 /// The link was changed while the file system was mounted.
 #[test]
 fn the_file_system_counts_and_not_what_the_link_leads_to_by_now() {
