@@ -280,12 +280,14 @@ impl World {
         let Some(within) = offset.checked_sub(oracle.data as u64) else { return Ok(()) };
         // What one of the nodes holds already is copied, or written again: that makes no difference between them.
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let holds = |node: &Node| match op {
-            DiskOp::Write { data, .. } => {
-                let there = node.disk.contents().get(start..start.saturating_add(data.len()));
-                there.is_some_and(|there| there == &data[..])
-            }
-            _ => false,
+        let end = start.saturating_add(usize::try_from(length).unwrap_or(usize::MAX));
+        let holds = |node: &Node| {
+            let there = node.disk.contents().get(start..end);
+            there.is_some_and(|there| match op {
+                DiskOp::Write { data, .. } => there == &data[..],
+                // Zeros that are copied are freed instead.
+                _ => there.iter().all(|byte| *byte == 0),
+            })
         };
         if self.nodes.iter().any(holds) {
             return Ok(());
