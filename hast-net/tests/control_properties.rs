@@ -381,7 +381,12 @@ fn what_is_ours_alone_is_documented() {
         divergence: Some(Divergence::default()),
         ..Facts::default()
     };
-    let bytes = Reply::Entries(vec![status_with(Some(facts), None)]).encode();
+    let mut entry = status_with(Some(facts), None);
+    if let Entry::Status { status, .. } = &mut entry {
+        let (state, reason) = (ConnectionState::Refused, "why".to_owned());
+        status.connection = Some(Connection { state, reason, since: 1 });
+    }
+    let bytes = Reply::Entries(vec![entry]).encode();
     let list = List::parse(&bytes).unwrap();
     let names = list.pairs().map(|pair| std::str::from_utf8(pair.name).unwrap());
     let mut documented = 0;

@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 
 use hast_format::bitmap::Bitmap;
 use hast_format::layout::Layout;
@@ -18,11 +19,15 @@ use nix::unistd::{Whence, lseek};
 /// The file system does not tell.
 pub(super) fn allocated(file: &File, layout: &Layout) -> io::Result<Bitmap> {
     let extents = u32::try_from(layout.nextents()).map_err(|_| Errno::EOVERFLOW)?;
+    // A block that the metadata or the map have allocated says nothing.
+    let block = file.metadata()?.blksize().max(1);
+    let begin = layout.localoff().checked_next_multiple_of(block).ok_or(Errno::EOVERFLOW)?;
     let mut found = Bitmap::new(extents);
     let mut extent = 0;
     while extent < extents {
         let (offset, _) = layout.extent_range(extent);
-        let from = off_t::try_from(layout.localoff().saturating_add(offset)).map_err(|_| Errno::EOVERFLOW)?;
+        let from = layout.localoff().saturating_add(offset).max(begin);
+        let from = off_t::try_from(from).map_err(|_| Errno::EOVERFLOW)?;
         let data = match lseek(file, from, Whence::SeekData) {
             Ok(data) => data.cast_unsigned(),
             // Holes only, up to the end.
@@ -54,6 +59,9 @@ mod tests {
         let layout = Layout::create(size, 512, extent).unwrap();
         let at = |number: u32| layout.localoff() + layout.extent_range(number).0;
         let found = || allocated(&file, &layout).unwrap().iter().collect::<Vec<u32>>();
+        assert_eq!(found(), []);
+        // Metadata and map, whose last block may be the data area's first.
+        file.write_all_at(&vec![1; layout.localoff() as usize], 0).unwrap();
         assert_eq!(found(), []);
         file.write_all_at(&[1; 512], at(3)).unwrap();
         // The last byte of one extent and the first of the next one.

@@ -45,7 +45,8 @@ fn found_refused_and_repaired() -> Outcome {
         wait_until("both nodes to tell", SHORT, || {
             let status = node.ctl(&["status", "-v", "disk0"])?;
             let list = node.ctl(&["list", "-v", "disk0"])?;
-            Ok(status.trim_end().ends_with("split-brain") && list.contains("    split-brain: yes\n"))
+            Ok(status.contains("\tsplit-brain\tsplit-brain since ")
+                && list.contains("    split-brain: yes\n"))
         })?;
         assert!(
             !node.ctl(&["status", "disk0"])?.contains("split-brain"),
