@@ -57,7 +57,7 @@ fn the_worker_is_killed_again_and_again() -> Outcome {
     let Some(mut site) = Site::new()? else { return Ok(()) };
     let mut play = || -> Outcome {
         site.a.start_ucarp()?;
-        site.a.wait_taken_over(LONG)?;
+        site.a.wait_taken_over()?;
         site.send_lines()?;
         for _ in 0..3 {
             site.wait_lines()?;
