@@ -63,8 +63,12 @@ impl From<String> for Loss {
     }
 }
 
+/// The longest reason, in bytes: a peer's is a line for the administrator, however much it sends.
+const REASON_MAX: usize = 1000;
+
 /// The reason as a sentence of its own.
 fn sentence(reason: &str) -> String {
+    let reason = reason.get(..reason.floor_char_boundary(REASON_MAX)).unwrap_or_default();
     if reason.ends_with(['.', '!']) { reason.to_owned() } else { format!("{reason}.") }
 }
 
@@ -136,6 +140,14 @@ mod tests {
     fn a_reason_is_a_sentence() {
         assert_eq!(Loss::from("gone").told(), "gone.");
         assert_eq!(Loss::from("Gone.".to_owned()).told(), "Gone.");
+    }
+
+    #[test]
+    fn a_reason_of_a_peer_has_an_end() {
+        let long = "\u{e9}".repeat(40_000);
+        for loss in [Loss::refused(&long), Loss::from(long.as_str()), Loss::heard(&long)] {
+            assert!(loss.told().len() < 2000 && loss.reason.len() <= REASON_MAX + 1, "{}", loss.reason.len());
+        }
     }
 
     #[test]

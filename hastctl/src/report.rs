@@ -131,7 +131,10 @@ mod tests {
     fn an_unknown_resource_has_its_error() {
         let entries = [Entry::error("nosuch".to_owned(), 1)];
         assert_eq!(status(&entries, false), "Name\tStatus\t Role\t\tComponents\nnosuch\tERR1\n");
-        assert_eq!(status(&entries, true), "Name\tStatus\t Role\t\tComponents\tCondition\tConnection\nnosuch\tERR1\n");
+        assert_eq!(
+            status(&entries, true),
+            "Name\tStatus\t Role\t\tComponents\tCondition\tConnection\nnosuch\tERR1\n"
+        );
         for verbose in [false, true] {
             assert_eq!(list(&entries, verbose), "nosuch:\n  error: 1\n");
         }

@@ -70,6 +70,8 @@ pub(super) struct Link {
     /// What those who ask are told.
     told: Option<(ConnectionState, String)>,
     stuck: Stuck,
+    /// When the nodes were connected last.
+    up_since: Duration,
     /// When the last attempt began.
     attempted: Duration,
     /// While this lasts, a refusal with `wait` keeps the device's requests waiting.
@@ -161,6 +163,7 @@ impl Link {
             complaint: String::new(),
             told: None,
             stuck: Stuck::default(),
+            up_since: now,
             attempted: now,
             wait_until: now + settings.timeout,
             waiting: false,
@@ -362,6 +365,7 @@ impl Primary {
         }
         self.close();
         self.link.attempts = 0;
+        self.link.stuck = Stuck::default(); // that was another way
         self.link.wait_until = self.now;
         self.connect();
     }
@@ -396,7 +400,8 @@ impl Primary {
                         log::warn!("Waiting for remote node to become secondary for {seconds}s.");
                         self.link.waiting = true;
                     }
-                    self.tell_connection(loss.state, loss.told());
+                    // One of the two is about to change its role.
+                    self.tell_connection(ConnectionState::Connecting, loss.reason);
                     self.close();
                     self.enter(Stage::Down(Some(self.now + WAIT)));
                 } else {
@@ -710,6 +715,7 @@ impl Primary {
 
     fn up(&mut self) {
         self.enter(Stage::Up);
+        self.link.up_since = self.now;
         if !self.link.stuck.is_stuck() {
             self.link.attempts = 0;
         }
@@ -894,10 +900,15 @@ impl Primary {
 
     /// How long to wait before the next attempt, the connection being given up now.
     fn pause_before_next_attempt(&mut self) -> Duration {
+        if self.link.is_up() && self.link.stuck.is_over(self.now.saturating_sub(self.link.up_since)) {
+            self.link.attempts = 0;
+        }
         let wait = Duration::from_secs(1 << self.link.attempts.min(4)).min(RECONNECT_MAX);
         let oldest = self.link.outstanding.values().find_map(|request| {
             let awaited = self.now.saturating_sub(request.since);
-            request.command.filter(|_| request.length > 0).map(|command| (command, request.length, awaited))
+            // A delete carries no data, however long its range is.
+            let command = request.command.filter(|command| matches!(command, Command::Read | Command::Write));
+            command.map(|command| (command, request.length, awaited))
         });
         let Some((command, length, awaited)) = oldest else { return wait };
         let again = self.link.stuck.is_stuck();

@@ -12,6 +12,8 @@ use hast_net::message::Command;
 const STUCK_AFTER: Duration = Duration::from_secs(1);
 /// The longest wait for the next attempt because of that.
 const WAIT_MOST: Duration = Duration::from_secs(60);
+/// A connection that has lasted for so long has not got stuck as the one before, whatever passed.
+const LASTING: Duration = Duration::from_secs(600);
 
 /// What got stuck on the last connection, if anything did.
 #[derive(Clone, Copy, Debug, Default)]
@@ -32,14 +34,17 @@ impl Stuck {
 
     /// The secondary has carried this out: if it is as large as what got stuck, the connection passes that; true then.
     pub(super) fn answered(&mut self, command: Command, length: u64) -> bool {
-        let passes = |stuck: &mut Request| {
-            let same_way = (command == Command::Read) == (stuck.command == Command::Read);
-            same_way && length >= stuck.length
-        };
+        let passes = |stuck: &mut Request| command == stuck.command && length >= stuck.length;
         self.0.take_if(passes).is_some()
     }
 
-    /// The connection is given up while the answer to this, the oldest one of those with data, has been awaited for
+    /// The connection is given up after it has lasted for `lasted`: true if nothing got stuck for so long that what did is of the
+    /// past.
+    pub(super) fn is_over(&mut self, lasted: Duration) -> bool {
+        self.0.take_if(|_| lasted >= LASTING).is_some()
+    }
+
+    /// The connection is given up while the answer to this, the oldest read or write, has been awaited for
     /// `awaited`. What the administrator is told, the first time.
     pub(super) fn given_up(&mut self, command: Command, length: u64, awaited: Duration) -> Option<String> {
         if awaited < STUCK_AFTER {
@@ -91,12 +96,26 @@ mod tests {
     fn what_is_smaller_or_goes_the_other_way_proves_nothing() {
         let mut stuck = Stuck::default();
         stuck.given_up(Command::Write, 4096, LONG);
-        for (command, length) in [(Command::Write, 4095), (Command::Flush, 0), (Command::Read, 131_072)] {
+        for (command, length) in [
+            (Command::Write, 4095),
+            (Command::Flush, 0),
+            (Command::Read, 131_072),
+            (Command::Delete, 131_072), // carries nothing
+        ] {
             assert!(!stuck.answered(command, length));
             assert!(stuck.is_stuck());
         }
         assert!(stuck.answered(Command::Write, 4096));
         assert!(!stuck.is_stuck() && !stuck.answered(Command::Write, 4096));
+    }
+
+    #[test]
+    fn a_connection_that_lasts_has_not_got_stuck() {
+        let mut stuck = Stuck::default();
+        assert!(!stuck.is_over(LASTING));
+        stuck.given_up(Command::Write, 131_072, LONG);
+        assert!(!stuck.is_over(LASTING - Duration::from_secs(1)) && stuck.is_stuck());
+        assert!(stuck.is_over(LASTING) && !stuck.is_stuck());
     }
 
     #[test]

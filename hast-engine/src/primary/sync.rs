@@ -563,6 +563,8 @@ impl Primary {
         }
         match result {
             Ok(_) => self.end_block(key, Ok(())),
+            // Nothing is asked of a disk that was given up meanwhile.
+            Err(error) if self.detachment.is_detached() => self.end_block(key, Err(error)),
             Err(error) => match self.zeros_instead(key, error) {
                 Some(zeros) => self.copy_here(key, zeros),
                 None => {

@@ -23,6 +23,8 @@ pub(super) struct Connections {
     worker: Option<Connection>,
     /// Why the other node was turned away last, and when.
     turned_away: Option<(Connection, Instant)>,
+    /// The same of one that comes from an address which is not the other node's.
+    stranger: Option<(Connection, Instant)>,
     /// When it was noticed last that both nodes are primary.
     two_primaries: Option<Instant>,
 }
@@ -45,6 +47,12 @@ impl Connections {
         if state.is_well() {
             (self.turned_away, self.two_primaries) = (None, None);
         }
+        // It tells changes only: so far they were.
+        if self.worker.as_ref().is_some_and(|before| before.state == ConnectionState::TwoPrimaries)
+            && self.two_primaries.is_some()
+        {
+            self.two_primaries = Some(now);
+        }
         self.worker = Some(noted(self.worker.as_ref(), state, reason));
         self.is_alarm(state, now)
     }
@@ -52,9 +60,28 @@ impl Connections {
     /// The other node asked for the resource, and was refused. True if that is an alarm.
     #[must_use]
     pub(super) fn turned_away(&mut self, state: ConnectionState, reason: String, now: Instant) -> bool {
-        let before = self.recently_turned_away(now).cloned();
+        let before = recent(self.turned_away.as_ref(), now).cloned();
         self.turned_away = Some((noted(before.as_ref(), state, reason), now));
         self.is_alarm(state, now)
+    }
+
+    /// Somebody whose address is not the other node's asked for the resource, and was refused.
+    pub(super) fn stranger_turned_away(&mut self, state: ConnectionState, reason: String, now: Instant) {
+        let before = recent(self.stranger.as_ref(), now).cloned();
+        self.stranger = Some((noted(before.as_ref(), state, reason), now));
+    }
+
+    /// The worker of a secondary has ended, `how`: it does not say so if it was killed, nor if it could not begin.
+    pub(super) fn secondary_ended(&mut self, cannot_use_provider: bool, how: String, now: Instant) {
+        let said = self.worker.as_ref().map(|connection| connection.state);
+        let state = match said {
+            Some(ConnectionState::Connected) => ConnectionState::Disconnected,
+            Some(ConnectionState::Waiting | ConnectionState::Disconnected) if cannot_use_provider => {
+                ConnectionState::Refused
+            }
+            _ => return,
+        };
+        let _ = self.worker_says(state, how, now);
     }
 
     fn is_alarm(&mut self, state: ConnectionState, now: Instant) -> bool {
@@ -65,11 +92,6 @@ impl Connections {
         before.is_none_or(|before| now.saturating_duration_since(before) >= REMEMBERED)
     }
 
-    fn recently_turned_away(&self, now: Instant) -> Option<&Connection> {
-        let (connection, at) = self.turned_away.as_ref()?;
-        (now.saturating_duration_since(*at) < REMEMBERED).then_some(connection)
-    }
-
     /// What those who ask are told.
     pub(super) fn shown(&self, now: Instant) -> Option<&Connection> {
         // These say more than that the other node was turned away.
@@ -78,8 +100,20 @@ impl Connections {
             connection.state.is_well() || grave.contains(&connection.state)
         };
         let worker = self.worker.as_ref();
-        worker.filter(first).or_else(|| self.recently_turned_away(now)).or(worker)
+        let waits = |connection: &&Connection| connection.state != ConnectionState::Waiting;
+        // What a stranger asks for says least.
+        worker
+            .filter(first)
+            .or_else(|| recent(self.turned_away.as_ref(), now))
+            .or_else(|| worker.filter(waits))
+            .or_else(|| recent(self.stranger.as_ref(), now))
+            .or(worker)
     }
+}
+
+fn recent(noticed: Option<&(Connection, Instant)>, now: Instant) -> Option<&Connection> {
+    let (connection, at) = noticed?;
+    (now.saturating_duration_since(*at) < REMEMBERED).then_some(connection)
 }
 
 impl Supervisor {
@@ -101,6 +135,13 @@ impl Supervisor {
     pub(super) fn other_turned_away(&mut self, index: usize, refused: Refused, peer: &str, now: Instant) {
         let Some(resource) = self.resources.get_mut(index) else { return };
         let Some((state, reason)) = refused.told(peer) else { return };
+        if refused == Refused::NoAccess {
+            return resource.connections.stranger_turned_away(state, reason, now);
+        }
+        // One that is about to be something else is no second primary.
+        if state == ConnectionState::TwoPrimaries && resource.settled_role() != Role::Primary {
+            return;
+        }
         if resource.connections.turned_away(state, reason, now) {
             self.alarm(index, now);
         }
@@ -153,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_was_turned_away_is_told_until_somebody_connects() {
+    fn the_last_refusal_is_told_until_the_nodes_are_connected() {
         let (mut connections, now) = (Connections::default(), Instant::now());
         connections.begin(Role::Secondary);
         assert!(!connections.turned_away(RefusedState, "why".to_owned(), now));
@@ -181,6 +222,42 @@ mod tests {
         assert!(connections.worker_says(TwoPrimaries, String::new(), at(112)));
         connections.begin(Role::Primary);
         assert!(connections.turned_away(TwoPrimaries, String::new(), at(113)));
+    }
+
+    #[test]
+    fn a_stranger_hides_nothing() {
+        let (mut connections, now) = (Connections::default(), Instant::now());
+        connections.begin(Role::Secondary);
+        connections.stranger_turned_away(RefusedState, "a stranger".to_owned(), now);
+        assert_eq!(connections.shown(now).map(|c| c.reason.as_str()), Some("a stranger"));
+        let _ = connections.worker_says(Disconnected, "gone".to_owned(), now);
+        assert_eq!(connections.shown(now).map(|c| c.reason.as_str()), Some("gone"));
+        let _ = connections.turned_away(RefusedState, "the other node".to_owned(), now);
+        connections.stranger_turned_away(RefusedState, "a stranger".to_owned(), now);
+        assert_eq!(connections.shown(now).map(|c| c.reason.as_str()), Some("the other node"));
+    }
+
+    #[test]
+    fn a_secondary_whose_worker_has_ended_is_not_connected() {
+        let (mut connections, now) = (Connections::default(), Instant::now());
+        connections.begin(Role::Secondary);
+        connections.secondary_ended(false, "ended".to_owned(), now);
+        assert_eq!(state(&connections, now), Some(Waiting));
+        connections.secondary_ended(true, "ended".to_owned(), now);
+        assert_eq!(state(&connections, now), Some(RefusedState));
+        let _ = connections.worker_says(Connected, String::new(), now);
+        connections.secondary_ended(false, "ended".to_owned(), now);
+        assert_eq!(state(&connections, now), Some(Disconnected));
+    }
+
+    #[test]
+    fn two_primaries_that_a_worker_has_seen_all_the_time_are_one_alarm() {
+        let (mut connections, now) = (Connections::default(), Instant::now());
+        connections.begin(Role::Primary);
+        let at = |seconds| now + Duration::from_secs(seconds);
+        assert!(connections.worker_says(TwoPrimaries, String::new(), at(0)));
+        assert!(!connections.worker_says(Disconnected, String::new(), at(300)));
+        assert!(!connections.worker_says(TwoPrimaries, String::new(), at(310)));
     }
 
     #[test]

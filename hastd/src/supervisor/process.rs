@@ -430,6 +430,11 @@ impl Supervisor {
             device.worker_ended();
         }
         drop(scope);
+        if resource.role == Role::Secondary {
+            let cannot_use_provider = status.code() == Some(EX_NOINPUT);
+            let how = format!("The worker process (pid {pid}) {}; hastd's log says why.", ended(status));
+            resource.connections.secondary_ended(cannot_use_provider, how, now);
+        }
         match (resource.role, status.code()) {
             (Role::Secondary, Some(EX_NOINPUT)) => resource.unsure = true,
             // One that has had the time to write it down has ended by itself.

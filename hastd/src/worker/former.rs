@@ -39,9 +39,16 @@ pub(super) fn allocated(file: &File, layout: &Layout) -> io::Result<Bitmap> {
         if at >= extents {
             break;
         }
-        let next = at.max(extent);
-        found.insert(next);
-        extent = next.saturating_add(1);
+        // All of the run at once: each question may be one to a file server.
+        let end = lseek(file, data.cast_signed(), Whence::SeekHole).map_err(io::Error::from)?.cast_unsigned();
+        let last = end.saturating_sub(1).max(data).saturating_sub(layout.localoff())
+            / u64::from(layout.extentsize());
+        let last = u32::try_from(last).unwrap_or(u32::MAX).min(extents - 1);
+        let first = at.max(extent);
+        for extent in first..=last.max(first) {
+            found.insert(extent);
+        }
+        extent = last.max(first).saturating_add(1);
     }
     Ok(found)
 }
