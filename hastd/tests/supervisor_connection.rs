@@ -241,3 +241,30 @@ fn a_worker_that_has_died_is_told() {
     says(&pair.a, ConnectionState::Restarting, "was killed by signal 9; it is started again.");
     assert!(says(&pair.a, ConnectionState::Connected, "") >= before);
 }
+
+/// The secondary's worker is killed, and the primary, which is frozen, does not connect again.
+#[test]
+fn a_secondary_whose_worker_was_killed_is_not_connected() {
+    let pair = Pair::new();
+    let _daemons = pair.start();
+    pair.begin();
+    says(&pair.a, ConnectionState::Connected, "");
+    says(&pair.b, ConnectionState::Connected, "");
+    let primary = Pid::from_raw(pair.a.status("disk0").workerpid);
+    kill(primary, Signal::SIGSTOP).unwrap();
+    kill(Pid::from_raw(pair.b.status("disk0").workerpid), Signal::SIGKILL).unwrap();
+    says(&pair.b, ConnectionState::Disconnected, "was killed by signal 9");
+    kill(primary, Signal::SIGCONT).unwrap();
+    says(&pair.b, ConnectionState::Connected, "");
+}
+
+#[test]
+fn a_secondary_whose_provider_was_not_created_says_so() {
+    let pair = Pair::new();
+    let path = pair.b.path("disk0");
+    let bytes = fs::metadata(&path).unwrap().len();
+    fs::File::create(&path).unwrap().set_len(bytes).unwrap();
+    let _daemons = pair.start();
+    pair.begin();
+    says(&pair.b, ConnectionState::Refused, "exit status 66; hastd's log says why.");
+}

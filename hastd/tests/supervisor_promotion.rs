@@ -405,7 +405,8 @@ fn a_reload_does_not_join_a_primary() {
             );
         }
     });
-    assert_eq!(place.role("disk0"), "secondary");
+    // The reload takes it through role init.
+    wait_for("role secondary", || (place.role("disk0") == "secondary").then_some(()));
     assert_eq!(place.set_role(Role::Init, &["disk0"]), ["secondary"]);
 }
 
