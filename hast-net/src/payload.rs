@@ -229,11 +229,16 @@ fn bounded(claimed: u32, limit: u32) -> Result<usize, PayloadError> {
     usize::try_from(claimed).ok().filter(|_| claimed <= limit).ok_or(PayloadError::TooLong { size, limit })
 }
 
+/// Whether these bytes are nothing but zeros.
+#[must_use]
+pub fn is_zeros(bytes: &[u8]) -> bool {
+    // By whole lines of cache, so that the compiler can look at many bytes at once.
+    bytes.chunks(64).all(|line| line.iter().fold(0, |seen, byte| seen | byte) == 0)
+}
+
 /// The payload as a hole, if it is all zero.
 fn hole(payload: &[u8], length: u32) -> Option<(Compression, Vec<u8>)> {
-    // By whole lines of cache, so that the compiler can look at many bytes at once.
-    let zero = payload.chunks(64).all(|line| line.iter().fold(0, |seen, byte| seen | byte) == 0);
-    zero.then(|| (Compression::Hole, length.to_le_bytes().to_vec()))
+    is_zeros(payload).then(|| (Compression::Hole, length.to_le_bytes().to_vec()))
 }
 
 /// The payload as LZF, if that saves enough.

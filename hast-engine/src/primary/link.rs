@@ -13,7 +13,7 @@ use hast_net::errno::Errno;
 use hast_net::frame::{Frame, VERSION};
 use hast_net::handshake::{
     Extensions, FirstAnswer, FirstHello, FirstReply, Meeting, Met, Parting, Refused, SecondAnswer,
-    SecondHello, SecondReply, SyncSource, texts,
+    SecondHello, SecondReply, SyncSource,
 };
 use hast_net::message::{self, Command, FromSecondary, MarkKind, Message, Reply, Request};
 
@@ -514,7 +514,8 @@ impl Primary {
 
     fn refused(&mut self, refused: Refused, map: Option<Buffer>) -> Loss {
         let Refused { errmsg, parted } = refused;
-        if errmsg == texts::SPLIT_BRAIN {
+        let loss = Loss::refused(&errmsg);
+        if loss.state == ConnectionState::SplitBrain {
             self.link.split = true;
             let extents = self.map.to_synchronise().len();
             let apart =
@@ -522,7 +523,7 @@ impl Primary {
             self.link.apart = map.zip(parted).filter(|_| self.link.has(Extensions::PARTING)).map(apart);
             self.actions.push_back(Action::Event(Event::SplitBrain));
         }
-        Loss::refused(&errmsg)
+        loss
     }
 
     fn second_reply(&mut self, frame: Frame) -> Result<(), Loss> {

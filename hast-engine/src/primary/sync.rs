@@ -16,6 +16,7 @@ use hast_net::extensions::Extensions;
 use hast_net::handshake::SyncSource;
 use hast_net::human::human;
 use hast_net::message::{Command, MarkKind};
+use hast_net::payload::is_zeros;
 
 use super::link::Awaited;
 use super::window::{MOST_OF_ORIGINAL, SHARED_BLOCK, USERS, Window};
@@ -865,10 +866,4 @@ impl Primary {
     pub(super) fn sync_deadline(&self) -> Option<Duration> {
         [self.sync.retry_at, self.sync.pauses.front().copied()].into_iter().flatten().min()
     }
-}
-
-/// Whether a block is nothing but zeros.
-fn is_zeros(data: &[u8]) -> bool {
-    // Each byte is the one before it, and the first one is 0.
-    data.first() == Some(&0) && data.get(..data.len() - 1) == data.get(1..)
 }
