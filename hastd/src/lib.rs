@@ -8,6 +8,7 @@ mod kernel_nbd;
 #[cfg(ublk)]
 mod kernel_ublk;
 pub mod supervisor;
+mod wall;
 mod watch;
 pub mod worker;
 

@@ -3,13 +3,14 @@
 //!
 //! Owns both, and that two primaries are an alarm: once when they begin to see each other, whichever notices it.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use hast_format::metadata::Role;
 use hast_net::control::{Connection, ConnectionState};
 
 use super::Supervisor;
 use super::handshake::Refused;
+use crate::wall;
 
 /// The hook's event: both nodes are primary, and see each other.
 const TWO_PRIMARIES: &str = "two-primaries";
@@ -44,14 +45,12 @@ impl Connections {
     /// A worker has told how it stands, or has died. True if that is an alarm.
     #[must_use]
     pub(super) fn worker_says(&mut self, state: ConnectionState, reason: String, now: Instant) -> bool {
+        // It tells changes only: so far both were.
+        if self.worker.as_ref().is_some_and(|before| before.state == ConnectionState::TwoPrimaries) {
+            self.two_primaries = Some(now);
+        }
         if state.is_well() {
             (self.turned_away, self.two_primaries) = (None, None);
-        }
-        // It tells changes only: so far they were.
-        if self.worker.as_ref().is_some_and(|before| before.state == ConnectionState::TwoPrimaries)
-            && self.two_primaries.is_some()
-        {
-            self.two_primaries = Some(now);
         }
         self.worker = Some(noted(self.worker.as_ref(), state, reason));
         self.is_alarm(state, now)
@@ -60,15 +59,13 @@ impl Connections {
     /// The other node asked for the resource, and was refused. True if that is an alarm.
     #[must_use]
     pub(super) fn turned_away(&mut self, state: ConnectionState, reason: String, now: Instant) -> bool {
-        let before = recent(self.turned_away.as_ref(), now).cloned();
-        self.turned_away = Some((noted(before.as_ref(), state, reason), now));
+        notice(&mut self.turned_away, state, reason, now);
         self.is_alarm(state, now)
     }
 
     /// Somebody whose address is not the other node's asked for the resource, and was refused.
     pub(super) fn stranger_turned_away(&mut self, state: ConnectionState, reason: String, now: Instant) {
-        let before = recent(self.stranger.as_ref(), now).cloned();
-        self.stranger = Some((noted(before.as_ref(), state, reason), now));
+        notice(&mut self.stranger, state, reason, now);
     }
 
     /// The worker of a secondary has ended, `how`: it does not say so if it was killed, nor if it could not begin.
@@ -109,6 +106,10 @@ impl Connections {
             .or_else(|| recent(self.stranger.as_ref(), now))
             .or(worker)
     }
+}
+
+fn notice(place: &mut Option<(Connection, Instant)>, state: ConnectionState, reason: String, now: Instant) {
+    *place = Some((noted(recent(place.as_ref(), now), state, reason), now));
 }
 
 fn recent(noticed: Option<&(Connection, Instant)>, now: Instant) -> Option<&Connection> {
@@ -162,13 +163,8 @@ impl Supervisor {
 
 /// A state with its reason; one that lasts keeps its time.
 fn noted(before: Option<&Connection>, state: ConnectionState, reason: String) -> Connection {
-    let since = before.filter(|before| before.state == state).map_or_else(wall, |before| before.since);
+    let since = before.filter(|before| before.state == state).map_or_else(wall::now, |before| before.since);
     Connection { state, reason, since }
-}
-
-/// Seconds since 1970.
-fn wall() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]

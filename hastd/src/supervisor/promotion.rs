@@ -9,7 +9,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use hast_format::extension::{Mark, Utc};
 use hast_format::metadata::{Metadata, Role};
@@ -19,6 +19,7 @@ use hast_net::errno::Errno;
 use super::Supervisor;
 use super::process::Asker;
 use super::resource::{Change, Resource, Step, Task, Waiter};
+use crate::wall;
 
 /// On what condition a node becomes primary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,8 +47,7 @@ impl Outdated {
 
     /// A secondary whose last worker could not rely on the disk, and perhaps could not write that down either.
     pub(super) fn unsure(resource: &Resource) -> Option<Outdated> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        resource.unsure.then(|| Outdated { since: now, by: resource.config.remote_text().to_owned() })
+        resource.unsure.then(|| Outdated { since: wall::now(), by: resource.config.remote_text().to_owned() })
     }
 
     /// As a worker says.

@@ -151,15 +151,15 @@ impl Supervisor {
         match result {
             Ok(provider) => resource.provider = Some(provider),
             Err(error) => {
-                let _scope = resource.scope();
+                let scope = resource.scope();
                 log::error!("{error}");
                 // It comes again.
                 if let Pending::Complete(primary) = std::mem::take(&mut resource.pending) {
                     primary.turn_away(&texts::provider_failed(&error.to_string()));
                 }
-                let (state, reason) =
-                    (ConnectionState::Refused, format!("The provider cannot be used. {error}"));
-                let _ = resource.connections.worker_says(state, reason, now);
+                drop(scope);
+                let reason = format!("The provider cannot be used. {error}");
+                self.connection_is(index, ConnectionState::Refused, reason, now);
             }
         }
         self.start_secondary(index);
@@ -217,8 +217,6 @@ impl Supervisor {
         drop(scope);
         if role != was {
             resource.split_brain = false;
-        }
-        if role != was {
             resource.connections.begin(role);
         }
         resource.role = role;

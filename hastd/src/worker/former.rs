@@ -19,36 +19,30 @@ use nix::unistd::{Whence, lseek};
 /// The file system does not tell.
 pub(super) fn allocated(file: &File, layout: &Layout) -> io::Result<Bitmap> {
     let extents = u32::try_from(layout.nextents()).map_err(|_| Errno::EOVERFLOW)?;
+    let (area, size) = (layout.localoff(), u64::from(layout.extentsize()));
+    let end = area.saturating_add(layout.datasize());
+    let extent_of = |byte: u64| u32::try_from(byte.saturating_sub(area) / size).unwrap_or(u32::MAX);
+    let seek = |from: u64, whence| {
+        let from = off_t::try_from(from).map_err(|_| Errno::EOVERFLOW)?;
+        lseek(file, from, whence).map(off_t::cast_unsigned)
+    };
+    let mut found = Bitmap::new(extents);
     // A block that the metadata or the map have allocated says nothing.
     let block = file.metadata()?.blksize().max(1);
-    let begin = layout.localoff().checked_next_multiple_of(block).ok_or(Errno::EOVERFLOW)?;
-    let mut found = Bitmap::new(extents);
-    let mut extent = 0;
-    while extent < extents {
-        let (offset, _) = layout.extent_range(extent);
-        let from = layout.localoff().saturating_add(offset).max(begin);
-        let from = off_t::try_from(from).map_err(|_| Errno::EOVERFLOW)?;
-        let data = match lseek(file, from, Whence::SeekData) {
-            Ok(data) => data.cast_unsigned(),
+    let mut from = area.checked_next_multiple_of(block).ok_or(Errno::EOVERFLOW)?;
+    while from < end {
+        let data = match seek(from, Whence::SeekData) {
+            Ok(data) if data < end => data.max(from),
             // Holes only, up to the end.
-            Err(Errno::ENXIO) => break,
+            Ok(_) | Err(Errno::ENXIO) => break,
             Err(errno) => return Err(errno.into()),
         };
-        let at = data.saturating_sub(layout.localoff()) / u64::from(layout.extentsize());
-        let Ok(at) = u32::try_from(at) else { break };
-        if at >= extents {
-            break;
-        }
-        // All of the run at once: each question may be one to a file server.
-        let end = lseek(file, data.cast_signed(), Whence::SeekHole).map_err(io::Error::from)?.cast_unsigned();
-        let last = end.saturating_sub(1).max(data).saturating_sub(layout.localoff())
-            / u64::from(layout.extentsize());
-        let last = u32::try_from(last).unwrap_or(u32::MAX).min(extents - 1);
-        let first = at.max(extent);
-        for extent in first..=last.max(first) {
+        let hole = seek(data, Whence::SeekHole)?.clamp(data + 1, end);
+        let (first, last) = (extent_of(data), extent_of(hole - 1));
+        for extent in first..=last {
             found.insert(extent);
         }
-        extent = last.max(first).saturating_add(1);
+        from = area.saturating_add((u64::from(last) + 1).saturating_mul(size));
     }
     Ok(found)
 }

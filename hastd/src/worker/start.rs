@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use hast_conf::Resource;
 use hast_engine::{Deletes, Host, Primary, PrimaryStart, Secondary, SecondaryStart, Settings};
@@ -29,6 +29,7 @@ use super::reclaim;
 use super::sandbox::{self, Purpose};
 use crate::ipc::{Channel, GateStart, Start, StartKind, ToWorker};
 use crate::supervisor::process::TITLE_PREFIX;
+use crate::wall;
 
 /// Exit code: the provider or what is on it cannot be used (EX_NOINPUT).
 const NO_INPUT: i32 = 66;
@@ -181,10 +182,9 @@ pub(super) fn open_with(start: Start, gate: Option<UsedGate>) -> Result<Started,
         None => read(&provider, &resource, role)?,
     };
     let settings = settings(&resource);
-    let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let deletes = deletes::ability(&provider);
     log::debug!("Deletes: {deletes:?}.");
-    let host = Host { boot, wall, deletes };
+    let host = Host { boot, wall: wall::now(), deletes };
     let (size, sector) = (layout.datasize(), layout.sectorsize());
     let was_primary = metadata.prevrole == Role::Primary;
     let (engine, device, left_behind) = match kind {
