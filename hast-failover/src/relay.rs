@@ -7,12 +7,12 @@
 //! * What was answered is not sent again. A worker answers a write when both nodes have it, or the map says that one lacks
 //!   it; either outlives the worker.
 //! * An error is an answer, and is passed on: a flush that has failed is not tried until it succeeds.
-//! * The same bytes again change nothing: whoever writes to a place twice at once does not know which of them stays, and
+//! * The same bytes again change nothing: a client that writes to a place twice at once does not know which of them stays, and
 //!   nobody has been told yet that the first one is there.
 //!
 //! What waits here was meant for the data as they were. A socket belongs to one term as primary: hastd makes a new one for
 //! the next. If it is another one, or nobody listens to it any more, the other node may have been primary since: the relay
-//! ends, and whoever uses the device gets errors, as without it.
+//! ends, and the users of the device get errors, as without it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -83,7 +83,7 @@ impl Errand {
     }
 }
 
-/// Lives on when whoever has started it does not; and what the kernel wants to write comes past here, so that it must not
+/// Lives on when the program that has started it ends; and what the kernel wants to write comes past here, so that it must not
 /// wait for that itself when it needs memory.
 fn become_a_server() {
     // Each fails only where it cannot be had, and is not needed to begin with.
@@ -110,6 +110,12 @@ pub(crate) enum End {
     Client(String),
     #[error("the relay cannot work: {0}")]
     Io(#[from] io::Error),
+}
+
+impl End {
+    fn not_served(socket: &Path, error: &io::Error) -> End {
+        End::NotServed { socket: socket.to_path_buf(), why: hast_log::error_text(error) }
+    }
 }
 
 /// The socket of an export, as hastd has made it for one term as primary.
@@ -144,11 +150,7 @@ impl Origin {
     ///
     /// There is no socket.
     pub(crate) fn new(socket: &Path, export: &str) -> Result<Origin, End> {
-        let not = |error: io::Error| End::NotServed {
-            socket: socket.to_path_buf(),
-            why: hast_log::error_text(&error),
-        };
-        let term = Term::of(socket).map_err(not)?;
+        let term = Term::of(socket).map_err(|error| End::not_served(socket, &error))?;
         Ok(Origin { socket: socket.to_path_buf(), export: export.to_owned(), term, agreed: None })
     }
 
@@ -168,7 +170,7 @@ impl Origin {
         let stream = match UnixStream::connect(&self.socket) {
             Ok(stream) => stream,
             Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => {
-                return Err(self.not_served(&error));
+                return Err(End::not_served(&self.socket, &error));
             }
             Err(_) => return Ok(None),
         };
@@ -185,12 +187,8 @@ impl Origin {
         match Term::of(&self.socket) {
             Ok(term) if term == self.term => Ok(()),
             Ok(_) => Err(End::AnotherTerm { socket: self.socket.clone() }),
-            Err(error) => Err(self.not_served(&error)),
+            Err(error) => Err(End::not_served(&self.socket, &error)),
         }
-    }
-
-    fn not_served(&self, error: &io::Error) -> End {
-        End::NotServed { socket: self.socket.clone(), why: hast_log::error_text(error) }
     }
 
     fn is_same_device(&mut self, now: Agreed) -> Result<(), End> {
@@ -238,7 +236,7 @@ pub(crate) struct Relay {
     session: Mutex<Session>,
     changed: Condvar,
     way: Mutex<Way>,
-    /// Whoever sends has it, for as long as hastd takes to read that; nothing else waits for it.
+    /// The thread that sends has it, for as long as hastd takes to read that; nothing else waits for it.
     turn: Mutex<()>,
 }
 
@@ -288,7 +286,7 @@ impl Relay {
         let (send, receive) = std::sync::mpsc::channel();
         let start = |name: &str, work: Box<dyn FnOnce() -> Result<(), End> + Send>| {
             let send = send.clone();
-            // Whoever comes second is not heard any more.
+            // The second one to end is not heard any more.
             std::thread::Builder::new().name(name.to_owned()).spawn(move || drop(send.send(work())))
         };
         let there = Arc::clone(&relay);
@@ -381,7 +379,7 @@ impl Relay {
             way.there.clone()
         };
         if let Some(there) = there {
-            // If it breaks here, whoever waits for its answers notices, and this is sent again.
+            // If it breaks here, the thread that waits for answers notices, and this is sent again.
             let _ = send(&there, number, &command.kind);
         }
     }

@@ -242,7 +242,7 @@ fn a_device_of_another_size_is_another_one() {
 
 /// Mode and owner may change while a worker is away.
 #[test]
-fn a_socket_stays_the_same_whoever_may_use_it() {
+fn a_socket_stays_the_same_when_its_owner_or_mode_changes() {
     use std::os::unix::fs::PermissionsExt;
     let stage = Stage::new();
     let before = Term::of(&stage.socket).unwrap();

@@ -14,7 +14,7 @@ use super::command::Runner;
 use super::state;
 
 const COUNTER: &str = "net.inet.carp.demotion";
-/// As much as makes an address go to whoever else can have it.
+/// As much as makes an address go to another host that can have it.
 const AMOUNT: i64 = 240;
 
 /// What is remembered.
@@ -80,16 +80,14 @@ impl Host<'_> {
     }
 
     fn note(&self, noted: Option<Noted>) -> Result<(), String> {
-        let (word, before) = match noted {
-            None if !self.file.exists() => return Ok(()),
-            None => ("", 0),
-            Some(Noted::Coming(before)) => ("coming", before),
-            Some(Noted::Going(before)) => ("going", before),
-            Some(Noted::Added) => ("added", 0),
+        let write = |word: &str, before: i64| {
+            state::write(self.file, &format!("{word} {} {before}", self.uptime.as_millis()))
         };
-        let done = match word {
-            "" => fs::remove_file(self.file),
-            word => state::write(self.file, &format!("{word} {} {before}", self.uptime.as_millis())),
+        let done = match noted {
+            None => state::forget(self.file),
+            Some(Noted::Coming(before)) => write("coming", before),
+            Some(Noted::Going(before)) => write("going", before),
+            Some(Noted::Added) => write("added", 0),
         };
         done.map_err(|error| format!("{}: {}", self.file.display(), hast_log::error_text(&error)))
     }

@@ -125,7 +125,7 @@ impl Requests {
     /// Shows that a run for the group is there, or soon will be, until this is dropped or the process ends.
     pub(crate) fn show_run(&self, group: &str) -> io::Result<Held> {
         let file = OpenOptions::new().create(true).append(true).open(self.file(group, "runs"))?;
-        // Whoever looks holds it for a moment.
+        // One that looks holds it for a moment.
         let held = Flock::lock(file, FlockArg::LockShared);
         held.map(Held).map_err(|(_, errno)| errno.into())
     }

@@ -123,7 +123,8 @@ pub(super) fn write(file: &Path, line: &str) -> io::Result<()> {
     fs::rename(&new, file)
 }
 
-fn forget(file: &Path) -> io::Result<()> {
+/// Removes a file, if it is there.
+pub(super) fn forget(file: &Path) -> io::Result<()> {
     match fs::remove_file(file) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
