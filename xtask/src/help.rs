@@ -27,8 +27,8 @@ cargo xtask install [--prefix DIR] [--destdir DIR] [--from DIR] [--list]
     debugger needs, with manuals, what starts them (systemd's units; on FreeBSD
     the script for rc.d), the scripts for failover and samples of configurations,
     below DIR (/usr/local). Says what it has installed; nothing that is there
-    already is in force before you say so. Whoever may not write there is asked
-    by sudo, for the copying alone. --destdir stands for / (packages); --from
+    already is in force before you say so. If you may not write there, sudo is
+    used, for the copying alone. --destdir stands for / (packages); --from
     takes the programs from a directory instead of building them; --list only
     says where everything goes, for example to remove it:
         cargo xtask install --list | sudo xargs rm -f

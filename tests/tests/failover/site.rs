@@ -138,6 +138,14 @@ impl Site {
         self.client.file("record").lines().count()
     }
 
+    /// Waits until alpha is beta's secondary, and in step.
+    pub(crate) fn wait_alpha_is_back(&self) -> Result<(), Failure> {
+        self.a.wait_role("secondary")?;
+        wait_until("alpha to be in step again", LONG, || {
+            Ok(self.b.value("role")? == "primary" && self.b.value("status")? == "complete")
+        })
+    }
+
     /// Waits until some more lines have been acknowledged.
     pub(crate) fn wait_lines(&self) -> Result<(), Failure> {
         let enough = self.acknowledged() + 20;

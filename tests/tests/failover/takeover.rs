@@ -31,10 +31,7 @@ fn lost_and_found_on(
         site.wait_lines()?;
         mend(&mut site)?;
         let before = site.a.host.received()?;
-        site.a.wait_role("secondary")?;
-        wait_until("alpha to be in step again", LONG, || {
-            Ok(site.b.value("role")? == "primary" && site.b.value("status")? == "complete")
-        })?;
+        site.wait_alpha_is_back()?;
         site.wait_lines()?;
         let copied = site.a.host.received()?.saturating_sub(before);
         assert!(copied < 32 << 20, "{copied} bytes were sent to a node that had missed a few lines");
@@ -50,7 +47,7 @@ fn the_daemon_is_killed() -> Outcome {
     lost_and_found(|site| site.a.kill_hastd(), |site| site.a.start_hastd())
 }
 
-/// Nobody takes over: hastd starts another worker, and whoever writes to the file system waits for it. The device is
+/// Nobody takes over: hastd starts another worker, and the program that writes to the file system waits for it. The device is
 /// nbdfuse's, which does not connect again by itself.
 #[test]
 fn the_worker_is_killed_again_and_again() -> Outcome {
@@ -96,7 +93,7 @@ fn what_waits_at_the_end_of_a_term_is_not_done_in_the_next() -> Outcome {
         assert_ne!(late.code, 0, "the device of the first term still writes");
         assert!(disk::data(&site.a.provider())? == before, "something was written");
         assert_eq!(site.a.failover(&["-r", "status", "shared"])?.code, 1);
-        // A device that does not answer is attached anew.
+        // A device that does not answer is attached again.
         site.a.failover(&["-r", "primary", "shared"])?.ok("alpha: primary once more")?;
         site.a.host.sh(&write)?;
         site.a.failover(&["-r", "secondary", "shared"])?.ok("alpha: secondary")?;
@@ -161,10 +158,7 @@ fn keepalived_moves_address_and_data() -> Outcome {
         site.lab.boot(&mut site.a.host)?;
         site.a.start_hastd()?;
         site.a.start_keepalived(150)?;
-        site.a.wait_role("secondary")?;
-        wait_until("alpha to be in step again", LONG, || {
-            Ok(site.b.value("role")? == "primary" && site.b.value("status")? == "complete")
-        })?;
+        site.wait_alpha_is_back()?;
         site.wait_lines()?;
         site.every_line_is_on(1)
     };

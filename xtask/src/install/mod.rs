@@ -138,7 +138,7 @@ mod tests {
     use super::*;
     use crate::release::PROGRAMS;
 
-    /// A directory that has the programs, which are none.
+    /// A directory with files in place of the programs.
     fn programs() -> tempfile::TempDir {
         let directory = tempfile::tempdir().unwrap();
         for name in PROGRAMS {

@@ -63,7 +63,7 @@ pub(super) fn install(around: &Surroundings) -> Outcome {
     around.cannot(format!("not installed, and tests that need them are skipped: {}", names(&left)))
 }
 
-/// Asks whoever sits there; nobody does not agree.
+/// Asks on the terminal; no answer is a no.
 fn agreed(terminal: bool) -> bool {
     if !terminal {
         return false;

@@ -10,12 +10,12 @@ use crate::watch::about;
 pub(super) struct Times(BTreeMap<String, Duration>);
 
 impl Times {
-    /// Those that are kept; none if there are none yet.
+    /// Those that are kept; empty before the first run.
     pub(super) fn load() -> Times {
         Times::parse(&std::fs::read_to_string(file()).unwrap_or_default())
     }
 
-    /// Lines that are none are left out.
+    /// Lines that cannot be read are left out.
     fn parse(text: &str) -> Times {
         let line = |line: &str| {
             let (name, seconds) = line.split_once(' ')?;
