@@ -153,6 +153,7 @@ pub fn metadata(source: &mut Source<'_>) -> Metadata {
         connection_before: source.number(),
         possibly_behind: source.flag(),
         unsure: source.flag(),
+        map_complete: source.flag(),
     };
     if extension.generation == 0 {
         extension = Extension::default();

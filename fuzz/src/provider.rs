@@ -311,6 +311,7 @@ fn metadata(source: &mut Source<'_>, layout: &Layout) -> Metadata {
             connection_before: met(source).before,
             possibly_behind: source.one_in(4),
             unsure: source.one_in(4),
+            map_complete: source.one_in(2),
         };
     }
     Metadata {

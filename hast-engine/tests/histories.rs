@@ -101,12 +101,16 @@ impl H {
         H::started(metadata, layout, map, Box::new(|_| Some(Err(Errno::EIO))), true)
     }
     fn started(metadata: Metadata, layout: Layout, map: Vec<u8>, policy: Policy, detached: bool) -> H {
+        H::begun(PrimaryStart { detached, ..H::start(metadata, layout, map) }, policy)
+    }
+    /// A primary that is started like this, on a disk that holds what it is started with.
+    fn begun(start: PrimaryStart, policy: Policy) -> H {
+        let layout = &start.layout;
         let size = layout.localoff() + layout.datasize();
-        let mut disk = metadata.encode().to_vec();
+        let mut disk = start.metadata.encode().to_vec();
         disk.resize(layout.localoff() as usize, 0);
         disk.resize(size as usize + 4096, 0xaa); // no zeros: those are freed instead of copied
-        disk[4096..4096 + map.len()].copy_from_slice(&map);
-        let start = PrimaryStart { detached, ..H::start(metadata, layout, map) };
+        disk[4096..4096 + start.map.len()].copy_from_slice(&start.map);
         let p = Primary::new(start, Duration::ZERO);
         let mut h = H {
             p,

@@ -319,6 +319,24 @@ fn a_secondary_stores_the_number_before_it_answers() {
     assert_eq!((original.sent.len(), original.exit), (0, Some(66)));
 }
 
+/// C1 (d): a former primary's disk says before the answer that its map is not complete any more: what comes on this
+/// connection is not in it. Of a disk that cannot say so there is no answer.
+#[test]
+fn a_secondary_calls_its_map_complete_no_longer_before_it_answers() {
+    let complete = Extension { map_complete: true, ..Extension::default() };
+    let former = metadata(Role::Primary, (1, 1), complete);
+    for (ext, parting) in [(Extensions::ALL, numbers(3, 8)), (Extensions::NONE, None)] {
+        let answering =
+            |broken| OurSecondary::answering(former.clone(), 0, ext, hello((1, 1), parting), broken);
+        let secondary = answering(false);
+        secondary.answer();
+        assert!(!Metadata::read(&secondary.disk.durable).unwrap().metadata.extension.map_complete);
+        let broken = answering(true);
+        assert_eq!(broken.exit, Some(66));
+        assert!(!broken.sent.iter().any(|message| matches!(message, Message::SecondAnswer(..))));
+    }
+}
+
 /// What was refused changes no number; the primary gets the map, and says next time how far they are apart.
 #[test]
 fn a_split_brain_is_refused_with_the_map() {

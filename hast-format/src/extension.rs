@@ -58,6 +58,9 @@ pub struct Extension {
     pub possibly_behind: bool,
     /// This node may have lost what it had told its primary that it has (B1).
     pub unsure: bool,
+    /// This node has been connected as the primary since it took over: its map and its stale extents say all that the other
+    /// node may lack (C1 (d)). False in an area that does not say it, and once this node is a secondary.
+    pub map_complete: bool,
 }
 
 /// Since when a node is inconsistent, and who is bringing it up to date.
@@ -175,8 +178,9 @@ pub(crate) fn encode(metadata: &Metadata) -> [u8; AREA] {
     area.connection = extension.connection.into();
     area.connection_before = extension.connection_before.into();
     area.connection_localcnt = extension.connection_localcnt.into();
-    area.doubts = if extension.possibly_behind { POSSIBLY_BEHIND } else { 0 }
-        | if extension.unsure { UNSURE } else { 0 };
+    area.remarks = if extension.possibly_behind { POSSIBLY_BEHIND } else { 0 }
+        | if extension.unsure { UNSURE } else { 0 }
+        | if extension.map_complete { MAP_COMPLETE } else { 0 };
     area.stale_count = u16::try_from(extension.stale.len()).unwrap_or(u16::MAX).into();
     for (to, from) in area.stale.iter_mut().zip(&extension.stale) {
         *to = StaleRun { first: from.first.into(), count: from.count.into() };
@@ -239,7 +243,7 @@ struct Area {
     given_up: U64,
     connection: U64,
     connection_before: U64,
-    doubts: u8,
+    remarks: u8,
     connection_localcnt: U64,
     rest: [u8; 292],
     /// CRC-32C of all bytes before it.
@@ -266,9 +270,10 @@ const MARKED: u8 = 1;
 const TARGET: u8 = 2;
 const FULL_SYNC_OWED: u8 = 4;
 
-/// Bits of [`Area::doubts`]; others are a later version's.
+/// Bits of [`Area::remarks`]; others are a later version's.
 const POSSIBLY_BEHIND: u8 = 1;
 const UNSURE: u8 = 2;
+const MAP_COMPLETE: u8 = 4;
 
 static CRC: Crc<u32, Table<1>> = Crc::<u32, Table<1>>::new(&CRC_32_ISCSI);
 
@@ -320,8 +325,9 @@ impl Area {
                 connection: self.connection.get(),
                 connection_before: self.connection_before.get(),
                 connection_localcnt: self.connection_localcnt.get(),
-                possibly_behind: self.doubts & POSSIBLY_BEHIND != 0,
-                unsure: self.doubts & UNSURE != 0,
+                possibly_behind: self.remarks & POSSIBLY_BEHIND != 0,
+                unsure: self.remarks & UNSURE != 0,
+                map_complete: self.remarks & MAP_COMPLETE != 0,
             },
         }))
     }
@@ -385,6 +391,7 @@ mod tests {
                 connection_localcnt: 0x01d2_d3d4_d5d6_d7d8,
                 possibly_behind: true,
                 unsure: true,
+                map_complete: true,
             },
         }
     }
@@ -432,7 +439,7 @@ mod tests {
         expected.extend(0x01a2_a3a4_a5a6_a7a8_u64.to_le_bytes());
         expected.extend(0x01b2_b3b4_b5b6_b7b8_u64.to_le_bytes());
         expected.extend(0x01c2_c3c4_c5c6_c7c8_u64.to_le_bytes());
-        expected.push(3);
+        expected.push(7);
         expected.extend(0x01d2_d3d4_d5d6_d7d8_u64.to_le_bytes());
         expected.resize(1020, 0);
         // Bit by bit, with the reflected polynomial.
@@ -484,7 +491,7 @@ mod tests {
     fn later_fields_are_no_matter() {
         let later = changed(|area| {
             area.length = 850.into();
-            area.doubts |= 0xf0;
+            area.remarks |= 0xf0;
             area.rest[0] = 0xff;
         });
         assert!(matches!(decode(&later), Ok(Found::Valid(metadata)) if metadata == sample()));
@@ -495,14 +502,14 @@ mod tests {
         let earlier = changed(|area| {
             area.length = LEAST.into();
             (area.parted, area.given_up) = (0.into(), 0.into());
-            (area.connection, area.connection_before, area.doubts) = (0.into(), 0.into(), 0);
+            (area.connection, area.connection_before, area.remarks) = (0.into(), 0.into(), 0);
             area.connection_localcnt = 0.into();
         });
         let Ok(Found::Valid(read)) = decode(&earlier) else { panic!() };
         assert_eq!((read.extension.parted, read.extension.given_up), (0, 0));
         assert_eq!((read.extension.connection, read.extension.connection_before), (0, 0));
         assert_eq!(read.extension.connection_localcnt, 0);
-        assert!(!read.extension.possibly_behind && !read.extension.unsure);
+        assert!(!read.extension.possibly_behind && !read.extension.unsure && !read.extension.map_complete);
         assert_eq!(LEAST, 687);
     }
 

@@ -94,6 +94,9 @@ pub(crate) fn extension(metadata: &Metadata) -> String {
     if extension.unsure {
         out.push_str("    unsure: yes\n");
     }
+    if extension.map_complete {
+        out.push_str("    map complete: yes\n");
+    }
     out
 }
 
@@ -240,6 +243,7 @@ mod tests {
             connection_localcnt: 4,
             possibly_behind: true,
             unsure: true,
+            map_complete: true,
         };
         assert_eq!(
             extension(&metadata),
@@ -251,7 +255,7 @@ mod tests {
                  3-4\n        31\n    parted: 0000000000000abc\n    given up: 12\n    \
                  connection: 0000000000000def\n    connection before: 00000000000000de\n    \
                  localcnt at that connection: 4\n    \
-                 possibly behind: yes\n    unsure: yes\n",
+                 possibly behind: yes\n    unsure: yes\n    map complete: yes\n",
                 (6 << 20) - 4608
             )
         );

@@ -81,7 +81,7 @@ pub(crate) fn any(source: &mut impl Source) -> Metadata {
         if source.bool() {
             (extension.connection, extension.connection_before) = (u64::MAX, 1 << 32);
             extension.connection_localcnt = u64::MAX - 1;
-            (extension.possibly_behind, extension.unsure) = (true, true);
+            (extension.possibly_behind, extension.unsure, extension.map_complete) = (true, true, true);
         }
     }
     Metadata {

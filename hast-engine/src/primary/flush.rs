@@ -484,7 +484,7 @@ impl Primary {
 
     /// Whether some extent of which somebody may rely on our copy is not known to be durable on the secondary.
     fn secondary_may_lack(&self) -> bool {
-        let known = self.map_is_ours
+        let known = self.map_complete
             && !self.map.has_not_durable()
             && !self.is_owed(&(0..u32::MAX))
             && self.map.to_synchronise().is_subset(&self.sync.stale);

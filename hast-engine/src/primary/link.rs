@@ -684,9 +684,12 @@ impl Primary {
             last => Met { last, before: 0 }, // G1: the secondary has it too
         };
         let extension = &mut self.metadata.extension;
-        let new = (number, met.last, met.before);
-        if (extension.parted, extension.connection, extension.connection_before) != new {
-            (extension.parted, extension.connection, extension.connection_before) = new;
+        let new = (number, met.last, met.before, self.settings.metaflush);
+        if (extension.parted, extension.connection, extension.connection_before, extension.map_complete)
+            != new
+        {
+            (extension.parted, extension.connection, extension.connection_before, extension.map_complete) =
+                new;
             // What the secondary does not know of was written alone, and is not copied to it yet.
             extension.connection_localcnt = self.metadata.localcnt.min(self.link.peer.remote);
             self.metadata.extension.full_sync_owed = false;
@@ -722,7 +725,7 @@ impl Primary {
         }
         self.tell_connection(ConnectionState::Connected, String::new());
         self.link.complaint.clear();
-        self.map_is_ours = true;
+        self.map_complete = true;
         self.counted = None;
         self.flush.peer_connected();
         log::info!("Connected to {}.", self.link.name);

@@ -126,9 +126,9 @@ pub struct Primary {
     statistics: Statistics,
     /// When the device last asked for something.
     last_request: Option<Duration>,
-    /// The map says what the secondary may lack: this node kept it as the primary before, or has been connected since.
-    /// A secondary that takes over does not know what the node that was primary had flushed.
-    map_is_ours: bool,
+    /// The map and the stale extents say all that the secondary may lack: this node has been connected as the primary since
+    /// it took over. What the former primary had not flushed they do not say (C1 (d)).
+    map_complete: bool,
     /// During a planned end: the save that is to record what is stale here.
     recording: Option<u64>,
 }
@@ -192,7 +192,6 @@ impl Primary {
         let counts = Counts { local: metadata.localcnt, remote: metadata.remotecnt };
         let counts = counts.at_start(metadata.resuid);
         (metadata.localcnt, metadata.remotecnt) = (counts.local, counts.remote);
-        let was_primary = metadata.prevrole == Role::Primary;
         metadata.prevrole = Role::Primary;
         let extension = &mut metadata.extension;
         if forced && (extension.mark.is_some() || extension.target || !extension.stale.is_empty()) {
@@ -207,6 +206,8 @@ impl Primary {
         if std::mem::take(&mut extension.given_up) != 0 {
             extension.parted = 0; // it will be another resource
         }
+        // Without metaflush a loss of power may have taken some of the map.
+        let map_complete = extension.map_complete && settings.metaflush;
         let extents = u32::try_from(layout.nextents()).unwrap_or(u32::MAX);
         let mut primary = Primary {
             link: link::Link::new(&settings, now),
@@ -240,7 +241,7 @@ impl Primary {
             counted: None,
             statistics: Statistics::default(),
             last_request: None,
-            map_is_ours: was_primary,
+            map_complete,
             recording: None,
         };
         if detached {
@@ -459,8 +460,7 @@ impl Primary {
                 return;
             }
         }
-        // A map that is not flushed may lack what was written before a loss of power.
-        let forget = !self.settings.metaflush && std::mem::take(&mut self.metadata.extension.parted) != 0;
+        let forget = !self.settings.metaflush && self.forget_the_map();
         if self.metadata.resuid == 0 || self.forced || forget {
             self.start_save = self.save_metadata();
         }

@@ -129,13 +129,21 @@ impl MetaIo {
 }
 
 impl Primary {
+    /// From now on the map on disk may lack what was written before a loss of power: the metadata must not say otherwise.
+    /// True if they did; they have to be saved then.
+    pub(super) fn forget_the_map(&mut self) -> bool {
+        let extension = &mut self.metadata.extension;
+        let complete = std::mem::take(&mut extension.map_complete);
+        std::mem::take(&mut extension.parted) != 0 || complete
+    }
+
     /// Applies a changed `metaflush`; a disk that has no flush keeps it off.
     pub(super) fn set_metaflush(&mut self, new: bool) {
         if new == self.settings.metaflush {
             return;
         }
         self.map_io.unflushed_after = None;
-        if !new && std::mem::take(&mut self.metadata.extension.parted) != 0 {
+        if !new && self.forget_the_map() {
             self.map_io.unflushed_after = Some(self.save_metadata());
         } else {
             self.map_io.flush = new;

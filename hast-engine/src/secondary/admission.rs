@@ -131,7 +131,7 @@ impl Secondary {
         let number = number_of(self.hello.parting);
         let parted = std::mem::replace(&mut self.metadata.extension.parted, number);
         let (suspicion, meeting) = (self.note_suspicion(), self.meet());
-        if suspicion || meeting || parted != number {
+        if suspicion || meeting || parted != number || self.map_was_complete {
             self.save(Save::Parting);
         } else {
             self.answer();
@@ -166,8 +166,9 @@ impl Secondary {
     pub(super) fn parting_saved(&mut self, result: Result<(), Errno>) {
         match result {
             Ok(()) => self.answer(),
-            // The primary will have another number than whatever is on disk here.
-            Err(error) if self.ext.contains(Extensions::PARTING) => {
+            // The primary will have another number than whatever is on disk here. But as a primary this node would rely on a
+            // map that has nothing of this connection (C1 (d)).
+            Err(error) if self.ext.contains(Extensions::PARTING) && !self.map_was_complete => {
                 log::error!("Unable to write metadata: {error}.");
                 // What is saved later must not say that we have met either: the primary will not know of it.
                 self.past.put_back(&mut self.metadata.extension);

@@ -99,6 +99,8 @@ pub struct Secondary {
     former: Bitmap,
     /// This node was the last time in the primary role.
     was_primary: bool,
+    /// Its disk said so far that its map says all that the other node may lack (C1 (d)).
+    map_was_complete: bool,
     version: u8,
     ext: Extensions,
     host: Host,
@@ -250,6 +252,7 @@ impl Secondary {
             start;
         let was_primary = metadata.prevrole == Role::Primary;
         metadata.prevrole = Role::Secondary;
+        let map_was_complete = std::mem::take(&mut metadata.extension.map_complete);
         let extents = u32::try_from(layout.nextents()).unwrap_or(u32::MAX);
         // M5: a primary of ours keeps the map for both nodes.
         let patience = if ext.contains(Extensions::ALIVE) { settings.peer_timeout } else { ORIGINAL_SILENCE };
@@ -262,6 +265,7 @@ impl Secondary {
             map: Bitmap::from_bytes(extents, &map),
             former,
             was_primary,
+            map_was_complete,
             metadata,
             layout,
             version,

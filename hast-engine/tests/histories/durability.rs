@@ -79,6 +79,72 @@ fn a_flush_alone_of_what_both_nodes_have_flushed_is_not_counted() {
     assert_eq!(localcnt(&h), before);
 }
 
+/// This primary's worker has ended, and another one begins with what is on the disk.
+fn restarted(h: H) -> H {
+    let metadata = h.metadata();
+    let layout = Layout::open(&metadata, h.disk.len() as u64 - 4096, 512).unwrap();
+    let map = h.disk[4096..4096 + layout.map_bytes() as usize].to_vec();
+    H::started(metadata, layout, map, Box::new(|_| Some(Ok(()))), false)
+}
+
+/// The former primary is gone, and this node, its secondary, takes over by force: its disk says at once that it is the primary.
+fn taken_over() -> H {
+    let layout = Layout::create(4096 + 512 + 24 * u64::from(ES), 512, ES).unwrap();
+    let metadata = Metadata { prevrole: Role::Secondary, ..metadata_on(&layout, Extension::default()) };
+    let map = map_of(&layout, &[]);
+    let start = PrimaryStart { forced: true, ..H::start(metadata, layout, map) };
+    let h = H::begun(start, Box::new(|_| Some(Ok(()))));
+    assert_eq!(h.metadata().prevrole, Role::Primary);
+    h
+}
+
+/// C1 (d): what the former primary had not flushed is in no map of a node that takes over. That holds until the nodes have
+/// been connected, and for the next worker too: it finds a node that was the primary, and an empty map.
+#[test]
+fn a_flush_alone_is_counted_until_the_nodes_have_met_though_the_worker_is_another() {
+    for restarts in 0..3 {
+        let mut h = (0..restarts).fold(taken_over(), |h, _| restarted(h));
+        h.tick(30);
+        h.policy = Box::new(|op| (!is_metadata(op)).then_some(Ok(())));
+        h.req(1, Op::Flush);
+        assert_eq!(h.result(1), None, "not before the count is durable: {restarts} restarts");
+        h.policy = Box::new(|_| Some(Ok(())));
+        h.pump();
+        assert_eq!(h.result(1), Some(Ok(None)));
+        assert_eq!(localcnt(&h), 2, "{restarts} restarts");
+    }
+}
+
+/// The nodes have been connected since: what the secondary lacks is in this node's map, for the next worker too.
+#[test]
+fn a_flush_alone_is_not_counted_after_a_restart_of_a_primary_that_has_met_the_secondary() {
+    let mut h = taken_over();
+    h.handshake_first(Extensions::ALL);
+    h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+    h.serve_all(|_| Some(None));
+    assert!(h.p.is_in_step());
+    let before = localcnt(&h);
+    let mut h = restarted(h);
+    h.tick(30);
+    h.req(1, Op::Flush);
+    assert_eq!(h.result(1), Some(Ok(None)));
+    assert_eq!(localcnt(&h), before);
+}
+
+/// An original was the primary on this disk: it has cleared bits of what neither node had flushed (L2).
+#[test]
+fn a_flush_alone_is_counted_if_the_map_is_an_originals() {
+    let mut h = H::in_step();
+    let plain = Metadata { extension: Extension::default(), ..h.metadata() };
+    h.disk[..4096].copy_from_slice(&plain.encode());
+    let before = localcnt(&h);
+    let mut h = restarted(h);
+    h.tick(30);
+    h.req(1, Op::Flush);
+    assert_eq!(h.result(1), Some(Ok(None)));
+    assert_eq!(localcnt(&h), before + 1);
+}
+
 /// H3, L9: the secondary fails a flush. The client hears of its flush once that is counted and the secondary has written
 /// down that it is out of date.
 #[test]

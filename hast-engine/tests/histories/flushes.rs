@@ -574,7 +574,8 @@ fn a_disk_without_a_cache_is_not_asked_to_flush_for_clients() {
         count.set(count.get() + usize::from(*op == DiskOp::Flush));
         Some(if *op == DiskOp::Flush { Err(Errno::EOPNOTSUPP) } else { Ok(()) })
     });
-    let mut h = H::new_with(24, 1, Extension::default(), &[], 5, 1, 1, policy);
+    let mut h =
+        H::new_with(24, 1, Extension { map_complete: true, ..Extension::default() }, &[], 5, 1, 1, policy);
     h.p.handle_connect_failed(h.t, Side::Out, "refused");
     h.pump();
     assert_eq!(flushes.get(), 1, "when the worker started");

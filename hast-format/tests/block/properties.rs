@@ -22,7 +22,7 @@ prop_compose! {
         (boot, peer_boot) in any::<([u8; 16], [u8; 16])>(),
         (parted, given_up) in any::<(u64, u64)>(),
         (connection, connection_before, connection_localcnt) in any::<(u64, u64, u64)>(),
-        (possibly_behind, unsure) in any::<(bool, bool)>(),
+        (possibly_behind, unsure, map_complete) in any::<(bool, bool, bool)>(),
     ) -> Extension {
         let stale = stale.into_iter().map(|(first, count)| Run { first, count }).collect();
         Extension {
@@ -40,6 +40,7 @@ prop_compose! {
             connection_localcnt,
             possibly_behind,
             unsure,
+            map_complete,
         }
     }
 }

@@ -72,6 +72,8 @@ pub struct Meta {
     pub remote: u8,
     /// prevrole is primary.
     pub was_primary: bool,
+    /// As a primary: its map and what it calls stale say all that the other node may lack (C1 (d)).
+    pub map_complete: bool,
     /// This copy is inconsistent (L6).
     pub mark: bool,
     /// As a primary: the other node has the newer data (L18).

@@ -43,7 +43,7 @@ impl Play<'_> {
         let resuid = engine.meta.resuid;
         let counts = Counts { local: said.into(), remote: engine.meta.remote.into() };
         let hello = Hello { resuid: resuid.into(), counts, virgin };
-        let (meta, map) = (self.state.nodes[s].disk.meta.now, self.state.nodes[s].disk.map.now);
+        let (meta, map) = (self.not_complete(s), self.state.nodes[s].disk.map.now);
         let extents = u32::try_from(self.world.extents).unwrap_or(0);
         let written = written_alone(meta.was_primary, &Bitmap::from_bytes(extents, &[map]));
         let decision = decide(hello, meta.resuid.into(), meta.counts(), written);
@@ -79,6 +79,15 @@ impl Play<'_> {
                 self.state.link = Link::Answered { said, virgin: false, map, from_secondary, had };
             }
         }
+    }
+
+    /// A secondary's disk says before it answers that its map is not that of a primary any more (C1 (d)).
+    fn not_complete(&mut self, s: NodeId) -> Meta {
+        let meta = Meta { map_complete: false, ..self.state.nodes[s].disk.meta.now };
+        if self.state.nodes[s].disk.meta.now.map_complete {
+            self.write_meta(s, meta);
+        }
+        meta
     }
 
     /// The secondary's first flush fails: it writes down that it may have lost something, and its worker ends.
@@ -234,6 +243,13 @@ impl Play<'_> {
                 return;
             }
         }
+        if !self.state.nodes[p].disk.meta.now.map_complete {
+            if let Some(engine) = self.engine(p) {
+                engine.meta.map_complete = true;
+                engine.save = true;
+            }
+            return;
+        }
         if self.secondary_lacks_something(p) {
             self.state.link = Link::Marking;
         } else {
@@ -245,7 +261,7 @@ impl Play<'_> {
         self.state.link = Link::Up { cleared: false };
         if let Some(engine) = self.engine(p) {
             engine.counted = Counted::No;
-            engine.map_is_ours = true;
+            engine.map_complete = true;
         }
         self.begin_session(p);
         self.state.ghost.behind = [0; 2];

@@ -173,7 +173,7 @@ impl World {
             }
             if left.roles > 0 && p.is_none() {
                 actions.push(Action::Promote(node, false));
-                if left.forced > 0 && state.nodes[node].disk.meta.now.mark {
+                if left.forced > 0 {
                     actions.push(Action::Promote(node, true));
                 }
             }

@@ -113,7 +113,7 @@ impl Play<'_> {
     pub(crate) fn may_lack_there(&mut self, p: NodeId) {
         let Some(engine) = &self.state.nodes[p].primary else { return };
         let extents = engine.map.not_durable().iter().fold(0, |bits, extent| bits | bit(*extent as usize));
-        let unknown = if engine.map_is_ours { 0 } else { self.all() };
+        let unknown = if engine.map_complete { 0 } else { self.all() };
         self.state.ghost.changed[p] |= unknown | extents | to_synchronise(engine) & !engine.stale;
     }
 
@@ -321,14 +321,19 @@ impl Play<'_> {
             if value & ghost.may[extent] != 0 || stale & bit(extent) != 0 {
                 continue;
             }
-            if ghost.alone[other(node)] & bit(extent) != 0 {
+            if given_up & bit(extent) != 0 {
+                ghost.may[extent] |= value;
+                ghost.alone[other(node)] &= !bit(extent);
+            } else if ghost.alone[other(node)] & bit(extent) != 0 {
                 ghost.behind[node] |= bit(extent);
                 knew |= ghost.should_know[node];
-            } else if (ghost.fell_back[node] & !ghost.flushed | given_up) & bit(extent) != 0 {
+            } else if ghost.fell_back[node] & !ghost.flushed & bit(extent) != 0 {
                 ghost.may[extent] |= value;
             }
         }
         self.state.ghost.seen.promoted_outdated = knew && !forced;
+        // By force its mark is gone: it does not know any more what it missed.
+        self.state.ghost.should_know[node] &= !forced;
     }
 
     /// The secondary has taken the resuid over: until the counts are equal it does not know the primary's.

@@ -6,9 +6,11 @@ use hast_format::activemap::Activemap;
 use crate::play::Play;
 use crate::state::{Cached, Counted, Disk, Engine, Meta, NodeId, Relying, Says, Snapshot, Step, bit, other};
 use crate::variant::Variant;
+use crate::worlds::World;
 
 /// A primary's memory as its worker finds it on disk.
-pub(crate) fn start(disk: &Disk, extents: usize, keepdirty: u32) -> Engine {
+pub(crate) fn start(disk: &Disk, world: &World) -> Engine {
+    let World { extents, keepdirty, variant, .. } = *world;
     let mut meta = disk.meta.now;
     meta.set_counts(meta.counts().at_start(meta.resuid.into()));
     let count = u32::try_from(extents).unwrap_or(0);
@@ -22,7 +24,11 @@ pub(crate) fn start(disk: &Disk, extents: usize, keepdirty: u32) -> Engine {
         stale: meta.stale | if target { map } else { 0 },
         lone: meta.stale,
         target,
-        map_is_ours: meta.was_primary,
+        map_complete: if variant == Some(Variant::MapComplete) {
+            meta.was_primary
+        } else {
+            meta.map_complete
+        },
         unconfirmed: map != 0,
         marked: false,
         session: false,
@@ -75,10 +81,10 @@ impl Play<'_> {
             self.node(node).disk.forget_dropped();
             self.starts(node);
             self.fell_back(node, before, true);
-            let (extents, keepdirty) = (self.world.extents, self.world.keepdirty);
+            let world = self.world;
             let machine = self.node(node);
             machine.disk.flush();
-            machine.primary = Some(start(&machine.disk, extents, keepdirty));
+            machine.primary = Some(start(&machine.disk, world));
             self.begins_again(node);
         } else {
             self.close(false);
@@ -175,7 +181,7 @@ impl Play<'_> {
         if forced {
             self.state.left.forced -= 1;
         }
-        let (extents, keepdirty) = (self.world.extents, self.world.keepdirty);
+        let (world, all) = (self.world, self.all());
         let machine = self.node(node);
         machine.disk.flush();
         let marked = machine.disk.meta.now.mark;
@@ -183,12 +189,13 @@ impl Play<'_> {
             self.state.ghost.seen.refused = true;
             return;
         }
-        let given_up = if forced { machine.disk.meta.now.stale } else { 0 };
+        // Of a node that is out of date, all that it misses is given up.
+        let given_up = if forced { machine.disk.meta.now.stale | if marked { all } else { 0 } } else { 0 };
         if forced {
             let meta = Meta { mark: false, target: false, stale: 0, ..machine.disk.meta.now };
             machine.disk.meta.now = meta;
         }
-        let engine = start(&machine.disk, extents, keepdirty);
+        let engine = start(&machine.disk, world);
         let save = forced || engine.meta.resuid == 0;
         machine.primary = Some(engine);
         self.promoted_with(node, forced, given_up);

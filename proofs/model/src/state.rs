@@ -65,7 +65,7 @@ pub struct Engine {
     /// This node is out of date as a whole (L18).
     pub target: bool,
     /// The map says what the other node may lack: this one kept it as the primary, or has been connected since.
-    pub map_is_ours: bool,
+    pub map_complete: bool,
     /// Something in the sync set was not confirmed by both nodes.
     pub unconfirmed: bool,
     /// The secondary was told that it is out of date.

@@ -282,7 +282,7 @@ impl Play<'_> {
     /// Whether some extent is not known to be durable on the secondary, other than those that are stale here.
     fn secondary_may_lack(&self, p: NodeId) -> bool {
         let Some(engine) = &self.state.nodes[p].primary else { return false };
-        !engine.map_is_ours
+        !engine.map_complete
             || engine.map.has_not_durable()
             || self.extents().any(|extent| engine.is_owed(extent))
             || to_synchronise(engine) & !engine.stale != 0

@@ -24,6 +24,8 @@ pub enum Variant {
     L10,
     /// A client's flush that the secondary has no part in is not counted.
     C1d,
+    /// Whoever was the primary last takes its map for complete, though it has not been connected since it took over.
+    MapComplete,
     /// A flush that the secondary failed is complete before the secondary has marked itself.
     L9Marked,
     /// An extent becomes stale before the secondary has flushed what it has acknowledged of it.
@@ -42,7 +44,7 @@ pub enum Variant {
 
 impl Variant {
     /// Every one of them.
-    pub const ALL: [Variant; 16] = [
+    pub const ALL: [Variant; 17] = [
         Variant::L1,
         Variant::L2,
         Variant::L3,
@@ -52,6 +54,7 @@ impl Variant {
         Variant::L9,
         Variant::L10,
         Variant::C1d,
+        Variant::MapComplete,
         Variant::L9Marked,
         Variant::S1,
         Variant::R1,
@@ -91,6 +94,9 @@ impl Variant {
             Variant::L9 => "a flush that failed on one node succeeds, and nothing is remembered",
             Variant::L10 => "bits are cleared after a flush of the local disk alone",
             Variant::C1d => "a client's flush that the secondary has no part in is not counted",
+            Variant::MapComplete => {
+                "a node that took over and has not been connected since takes its map for complete"
+            }
             Variant::L9Marked => {
                 "a flush that the secondary failed is complete before the secondary has marked itself"
             }
