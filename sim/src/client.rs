@@ -312,6 +312,11 @@ impl Memory {
     /// What was written to sector `at` before is still there, and comes back if what was written since is lost.
     pub fn may_fall_back(&mut self, now: Duration, at: usize, bytes: &[u8]) {
         let (write, whole) = Memory::read(bytes);
+        if !whole && !self.is_torn(at, bytes, None) {
+            let torn =
+                bytes.first_chunk().map(|bytes| Torn { bytes: *bytes, superseded: Some(now), firmly: false });
+            self.torn.entry(at).or_default().extend(torn);
+        }
         let Some(sector) = self.sectors.get_mut(at).filter(|_| whole) else { return };
         if sector.iter().all(|candidate| candidate.holds != write) {
             let by_reading = sector.first().is_some_and(|current| !current.acknowledged);
