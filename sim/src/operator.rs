@@ -116,6 +116,9 @@ impl World {
         }
         // The new primary kept power: it has every acknowledged write. The old one comes back as its secondary.
         self.serving = new;
+        if let Some(node) = self.nodes.get_mut(old) {
+            node.lost_power = false; // earlier
+        }
         self.kill_for_a_while(old, power);
         self.retarget(old, Role::Secondary);
         self.set_role(new, Role::Primary);

@@ -60,6 +60,10 @@ impl World {
         let old = 1 - node;
         self.trace(|| format!("node {node} is out of date: node {old} stays the primary"));
         self.serving = old;
+        if self.nodes.get(old).is_some_and(|node| node.lost_power) {
+            // Nobody has for certain what was not flushed.
+            self.unflushed_may_be_lost(old);
+        }
         self.set_role(node, Role::Secondary);
         if self.nodes.get(old).is_some_and(|node| node.running) {
             self.set_role(old, Role::Primary);
