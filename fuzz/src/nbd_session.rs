@@ -5,7 +5,9 @@
 
 use std::collections::VecDeque;
 
-use hast_nbd::{Command, Export, Kind, MAX_BYTES, MAX_COMMANDS, MAX_PAYLOAD, NbdError, Pieces, Session};
+use hast_nbd::{
+    Command, Export, Kind, MAX_BYTES, MAX_COMMANDS, MAX_PAYLOAD, NbdError, Pieces, Question, Run, Session,
+};
 use hast_net::buffer::{Buffer, Pool};
 
 use crate::source::Source;
@@ -19,6 +21,7 @@ pub fn run(data: &[u8]) {
     let Some((&[kind, piece, slowness], rest)) = data.split_first_chunk() else { return };
     let export = Export {
         read_only: kind & 2 != 0,
+        tells_holes: kind & 16 != 0,
         ..Export::new(
             NAME,
             if kind & 4 == 0 { 1 << 20 } else { 1 << 40 },
@@ -84,6 +87,12 @@ impl Server {
             self.check(&command.kind);
             self.held.push_back(command);
         }
+        while let Some(Question { handle, offset, length }) = self.session.poll_question() {
+            self.check_range(offset, u64::from(length));
+            // Runs that cover it, go beyond it, or make no sense.
+            let runs = [Run { length: 512, hole: true }, Run { length: offset, hole: false }];
+            self.session.answer(handle, &runs[..(offset / 512 % 3) as usize]);
+        }
         assert!(self.session.in_flight() <= MAX_COMMANDS);
         let bytes: u64 = self.held.iter().map(|command| payload(&command.kind)).sum();
         assert!(bytes <= MAX_BYTES, "{bytes} bytes in flight");
@@ -101,11 +110,18 @@ impl Server {
             | Kind::WriteZeroes { offset, length, .. }
             | Kind::Cache { offset, length } => (*offset, u64::from(*length)),
         };
-        assert!(length > 0 && offset % self.block == 0 && length % self.block == 0, "{offset}, {length}");
-        assert!(offset.checked_add(length).is_some_and(|end| end <= self.size), "{offset}, {length}");
+        self.check_range(offset, length);
         assert!(payload(kind) <= MAX_PAYLOAD.into());
         let changes = matches!(kind, Kind::Write { .. } | Kind::Trim { .. } | Kind::WriteZeroes { .. });
         assert!(!(changes && self.read_only), "a read-only export is not written");
+    }
+
+    fn check_range(&self, offset: u64, length: u64) {
+        assert!(
+            length > 0 && offset.is_multiple_of(self.block) && length.is_multiple_of(self.block),
+            "{offset}, {length}"
+        );
+        assert!(offset.checked_add(length).is_some_and(|end| end <= self.size), "{offset}, {length}");
     }
 
     /// The disk ends the command that came last, or the one that came first.

@@ -99,6 +99,13 @@ impl RangeQueue {
         })
     }
 
+    /// Whether somebody waits for a byte of `range`, or works on it, other than a reader.
+    #[must_use]
+    pub fn is_written(&self, range: Range<u64>) -> bool {
+        let reader = Entry { range, shared: true, arrival: u64::MAX, blockers: 0 };
+        self.conflicting(&reader).next().is_some()
+    }
+
     /// How many are waiting or running.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -21,6 +21,26 @@ pub struct Command {
     pub kind: Kind,
 }
 
+/// A client's question what of a range is a hole, to be answered exactly once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// What to name in the answer.
+    pub handle: CommandId,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes; not bounded by the maximum payload.
+    pub length: u32,
+}
+
+/// Bytes that follow each other and are all of one kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// How many there are.
+    pub length: u64,
+    /// Nothing is allocated for them, and they read as zeros.
+    pub hole: bool,
+}
+
 /// What is to be done. Ranges are in bytes, not empty, aligned to the export's minimum block and inside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {

@@ -20,6 +20,9 @@ pub struct Export {
     /// Whether clients are told that they may trim. One that trims all the same is served: a kernel goes by what
     /// it was told first, and the disk may be another one since.
     pub trims: bool,
+    /// Whether the driver is asked what is a hole ([`Session::poll_question`](crate::Session::poll_question)). Without it
+    /// clients hear that all of the device is allocated.
+    pub tells_holes: bool,
 }
 
 impl Export {
@@ -34,6 +37,7 @@ impl Export {
             maximum_payload: MAX_PAYLOAD,
             read_only: false,
             trims: true,
+            tells_holes: false,
         }
     }
 

@@ -22,7 +22,7 @@ mod session;
 mod staging;
 mod wire;
 
-pub use command::{Command, CommandId, Kind, Pieces};
+pub use command::{Command, CommandId, Kind, Pieces, Question, Run};
 pub use error::{NbdError, SessionError};
 pub use export::Export;
 pub use session::{MAX_BYTES, MAX_COMMANDS, Session};

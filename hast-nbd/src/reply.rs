@@ -152,12 +152,15 @@ impl Output {
         }
     }
 
-    /// The status of `length` bytes from the request's offset on, in the one context there is.
-    pub(crate) fn block_status(&mut self, cookie: u64, context: u32, length: u32, flags: u32) {
-        self.chunk(cookie, wire::chunk::BLOCK_STATUS, 12);
+    /// What the bytes from the request's offset on are, as lengths and flags, in the one context there is.
+    pub(crate) fn block_status(&mut self, cookie: u64, context: u32, extents: &[(u32, u32)]) {
+        let length = extents.len().saturating_mul(8).saturating_add(4);
+        self.chunk(cookie, wire::chunk::BLOCK_STATUS, u32::try_from(length).unwrap_or(u32::MAX));
         self.put(&context.to_be_bytes());
-        self.put(&length.to_be_bytes());
-        self.put(&flags.to_be_bytes());
+        for (length, flags) in extents {
+            self.put(&length.to_be_bytes());
+            self.put(&flags.to_be_bytes());
+        }
     }
 
     fn simple(&mut self, cookie: u64, error: u32) {

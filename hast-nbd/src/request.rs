@@ -12,8 +12,8 @@ pub(crate) enum Verdict {
     Command(Kind),
     /// Receive `length` bytes, then write them.
     Write { offset: u64, length: u32, fua: bool },
-    /// Answer that `length` bytes from the offset on are allocated.
-    Allocated { length: u32 },
+    /// Tell what of a range is a hole, in `one` run or in several.
+    Status { offset: u64, length: u32, one: bool },
     /// Answer with an error, after skipping the data of a write.
     Refuse(NbdError, &'static str),
     /// Take no more requests.
@@ -93,14 +93,7 @@ fn block_status(header: &RequestHeader, agreed: &Negotiation) -> Result<Verdict,
         return Err((NbdError::Inval, "no metadata context was selected"));
     }
     let (offset, length) = range(header, agreed, NbdError::Inval)?;
-    if header.flags.get() & flag::REQ_ONE != 0 {
-        return Ok(Verdict::Allocated { length });
-    }
-    // All of the device is the same, so the answer may reach as far as its length can say.
-    let block = agreed.export.minimum_block;
-    let longest = u32::MAX.saturating_sub(u32::MAX.checked_rem(block).unwrap_or(0));
-    let rest = agreed.export.size.saturating_sub(offset);
-    Ok(Verdict::Allocated { length: u32::try_from(rest).unwrap_or(longest).max(length) })
+    Ok(Verdict::Status { offset, length, one: header.flags.get() & flag::REQ_ONE != 0 })
 }
 
 fn fua(header: &RequestHeader) -> bool {

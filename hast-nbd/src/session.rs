@@ -8,14 +8,14 @@ use std::collections::VecDeque;
 
 use hast_net::buffer::{Buffer, BufferMut, Pool};
 
-use crate::command::{Command, CommandId, Kind, Pieces};
+use crate::command::{Command, CommandId, Kind, Pieces, Question, Run};
 use crate::error::{NbdError, SessionError};
 use crate::export::Export;
 use crate::options::{ALLOCATION_ID, Negotiation, Next};
 use crate::reply::Output;
 use crate::request::{Verdict, judge};
 use crate::staging::Staging;
-use crate::wire::{self, OptionHeader, RequestHeader, handshake};
+use crate::wire::{self, OptionHeader, RequestHeader, handshake, state};
 use crate::{MAX_OPTION, MAX_PAYLOAD, PIECE};
 
 /// Commands that one session takes before it waits for completions.
@@ -51,6 +51,7 @@ pub struct Session {
     narrow: bool,
     failed: Option<SessionError>,
     ready: VecDeque<Command>,
+    questions: VecDeque<Question>,
     pending: HashMap<CommandId, Pending>,
     last_handle: u64,
     bytes: u64,
@@ -63,6 +64,16 @@ struct Pending {
     cookie: u64,
     bytes: u64,
     read: Option<(u64, u32)>,
+    status: Option<Asked>,
+}
+
+/// Of which bytes a client wants to know what they are.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    offset: u64,
+    length: u32,
+    /// In one run.
+    one: bool,
 }
 
 /// What the next received bytes belong to.
@@ -130,6 +141,7 @@ impl Session {
             narrow: false,
             failed: None,
             ready: VecDeque::new(),
+            questions: VecDeque::new(),
             pending: HashMap::new(),
             last_handle: 0,
             bytes: 0,
@@ -170,6 +182,29 @@ impl Session {
         self.ready.pop_front()
     }
 
+    /// The next question what of a range is a hole; none unless the export [tells](Export::tells_holes).
+    pub fn poll_question(&mut self) -> Option<Question> {
+        self.questions.pop_front()
+    }
+
+    /// Answers a question with what the bytes from its offset on are, as far as that is known: whole blocks, one run behind
+    /// the other. Of what is not said, and if that is all, the client hears that it is allocated.
+    pub fn answer(&mut self, handle: CommandId, runs: &[Run]) {
+        let asked = self.pending.get(&handle).and_then(|pending| pending.status);
+        let Some((asked, pending)) = asked.and_then(|asked| Some((asked, self.pending.remove(&handle)?)))
+        else {
+            log::error!("NBD question {} was answered, but is not in flight.", handle.0);
+            return;
+        };
+        self.tell_status(pending.cookie, asked, runs);
+        self.process();
+    }
+
+    fn tell_status(&mut self, cookie: u64, asked: Asked, runs: &[Run]) {
+        let extents = extents(&self.agreed.export, asked, runs);
+        self.output.block_status(cookie, ALLOCATION_ID, &extents);
+    }
+
     /// Answers a command. A read succeeds with buffers that hold exactly the bytes asked for; for others the
     /// buffers mean nothing. A read with a different number of bytes is answered as failed, and an unknown or
     /// repeated handle is ignored; both are logged, as they are the driver's mistakes.
@@ -178,7 +213,7 @@ impl Session {
             log::error!("NBD command {} was completed, but is not in flight.", handle.0);
             return;
         };
-        let Pending { cookie, bytes, read } = pending;
+        let Pending { cookie, bytes, read, status } = pending;
         let structured = self.agreed.structured;
         match (result, read) {
             (Ok(data), Some((offset, length))) => {
@@ -190,7 +225,10 @@ impl Session {
                 log::error!("NBD read of {length} bytes at {offset} was completed with {got} bytes.");
                 self.output.failed(cookie, NbdError::Io, "the device returned too little", structured);
             }
-            (Ok(_), None) => self.output.done(cookie),
+            (Ok(_), None) => match status {
+                Some(asked) => self.tell_status(cookie, asked, &[]),
+                None => self.output.done(cookie),
+            },
             (Err(error), _) => self.output.failed(cookie, error, &error.to_string(), structured),
         }
         self.release(bytes);
@@ -264,6 +302,7 @@ impl Session {
                 Err(error) => {
                     self.failed = Some(error);
                     self.ready.clear();
+                    self.questions.clear();
                     return;
                 }
             }
@@ -348,8 +387,8 @@ impl Session {
         self.narrow = is_write && length >= LARGE_WRITE;
         Ok(match judge(&header, &self.agreed) {
             Verdict::Disconnect => Progress::Made(Input::Closed),
-            Verdict::Allocated { length } => {
-                self.output.block_status(cookie, ALLOCATION_ID, length, 0);
+            Verdict::Status { offset, length, one } => {
+                self.ask(cookie, Asked { offset, length, one });
                 Progress::Made(Input::Request)
             }
             Verdict::Refuse(error, text) => {
@@ -369,7 +408,7 @@ impl Session {
         let bytes = match &verdict {
             Verdict::Command(kind) => kind.payload(),
             Verdict::Write { length, .. } => u64::from(*length),
-            Verdict::Allocated { .. } | Verdict::Refuse(..) | Verdict::Disconnect => 0,
+            Verdict::Status { .. } | Verdict::Refuse(..) | Verdict::Disconnect => 0,
         };
         let sum = self.bytes.saturating_add(bytes);
         if sum > MAX_BYTES {
@@ -386,7 +425,7 @@ impl Session {
                 let payload = Payload { cookie, offset, fua, left, pieces: Pieces::new(), piece: None };
                 Progress::Made(Input::Payload(payload))
             }
-            Verdict::Allocated { .. } | Verdict::Refuse(..) | Verdict::Disconnect => {
+            Verdict::Status { .. } | Verdict::Refuse(..) | Verdict::Disconnect => {
                 Progress::Made(Input::Request)
             }
         }
@@ -426,14 +465,28 @@ impl Session {
         left.saturating_sub(dropped)
     }
 
-    fn hand_out(&mut self, cookie: u64, kind: Kind) {
+    fn ask(&mut self, cookie: u64, asked: Asked) {
+        if !self.agreed.export.tells_holes {
+            return self.tell_status(cookie, asked, &[]);
+        }
+        let handle = self.new_handle();
+        let Asked { offset, length, .. } = asked;
+        self.pending.insert(handle, Pending { cookie, bytes: 0, read: None, status: Some(asked) });
+        self.questions.push_back(Question { handle, offset, length });
+    }
+
+    fn new_handle(&mut self) -> CommandId {
         self.last_handle = self.last_handle.wrapping_add(1);
-        let handle = CommandId(self.last_handle);
+        CommandId(self.last_handle)
+    }
+
+    fn hand_out(&mut self, cookie: u64, kind: Kind) {
+        let handle = self.new_handle();
         let read = match kind {
             Kind::Read { offset, length } => Some((offset, length)),
             _ => None,
         };
-        self.pending.insert(handle, Pending { cookie, bytes: kind.payload(), read });
+        self.pending.insert(handle, Pending { cookie, bytes: kind.payload(), read, status: None });
         self.ready.push_back(Command { handle, kind });
     }
 
@@ -461,6 +514,33 @@ impl Payload {
             self.pieces.push(piece.freeze());
         }
     }
+}
+
+/// `runs` as a reply has them: lengths and flags. Nothing of an export is beyond its end, and the last run alone may be longer
+/// than what was asked for, unless just one was.
+fn extents(export: &Export, asked: Asked, runs: &[Run]) -> Vec<(u32, u32)> {
+    let block = u64::from(export.minimum_block.max(1));
+    let longest = u64::from(u32::MAX) / block * block;
+    let rest = export.size.saturating_sub(asked.offset);
+    let all = [Run { length: rest, hole: false }];
+    let well = !runs.is_empty() && runs.iter().all(|run| run.length > 0 && run.length.is_multiple_of(block));
+    let mut extents: Vec<(u32, u32)> = Vec::new();
+    let mut covered = 0_u64;
+    for run in if well { runs } else { &all } {
+        let wanted = u64::from(asked.length).saturating_sub(covered);
+        if wanted == 0 {
+            break;
+        }
+        let most = if asked.one { wanted } else { rest.saturating_sub(covered) };
+        let length = run.length.min(most).min(longest);
+        let flags = if run.hole { state::HOLE | state::ZERO } else { 0 };
+        extents.push((u32::try_from(length).unwrap_or(u32::MAX), flags));
+        covered = covered.saturating_add(length);
+        if asked.one || length < run.length {
+            break;
+        }
+    }
+    extents
 }
 
 fn after_option(next: Next) -> Input {

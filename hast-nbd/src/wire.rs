@@ -93,6 +93,12 @@ pub(crate) mod chunk {
     pub(crate) const ERROR: u16 = ERROR_BIT + 1;
 }
 
+/// Flags of `base:allocation`.
+pub(crate) mod state {
+    pub(crate) const HOLE: u32 = 1 << 0;
+    pub(crate) const ZERO: u32 = 1 << 1;
+}
+
 /// The one metadata context there is.
 pub(crate) const BASE_ALLOCATION: &str = "base:allocation";
 

@@ -552,6 +552,11 @@ impl Node {
         }
     }
 
+    /// Whether clients are told what is a hole by what the disk holds there.
+    pub(crate) fn reads_here(&self, offset: u64, length: u64) -> bool {
+        matches!(&self.worker, Worker::Primary(engine) if engine.reads_here(offset, length))
+    }
+
     pub(crate) fn is_primary(&self) -> bool {
         matches!(self.worker, Worker::Primary(_) | Worker::OriginalPrimary(_))
     }

@@ -429,6 +429,20 @@ impl Primary {
         self.phase == Phase::Serving
     }
 
+    /// Whether a read of this range would now be answered by the local disk, and nothing of it is being written: what the disk
+    /// holds there, or that it holds nothing, is what a client may be told.
+    #[must_use]
+    pub fn reads_here(&self, offset: u64, length: u64) -> bool {
+        let range = offset..offset.saturating_add(length);
+        let trusted = self.is_serving() && !self.detachment.is_detached();
+        let wrong = |extent| self.sync.stale.contains(extent) || self.turning.contains(extent);
+        trusted
+            && self.layout.check_range(offset, length).is_ok()
+            && !self.rests_on_secondary()
+            && !self.layout.extents_of(offset, length).any(wrong)
+            && !self.ranges.is_written(range)
+    }
+
     /// Whether the data here is out of date and is being made up for, or has to be, from the other node.
     #[must_use]
     pub fn is_target(&self) -> bool {

@@ -137,3 +137,72 @@ fn a_read_whose_answer_does_not_count_is_read_where_each_part_is_right() {
     h.serve_all(|message| is_read(message).then_some(None));
     assert!(matches!(h.result(1), Some(Ok(_))));
 }
+
+/// What the local disk holds of an extent, or that it holds nothing, is told while the disk is what a read would be answered by.
+fn right_here(h: &H, extent: u64) -> bool {
+    h.p.reads_here(extent * u64::from(ES), u64::from(ES))
+}
+
+#[test]
+fn what_is_being_written_is_not_told_and_what_is_read_is() {
+    let mut h = H::in_step();
+    assert!((0..24).all(|extent| right_here(&h, extent)));
+    assert!(h.p.reads_here(0, 24 * u64::from(ES)));
+    assert!(!h.p.reads_here(0, 25 * u64::from(ES)), "past the end");
+    assert!(!h.p.reads_here(1, 512) && !h.p.reads_here(0, 0) && !h.p.reads_here(u64::MAX - 511, 512));
+    h.policy = Box::new(|_| None);
+    h.w(1, 7);
+    h.req(2, Op::Read { offset: 8 * u64::from(ES), length: ES });
+    assert_eq!((right_here(&h, 6), right_here(&h, 7), right_here(&h, 8)), (true, false, true));
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.pump();
+    h.serve_all(|_| Some(None));
+    assert!(right_here(&h, 7));
+    h.p.handle_lost(h.t, "gone");
+    h.pump();
+    assert!(right_here(&h, 7), "alone as well");
+}
+
+#[test]
+fn nothing_is_told_before_the_other_node_has_been_asked() {
+    let mut h = H::new(24, 1, Extension::default(), &[], 5, 1, 1);
+    assert!(!right_here(&h, 7), "it may have the newer data");
+    h.p.handle_connect_failed(h.t, Side::Out, "refused");
+    h.pump();
+    assert!(right_here(&h, 7));
+}
+
+#[test]
+fn nothing_is_told_of_what_the_secondary_alone_has() {
+    // Stale here.
+    let run = hast_format::extension::Run { first: 3, count: 1 };
+    let ext = Extension { generation: 1, stale: vec![run], ..Extension::default() };
+    let mut h = H::new(24, 1, ext, &[3], 5, 1, 1);
+    h.p.handle_connect_failed(h.t, Side::Out, "refused");
+    h.pump();
+    assert_eq!((right_here(&h, 2), right_here(&h, 3), right_here(&h, 4)), (true, false, true));
+    assert!(!h.p.reads_here(0, 24 * u64::from(ES)));
+    // This node is the target.
+    let h = H::target(&[1]);
+    assert!(!right_here(&h, 1) && !right_here(&h, 2));
+    // The write has failed here: the extent turns.
+    let mut h = H::in_step();
+    h.policy = Box::new(|op| {
+        let data = matches!(op, DiskOp::Write { offset, .. } if *offset >= 4096 + 512);
+        Some(if data { Err(Errno::EIO) } else { Ok(()) })
+    });
+    h.w(1, 7);
+    h.serve_all(|message| is(Command::Write)(message).then_some(None));
+    assert!(!right_here(&h, 7) && right_here(&h, 6));
+}
+
+#[test]
+fn nothing_is_told_while_a_failed_flush_may_have_dropped_something() {
+    let mut h = H::in_step();
+    h.w(1, 7);
+    h.serve_all(|message| is(Command::Write)(message).then_some(None));
+    h.policy = next_flush_fails().0;
+    h.req(2, Op::Flush);
+    h.policy = Box::new(|_| None);
+    assert!(!right_here(&h, 7));
+}

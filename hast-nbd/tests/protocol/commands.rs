@@ -1,7 +1,7 @@
 //! Commands and replies.
 
 use crate::peer::*;
-use hast_nbd::{Kind, NbdError, Pieces, SessionError};
+use hast_nbd::{Export, Kind, NbdError, Pieces, Run, SessionError};
 use hast_net::buffer::Buffer;
 
 const EPERM: u32 = 1;
@@ -320,6 +320,69 @@ fn everything_is_allocated() {
     assert_eq!(peer.sent(), status((1 << 32) - 512));
     peer.feed(&request(BLOCK_STATUS, REQ_ONE, 6, 512, u32::MAX - 511)).unwrap();
     assert_eq!(peer.sent(), status((1 << 32) - 512));
+}
+
+/// The reply with these lengths and flags.
+fn status(extents: &[(u64, u32)]) -> Vec<u8> {
+    let mut payload = 1_u32.to_be_bytes().to_vec();
+    for (length, flags) in extents {
+        payload.extend(u32::try_from(*length).unwrap().to_be_bytes());
+        payload.extend(flags.to_be_bytes());
+    }
+    chunk(5, 6, &payload)
+}
+
+fn that_tells_holes(size: u64) -> Export {
+    Export { tells_holes: true, size, ..export() }
+}
+
+#[test]
+fn holes_are_told() {
+    const HOLE: u32 = 3;
+    let (hole, data) = (|length| Run { length, hole: true }, |length| Run { length, hole: false });
+    let told = |flags, offset, length: u32, runs: &[Run], size| {
+        let mut peer = Peer::structured(that_tells_holes(size));
+        peer.feed(&request(BLOCK_STATUS, flags, 6, offset, length)).unwrap();
+        assert_eq!(peer.session.poll_command(), None);
+        let question = peer.session.poll_question().unwrap();
+        assert_eq!((question.offset, question.length), (offset, length));
+        assert_eq!((peer.session.poll_question(), peer.session.in_flight()), (None, 1));
+        assert!(peer.sent().is_empty(), "not before it is known");
+        peer.session.answer(question.handle, runs);
+        assert_eq!(peer.session.in_flight(), 0);
+        peer.sent()
+    };
+    let runs = [data(512), hole(4096), data(1024)];
+    assert_eq!(told(0, 512, 8192, &runs, SIZE), status(&[(512, 0), (4096, HOLE), (1024, 0)]));
+    assert_eq!(told(REQ_ONE, 512, 8192, &runs, SIZE), status(&[(512, 0)]));
+    assert_eq!(told(REQ_ONE, 0, 1024, &[hole(1 << 20)], SIZE), status(&[(1024, HOLE)]));
+    // The last run may be longer than what was asked for, as far as the export goes and its length can say.
+    assert_eq!(told(0, 512, 1024, &runs, SIZE), status(&[(512, 0), (4096, HOLE)]));
+    assert_eq!(told(0, SIZE - 1024, 512, &[hole(4096)], SIZE), status(&[(1024, HOLE)]));
+    assert_eq!(told(0, 0, 512, &[hole(1 << 33), data(512)], 1 << 40), status(&[((1 << 32) - 512, HOLE)]));
+    // What is not known, or makes no sense, is allocated.
+    for runs in [&[][..], &[hole(511)], &[hole(0)], &[data(512), hole(100)]] {
+        assert_eq!(told(0, 512, 1024, runs, SIZE), status(&[(SIZE - 512, 0)]));
+        assert_eq!(told(REQ_ONE, 512, 1024, runs, SIZE), status(&[(1024, 0)]));
+    }
+}
+
+#[test]
+fn a_question_is_answered_once() {
+    let mut peer = Peer::structured(that_tells_holes(SIZE));
+    peer.feed(&request(BLOCK_STATUS, REQ_ONE, 6, 0, 512)).unwrap();
+    peer.feed(&request(BLOCK_STATUS, REQ_ONE, 6, 512, 512)).unwrap();
+    peer.feed(&request(FLUSH, 0, 6, 0, 0)).unwrap();
+    let (first, second) = (peer.session.poll_question().unwrap(), peer.session.poll_question().unwrap());
+    let flush = peer.command();
+    peer.session.answer(flush.handle, &[Run { length: 512, hole: true }]);
+    peer.session.answer(first.handle, &[Run { length: 512, hole: true }]);
+    peer.session.answer(first.handle, &[]);
+    assert_eq!(peer.sent(), status(&[(512, 3)]));
+    // A driver that cannot say fails it.
+    peer.session.complete(second.handle, Err(NbdError::Shutdown));
+    assert_eq!(peer.sent()[20..24], 108_u32.to_be_bytes());
+    assert_eq!(peer.session.in_flight(), 1);
 }
 
 #[test]

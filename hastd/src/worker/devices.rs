@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use hast_engine::{Deletes, DiskResult, Op, RequestId};
 use hast_ggate::DeviceError;
-use hast_nbd::Export;
+use hast_nbd::{Export, Question};
 use hast_net::buffer::Pool;
 
+use super::holes::Holes;
 use super::start::Device;
 use super::wait::Waiter;
 use super::{gate, nbd};
@@ -26,6 +27,7 @@ impl Devices {
     /// and the keys from the second on. Of a secondary's connections nothing is used.
     pub(super) fn start(
         device: Device,
+        holes: impl FnOnce(u32) -> Option<Holes>,
         name: &str,
         waiter: &Waiter,
         keys: (usize, usize),
@@ -42,7 +44,7 @@ impl Devices {
             // The other node, which may come later, may refuse them: then they are answered at once.
             let trims = deletes == Deletes::LeaveZeros;
             let export = Export { trims, ..Export::new(name, size, sector) };
-            nbd::Server::new(waiter.poller(), keys, listener, export, pool.clone())
+            nbd::Server::new(waiter.poller(), keys, listener, export, holes(sector), pool.clone())
         };
         Ok(Devices { nbd: nbd.map(serve).transpose()?, gate })
     }
@@ -65,6 +67,25 @@ impl Devices {
     pub(super) fn next_request(&mut self) -> Option<(RequestId, Op)> {
         let request = self.gate.as_mut().and_then(gate::Server::next_request);
         request.or_else(|| self.nbd.as_mut().and_then(nbd::Server::next_request))
+    }
+
+    /// The next question of an NBD client what of a range is a hole.
+    pub(super) fn next_question(&mut self) -> Option<(usize, Question)> {
+        self.nbd.as_mut().and_then(nbd::Server::next_question)
+    }
+
+    /// Has such a question answered: by the file system if that is `right`, or else no hole is told of.
+    pub(super) fn tell_holes(&mut self, client: usize, question: Question, right: bool) {
+        if let Some(nbd) = &mut self.nbd {
+            nbd.tell_holes(client, question, right);
+        }
+    }
+
+    /// Passes the answers to such questions on that have come.
+    pub(super) fn take_answers(&mut self) {
+        if let Some(nbd) = &mut self.nbd {
+            nbd.take_answers();
+        }
     }
 
     /// Requests that the engine has.

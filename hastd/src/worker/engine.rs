@@ -124,6 +124,11 @@ impl Engine {
         matches!(self, Engine::Primary(primary) if primary.is_target())
     }
 
+    /// Whether what the local disk holds of a range, or that it holds nothing, is what the device holds.
+    pub(super) fn reads_here(&self, offset: u64, length: u64) -> bool {
+        matches!(self, Engine::Primary(primary) if primary.reads_here(offset, length))
+    }
+
     /// Whether the device may hand over another request.
     pub(super) fn wants_requests(&self) -> bool {
         match self {

@@ -9,8 +9,8 @@ use std::os::unix::fs::MetadataExt;
 use hast_format::bitmap::Bitmap;
 use hast_format::layout::Layout;
 use nix::errno::Errno;
-use nix::libc::off_t;
-use nix::unistd::{Whence, lseek};
+
+use super::holes::next_data;
 
 /// The extents of the data area that are not holes.
 ///
@@ -22,23 +22,14 @@ pub(super) fn allocated(file: &File, layout: &Layout) -> io::Result<Bitmap> {
     let (area, size) = (layout.localoff(), u64::from(layout.extentsize()));
     let end = area.saturating_add(layout.datasize());
     let extent_of = |byte: u64| u32::try_from(byte.saturating_sub(area) / size).unwrap_or(u32::MAX);
-    let seek = |from: u64, whence| {
-        let from = off_t::try_from(from).map_err(|_| Errno::EOVERFLOW)?;
-        lseek(file, from, whence).map(off_t::cast_unsigned)
-    };
     let mut found = Bitmap::new(extents);
     // A block that the metadata or the map have allocated says nothing.
     let block = file.metadata()?.blksize().max(1);
     let mut from = area.checked_next_multiple_of(block).ok_or(Errno::EOVERFLOW)?;
-    while from < end {
-        let data = match seek(from, Whence::SeekData) {
-            Ok(data) if data < end => data.max(from),
-            // Holes only, up to the end.
-            Ok(_) | Err(Errno::ENXIO) => break,
-            Err(errno) => return Err(errno.into()),
-        };
-        let hole = seek(data, Whence::SeekHole)?.clamp(data + 1, end);
-        let (first, last) = (extent_of(data), extent_of(hole - 1));
+    while from < end
+        && let Some(data) = next_data(file, from, end)?
+    {
+        let (first, last) = (extent_of(data.start), extent_of(data.end.saturating_sub(1)));
         for extent in first..=last {
             found.insert(extent);
         }

@@ -13,6 +13,7 @@ mod disk;
 mod engine;
 mod former;
 mod gate;
+mod holes;
 mod leader;
 mod nbd;
 mod pace;

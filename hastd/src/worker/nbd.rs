@@ -13,12 +13,13 @@ use std::time::Duration;
 
 use hast_engine::{DiskResult, MAX_REQUEST, Op, RequestId};
 use hast_log::error_text;
-use hast_nbd::{Export, NbdError, Session};
+use hast_nbd::{Export, NbdError, Question, Session};
 use hast_net::buffer::{Buffer, Pool};
 use polling::Poller;
 use socket2::Socket;
 
 use super::command::Command;
+use super::holes::{Answer, Holes};
 use super::sendqueue::{Piece, SendQueue};
 use crate::watch::Watched;
 
@@ -28,6 +29,8 @@ const MAX_CLIENTS: usize = 32;
 const READS: usize = 32;
 /// Bytes of answers taken from a session ahead of the socket.
 const SEND_AHEAD: usize = 1 << 20;
+/// Bytes that a client is told of at once: a whole number of blocks of any size. It asks again for the rest.
+const MOST_TOLD: u32 = 1 << 30;
 /// How long to leave the listening socket alone after accept failed for want of resources.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -38,6 +41,8 @@ pub(super) struct Server {
     /// When to accept again, if that is suspended.
     accept_at: Option<Duration>,
     export: Export,
+    /// Who knows what of the provider is a hole.
+    holes: Option<Holes>,
     pool: Pool,
     zeroes: Buffer,
     clients: BTreeMap<usize, Client>,
@@ -77,6 +82,7 @@ impl Server {
         keys: (usize, usize),
         listener: OwnedFd,
         export: Export,
+        holes: Option<Holes>,
         pool: Pool,
     ) -> io::Result<Server> {
         let listener = UnixListener::from(listener);
@@ -87,7 +93,8 @@ impl Server {
             poller: Arc::clone(poller),
             listener: Some(Watched::new(poller, keys.0, listener, true, false)?),
             accept_at: None,
-            export,
+            export: Export { tells_holes: holes.is_some(), ..export },
+            holes,
             pool,
             zeroes: zeroes.freeze(),
             clients: BTreeMap::new(),
@@ -169,6 +176,35 @@ impl Server {
             }
         }
         None
+    }
+
+    /// The next question of a client what of a range is a hole, of no more than so many bytes. None after
+    /// [`Server::stop`].
+    pub(super) fn next_question(&mut self) -> Option<(usize, Question)> {
+        let mut clients = self.clients.iter_mut().filter(|_| !self.stopping);
+        let (key, mut question) =
+            clients.find_map(|(key, client)| Some((*key, client.session.poll_question()?)))?;
+        question.length = question.length.min(MOST_TOLD);
+        Some((key, question))
+    }
+
+    /// Has a client's question answered: by the file system if that is `right`, or else no hole is told of.
+    pub(super) fn tell_holes(&mut self, client: usize, question: Question, right: bool) {
+        match &mut self.holes {
+            Some(holes) if right => holes.ask(client, question),
+            Some(holes) => holes.tell_nothing(client, question),
+            None => {}
+        }
+    }
+
+    /// Passes the answers on that have come.
+    pub(super) fn take_answers(&mut self) {
+        for Answer { client, handle, runs } in self.holes.iter().flat_map(Holes::take_answers) {
+            // Of a client that has gone since nobody asks any more.
+            if let Some(client) = self.clients.get_mut(&client) {
+                client.session.answer(handle, &runs);
+            }
+        }
     }
 
     /// Requests that the engine has.
@@ -406,6 +442,9 @@ impl Client {
         loop {
             while stopping && let Some(command) = self.session.poll_command() {
                 self.session.complete(command.handle, Err(NbdError::Shutdown));
+            }
+            while stopping && let Some(question) = self.session.poll_question() {
+                self.session.complete(question.handle, Err(NbdError::Shutdown));
             }
             while self.unsent.bytes() < SEND_AHEAD
                 && let Some(piece) = self.session.poll_transmit()

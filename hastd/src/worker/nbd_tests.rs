@@ -27,12 +27,17 @@ struct Bench {
 
 impl Bench {
     fn new() -> Bench {
+        Bench::with(None)
+    }
+
+    fn with(holes: Option<Holes>) -> Bench {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("nbd.sock");
         let listener = UnixListener::bind(&path).unwrap();
         let poller = Arc::new(Poller::new().unwrap());
         let export = Export::new("test", SIZE as u64, 512);
-        let server = Server::new(&poller, (LISTENER, FIRST), listener.into(), export, Pool::new()).unwrap();
+        let keys = (LISTENER, FIRST);
+        let server = Server::new(&poller, keys, listener.into(), export, holes, Pool::new()).unwrap();
         let memory = vec![0; SIZE];
         Bench { _directory: directory, path, poller, server, memory, log: Vec::new(), fail: None }
     }
@@ -367,6 +372,71 @@ fn a_client_that_vanishes_leaves_nothing_behind() {
     }
     assert_eq!(bench.server.in_flight(), 0);
     assert!(bench.server.commands.is_empty());
+}
+
+/// What is a hole the file system says, if the engine lets it, and at most so much at once.
+#[test]
+fn holes_are_told_if_they_are_right() {
+    let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+    file.as_file().set_len(4096 + SIZE as u64).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(file.as_file(), &[1; 4096], 4096 + 65_536).unwrap();
+    let provider = hast_provider::Provider::from_fd(file.reopen().unwrap().into(), "test").unwrap();
+    let (woken, wakes) = mpsc::channel();
+    let holes = Holes::new(&provider, 4096, 512, move || _ = woken.send(())).unwrap();
+    let mut bench = Bench::with(Some(holes));
+    for right in [true, false] {
+        let client = bench.connect();
+        let asking = thread::spawn(move || (client.block_status(0, SIZE as u32, false).unwrap(), client));
+        let started = Instant::now();
+        let (key, question) = loop {
+            assert!(started.elapsed() < DEADLINE);
+            bench.turn();
+            if let Some(found) = bench.server.next_question() {
+                break found;
+            }
+        };
+        assert_eq!((question.offset, question.length), (0, SIZE as u32));
+        bench.server.tell_holes(key, question, right);
+        if right {
+            wakes.recv().unwrap();
+        }
+        bench.server.take_answers();
+        while !asking.is_finished() {
+            assert!(started.elapsed() < DEADLINE);
+            bench.turn();
+        }
+        let (told, client) = asking.join().unwrap();
+        let rest = SIZE as u32 - 65_536 - 4096;
+        let expected = if right { vec![(65_536, 3), (4096, 0), (rest, 3)] } else { vec![(SIZE as u32, 0)] };
+        assert_eq!(told, expected);
+        drop(client);
+        bench.until("the client has gone", |server| server.clients() == 0);
+    }
+}
+
+/// A question that comes while the device is being taken away is refused, and one that is being answered is nobody's once
+/// the client has gone.
+#[test]
+fn questions_end_with_the_device_and_the_client() {
+    let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+    file.as_file().set_len(4096 + SIZE as u64).unwrap();
+    let provider = hast_provider::Provider::from_fd(file.reopen().unwrap().into(), "test").unwrap();
+    let holes = Holes::new(&provider, 4096, 512, || {}).unwrap();
+    let mut bench = Bench::with(Some(holes));
+    let client = bench.connect();
+    let asking = thread::spawn(move || (client.block_status(0, 512, true), client));
+    bench.until("the question is there", |server| {
+        server.clients.values().any(|client| client.session.in_flight() == 1)
+    });
+    bench.server.stop(true);
+    assert_eq!(bench.server.next_question(), None);
+    let started = Instant::now();
+    while !asking.is_finished() {
+        assert!(started.elapsed() < DEADLINE);
+        bench.turn();
+    }
+    let (told, _client) = asking.join().unwrap();
+    assert!(matches!(told, Err(ClientError::Command { error: NbdError::Shutdown, .. })), "{told:?}");
 }
 
 #[test]

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use hast_conf::Resource;
 use hast_engine::{Action, DiskOp, DiskResult, OpId, Side};
 use hast_log::error_text;
+use hast_nbd::Question;
 use hast_net::buffer::Pool;
 use hast_net::control::WorkerStatus;
 use polling::Events;
@@ -19,6 +20,7 @@ use polling::Events;
 use super::devices::Devices;
 use super::disk::{Disk, Finished, Hands};
 use super::engine::Engine;
+use super::holes::Holes;
 use super::peer::Link;
 use super::signals::Signals;
 use super::start::{self, Device, LeftBehind, OS_ERROR, Started};
@@ -37,6 +39,8 @@ const FIRST_CLIENT: usize = 16;
 const MAX_REQUESTS: usize = 256;
 /// Buffers full of input taken from one connection before everything else has its turn.
 const READS: usize = 32;
+/// Bytes that a client is told of if not all that it asked about may be believed: a whole number of blocks of any size.
+const FEWER_TOLD: u32 = 16 << 20;
 /// How long an orderly end of a primary may take when nobody is left to wait for it.
 const ORPHAN_LIMIT: Duration = Duration::from_secs(5);
 /// How long to try to deliver last words.
@@ -97,22 +101,25 @@ enum Phase {
 impl Reactor {
     /// Puts everything together. The engine's time starts here.
     pub(super) fn new(channel: Channel, signals: Signals, started: Started) -> io::Result<Reactor> {
-        let Started { engine, provider, resource, device, forced, left_behind, .. } = started;
+        let Started { engine, provider, localoff, resource, device, forced, left_behind, .. } = started;
         let waiter = Waiter::new()?;
         let poller = waiter.poller();
         let pool = Pool::new();
-        let disk = Disk::start(provider, pool.clone(), waiter.waker())?;
         let settings = start::link_settings(&resource);
         let mut link = Link::new(poller, (OUT, IN), pool.clone(), engine.role(), settings);
         let keys = (LISTENER, FIRST_CLIENT);
         let devices = match device {
-            Device::Primary { .. } => Devices::start(device, &resource.provname, &waiter, keys, &pool)?,
+            Device::Primary { .. } => {
+                let holes = |sector| Holes::new(&provider, localoff, sector, waiter.waker());
+                Devices::start(device, holes, &resource.provname, &waiter, keys, &pool)?
+            }
             Device::Connections { out, in_ } => {
                 link.adopt(Side::Out, out)?;
                 link.adopt(Side::In, in_)?;
                 Devices::default()
             }
         };
+        let disk = Disk::start(provider, pool, waiter.waker())?;
         Ok(Reactor {
             origin: Instant::now(),
             channel: Watched::new(poller, CHANNEL, channel, true, false)?,
@@ -273,6 +280,7 @@ impl Reactor {
                 self.receive(Side::Out);
             }
             self.admit();
+            self.tell_holes();
             let now = self.now();
             let was_busy = self.link.is_busy();
             self.link.transmit(now);
@@ -336,6 +344,22 @@ impl Reactor {
             self.engine.handle_request(now, id, op);
             self.act();
         }
+    }
+
+    /// Tells NBD clients what is a hole, as far as the local disk may be believed.
+    fn tell_holes(&mut self) {
+        while let Some((client, mut question)) = self.devices.next_question() {
+            let right =
+                |question: &Question| self.engine.reads_here(question.offset, u64::from(question.length));
+            let whole = right(&question);
+            if !whole {
+                // Not all of it is wrong because some of it is.
+                question.length = question.length.min(FEWER_TOLD);
+            }
+            let right = whole || right(&question);
+            self.devices.tell_holes(client, question, right);
+        }
+        self.devices.take_answers();
     }
 
     /// Carries out what the engine asks for.

@@ -80,6 +80,8 @@ impl StartError {
 pub(super) struct Started {
     pub(super) engine: Engine,
     pub(super) provider: Provider,
+    /// Where its data area begins.
+    pub(super) localoff: u64,
     pub(super) resource: Resource,
     pub(super) device: Device,
     /// A primary is to use its data whatever is known of it.
@@ -185,7 +187,7 @@ pub(super) fn open_with(start: Start, gate: Option<UsedGate>) -> Result<Started,
     let deletes = deletes::ability(&provider);
     log::debug!("Deletes: {deletes:?}.");
     let host = Host { boot, wall: wall::now(), deletes };
-    let (size, sector) = (layout.datasize(), layout.sectorsize());
+    let (size, sector, localoff) = (layout.datasize(), layout.sectorsize(), layout.localoff());
     let was_primary = metadata.prevrole == Role::Primary;
     let (engine, device, left_behind) = match kind {
         StartKind::Primary { nbd, served, left_behind, .. } => {
@@ -216,7 +218,7 @@ pub(super) fn open_with(start: Start, gate: Option<UsedGate>) -> Result<Started,
     if dropped {
         log::info!("Privileges successfully dropped.");
     }
-    Ok(Started { engine, provider, resource, device, forced, left_behind, dropped })
+    Ok(Started { engine, provider, localoff, resource, device, forced, left_behind, dropped })
 }
 
 /// What a fresh secondary's file holds from before, if it can be freed.

@@ -63,7 +63,11 @@ impl World {
 
     pub(super) fn ask(&mut self, node: usize, id: RequestId, what: What, op: Op) {
         let now = self.now;
-        let Some(n) = self.nodes.get_mut(node).filter(|node| node.is_primary()) else { return };
+        if !self.nodes.get(node).is_some_and(Node::is_primary) {
+            return;
+        }
+        self.check_holes(node, &op);
+        let Some(n) = self.nodes.get_mut(node) else { return };
         self.requests.insert(id, Asked { node, invoked: now, what });
         let (offset, length) = op.range();
         n.handle_request(now, id, op);
@@ -145,12 +149,29 @@ impl World {
                 (What::Read { first, count }, Op::Read { offset, length })
             }
         };
+        self.check_holes(serving, &op);
         self.requests.insert(id, Asked { node: serving, invoked: now, what });
         if let Some(node) = self.nodes.get_mut(serving) {
             node.handle_request(now, id, op);
         }
         self.trace(|| format!("client: request {} {what:?}, {count} sectors from {first}", id.0));
         self.pump(serving);
+    }
+
+    /// Where a client reads it could also have asked what is a hole: if it would be told what the disk holds there, that has
+    /// to be what it may read.
+    fn check_holes(&mut self, node: usize, op: &Op) {
+        let Op::Read { offset, length } = op else { return };
+        let Some(n) = self.nodes.get(node).filter(|n| n.reads_here(*offset, u64::from(*length))) else {
+            return;
+        };
+        let (first, count) = (*offset as usize / SECTOR, *length as usize / SECTOR);
+        let Ok(data) = n.data() else { return };
+        let found = data.chunks(SECTOR).enumerate().skip(first).take(count);
+        let wrong = found.filter_map(|(at, bytes)| self.check_read(node, at, bytes, self.now).err()).next();
+        if let Some(error) = wrong {
+            self.fail(format!("told what is a hole: {error}"));
+        }
     }
 
     pub(super) fn completed(&mut self, node: usize, id: RequestId, result: DiskResult) {

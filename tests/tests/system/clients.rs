@@ -1,5 +1,7 @@
 //! Other people's NBD clients against our device.
 
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -46,12 +48,63 @@ fn nbdinfo_sees_what_the_export_can_do() -> Outcome {
     // A name that is not there is refused.
     let wrong = uri(&pair).replace("///disk0", "///other");
     assert_ne!(Run::of(Command::new("nbdinfo").arg(&wrong))?.code, 0);
-    // All of the disk is allocated, as far as HAST knows.
-    let map = run(pair.directory(), "nbdinfo", &["--map", "--json", &uri(&pair)])?;
+    pair.finish()
+}
+
+/// A pair on a file system whose holes are told.
+fn sparse() -> Result<Pair, Failure> {
+    Pair::up(Setup { root: Some("/dev/shm".into()), ..Setup::default() })
+}
+
+/// What nbdinfo says is a hole that reads as zeros.
+fn holes_of(pair: &Pair) -> Result<Vec<Range<u64>>, Failure> {
+    let map = run(pair.directory(), "nbdinfo", &["--map", "--json", &uri(pair)])?;
     let map: serde_json::Value = serde_json::from_str(&map)?;
-    let entries = map.as_array().context("a map")?;
-    assert!(entries.iter().all(|entry| entry["type"] == 0), "{map:#}");
-    assert_eq!(entries.iter().filter_map(|entry| entry["length"].as_u64()).sum::<u64>(), size);
+    let number = |entry: &serde_json::Value, key: &str| entry[key].as_u64().context(format!("{entry}"));
+    let mut holes = Vec::new();
+    let mut at = 0;
+    for entry in map.as_array().context("a map")? {
+        assert_eq!(number(entry, "offset")?, at, "{map:#}");
+        let end = at + number(entry, "length")?;
+        match number(entry, "type")? {
+            0 => {}
+            3 => holes.push(at..end),
+            _ => return Failure::because(format!("{map:#}")),
+        }
+        at = end;
+    }
+    assert_eq!(at, pair.a.client("disk0")?.size());
+    Ok(holes)
+}
+
+/// Everything is a hole but `written`, and what the file system allocates with it.
+fn all_but(holes: &[Range<u64>], size: u64, written: &[Range<u64>]) {
+    for written in written {
+        assert!(holes.iter().all(|hole| hole.end <= written.start || written.end <= hole.start), "{holes:?}");
+    }
+    let page = 4096;
+    let data: u64 = written.iter().map(|written| written.end - written.start + 2 * page).sum();
+    let told: u64 = holes.iter().map(|hole| hole.end - hole.start).sum();
+    assert!(told + data + page >= size, "{holes:?}"); // the last page of the map may be the first of the data
+}
+
+#[test]
+fn nbdinfo_sees_holes() -> Outcome {
+    if !tools::have(&["nbdinfo"])? {
+        return Ok(());
+    }
+    let pair = sparse()?;
+    let client = pair.a.client("disk0")?;
+    let size = client.size();
+    all_but(&holes_of(&pair)?, size, &[]);
+    let (first, second) = (1 << 20..(1 << 20) + (1 << 16), 5 << 20..(5 << 20) + 4096);
+    client.write(first.start, &disk::pattern(1, 1 << 16))?;
+    client.write(second.start, &disk::pattern(2, 4096))?;
+    all_but(&holes_of(&pair)?, size, &[first.clone(), second.clone()]);
+    client.trim(first.start, 1 << 16)?;
+    // A page that lies in the range in part stays.
+    all_but(&holes_of(&pair)?, size, &[second, first.start..first.start, first.end..first.end]);
+    client.disconnect()?;
     pair.finish()
 }
 
@@ -60,7 +113,7 @@ fn nbdcopy_there_and_back() -> Outcome {
     if !tools::have(&["nbdcopy"])? {
         return Ok(());
     }
-    let pair = Pair::up(Setup::default())?;
+    let pair = sparse()?;
     let size = pair.a.client("disk0")?.size();
     let mut image = disk::pattern(1, usize::try_from(size)?);
     image[1 << 20..3 << 20].fill(0);
@@ -68,6 +121,8 @@ fn nbdcopy_there_and_back() -> Outcome {
     run(pair.directory(), "nbdcopy", &["--flush", "in", &uri(&pair)])?;
     run(pair.directory(), "nbdcopy", &[&uri(&pair), "out"])?;
     assert!(std::fs::read(pair.directory().join("out"))? == image, "what comes back is what went in");
+    let allocated = std::fs::metadata(pair.directory().join("out"))?.blocks() * 512;
+    assert!(allocated <= size - (2 << 20) + 8192, "{allocated} of {size} bytes: holes were copied");
     assert!(disk::data(&pair.b.provider("disk0"))? == image, "the other node has it too");
     disk::same_data(&pair.a.provider("disk0"), &pair.b.provider("disk0"))?;
     pair.finish()
