@@ -7,6 +7,7 @@ pub mod ipc;
 mod kernel_nbd;
 #[cfg(ublk)]
 mod kernel_ublk;
+mod refusal;
 pub mod supervisor;
 mod wall;
 mod watch;

@@ -210,6 +210,21 @@ fn a_secondary_without_its_provider_is_told_on_both() {
     says(&pair.b, ConnectionState::Connected, "");
 }
 
+/// The worker of a secondary that cannot read what it needs ends before it answers; the primary hears why first.
+#[test]
+fn a_secondary_whose_metadata_are_gone_is_told_on_both() {
+    let pair = Pair::new();
+    fs::write(pair.b.path("disk0"), vec![0; 8 << 20]).unwrap();
+    let _daemons = pair.start();
+    pair.begin();
+    says(&pair.a, ConnectionState::Refused, "The secondary's provider fails. ");
+    says(&pair.a, ConnectionState::Refused, "metadata");
+    says(&pair.b, ConnectionState::Refused, "hastd's log says why");
+    pair.b.create("disk0", "disk0");
+    says(&pair.a, ConnectionState::Connected, "");
+    says(&pair.b, ConnectionState::Connected, "");
+}
+
 #[test]
 fn a_node_that_cannot_be_reached_is_told_with_the_systems_reason() {
     let place = Place::new();

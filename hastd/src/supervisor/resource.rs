@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 
 use hast_format::metadata::{Metadata, Role};
 use hast_net::control::Divergence;
-use hast_net::frame;
-use hast_net::handshake::{Extensions, SecondHello, SecondRefusal, Token};
+use hast_net::handshake::{Extensions, SecondHello, Token};
 use hast_provider::Provider;
-use socket2::Socket;
+use socket2::{SockRef, Socket};
 
 use super::attach::Attaching;
 use super::connection::Connections;
@@ -17,6 +16,7 @@ use super::device::Device;
 use super::jobs::JobId;
 use super::process::Worker;
 use super::promotion::Promotion;
+use crate::refusal;
 use crate::watch::Watched;
 use crate::worker::longest_end;
 
@@ -295,20 +295,9 @@ pub(super) struct Complete {
 }
 
 impl Complete {
-    /// Lets a primary go that this node cannot serve. One that understands it is told why; an original sees the
-    /// connection end, as ever.
+    /// Lets a primary go that this node cannot serve.
     pub(super) fn turn_away(self, errmsg: &str) {
-        if !self.ext.contains(Extensions::REASONS) {
-            return;
-        }
-        let (datasize, extentsize, localcnt, remotecnt) = (0, 0, 0, 0);
-        let errmsg = errmsg.into();
-        let refusal = SecondRefusal { datasize, extentsize, localcnt, remotecnt, errmsg, parted: None };
-        let bytes = frame::encode(self.version, refusal.encode().as_bytes()).unwrap_or_default();
-        // It is for the other node's administrator: one that does not take it at once goes without.
-        if let Err(error) = self.out.send(&bytes) {
-            log::debug!("The primary could not be told why: {}.", hast_log::error_text(&error));
-        }
+        refusal::turn_away(&SockRef::from(&self.out), self.version, self.ext, errmsg);
     }
 }
 

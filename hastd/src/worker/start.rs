@@ -15,9 +15,11 @@ use hast_format::layout::{Layout, LayoutError};
 use hast_format::metadata::{Metadata, Role};
 use hast_ggate::{Create, DeviceError, Gate};
 use hast_log::{Sink, error_text};
+use hast_net::handshake::texts;
 use hast_net::payload::Stages;
 use hast_provider::{Provider, ProviderError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use socket2::SockRef;
 
 use super::deletes;
 use super::engine::Engine;
@@ -28,6 +30,7 @@ use super::privileges::{self, PrivilegesError};
 use super::reclaim;
 use super::sandbox::{self, Purpose};
 use crate::ipc::{Channel, GateStart, Start, StartKind, ToWorker};
+use crate::refusal;
 use crate::supervisor::process::TITLE_PREFIX;
 use crate::wall;
 
@@ -173,16 +176,8 @@ pub(super) fn open_with(start: Start, gate: Option<UsedGate>) -> Result<Started,
         provider,
         kind,
     } = start;
-    let provider = Provider::from_fd(provider, &resource.localpath)?;
-    log::debug!("Obtained info about {}.", provider.path().display());
-    log::debug!("Locked {}.", provider.path().display());
-    if let Err(error) = provider.forget_cached() {
-        log::warn!("Unable to look past the cache of {}: {error}.", provider.path().display());
-    }
-    let (metadata, layout, map) = match &detached {
-        Some(metadata) => given_up(&provider, metadata)?,
-        None => read(&provider, &resource, role)?,
-    };
+    let used = use_provider(provider, &resource, role, detached.as_deref());
+    let (provider, metadata, layout, map) = used.inspect_err(|error| kind.turn_away(error))?;
     let settings = settings(&resource);
     let deletes = deletes::ability(&provider);
     log::debug!("Deletes: {deletes:?}.");
@@ -219,6 +214,36 @@ pub(super) fn open_with(start: Start, gate: Option<UsedGate>) -> Result<Started,
         log::info!("Privileges successfully dropped.");
     }
     Ok(Started { engine, provider, localoff, resource, device, forced, left_behind, dropped })
+}
+
+/// Locks the provider and reads what is on it; nothing of that if its disk was given up.
+fn use_provider(
+    provider: OwnedFd,
+    resource: &Resource,
+    role: Role,
+    detached: Option<&Metadata>,
+) -> Result<(Provider, Metadata, Layout, Vec<u8>), StartError> {
+    let provider = Provider::from_fd(provider, &resource.localpath)?;
+    log::debug!("Obtained info about {}.", provider.path().display());
+    log::debug!("Locked {}.", provider.path().display());
+    if let Err(error) = provider.forget_cached() {
+        log::warn!("Unable to look past the cache of {}: {error}.", provider.path().display());
+    }
+    let (metadata, layout, map) = match detached {
+        Some(metadata) => given_up(&provider, metadata)?,
+        None => read(&provider, resource, role)?,
+    };
+    Ok((provider, metadata, layout, map))
+}
+
+impl StartKind {
+    /// A secondary's worker cannot use its provider: the primary hears why.
+    fn turn_away(&self, error: &StartError) {
+        if let StartKind::Secondary { out, version, ext, .. } = self {
+            let errmsg = texts::provider_failed(&error.to_string());
+            refusal::turn_away(&SockRef::from(out), *version, *ext, &errmsg);
+        }
+    }
 }
 
 /// What a fresh secondary's file holds from before, if it can be freed.
