@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 pub struct Key(pub u64);
 
 /// Range locks, first come first served. Readers of the same bytes share; writers exclude. A request waits
-/// only for earlier ones that overlap it, so nothing starves and nothing unrelated waits (defects.md S1).
+/// only for earlier ones that overlap it, so nothing starves and nothing unrelated waits (defects.md T1).
 ///
 /// Inserting and releasing cost a few look-ups and one step for each entry that overlaps, however many others
 /// there are.
@@ -124,6 +124,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// T1.
     #[test]
     fn overlapping_writes_run_one_after_the_other() {
         let mut queue = RangeQueue::new();

@@ -1295,7 +1295,7 @@ fn answers_in_any_order_keep_the_link() {
     assert!(h.p.status().complete);
 }
 
-/// S7: a disk that is slow is not a peer that is dead, as long as the peer says so, and of the right request.
+/// T7: a disk that is slow is not a peer that is dead, as long as the peer says so, and of the right request.
 #[test]
 fn a_secondary_with_a_slow_disk_is_waited_for() {
     let mut h = H::in_step();
@@ -1848,7 +1848,7 @@ fn marks_that_wait_are_bounded() {
     assert_eq!(s.sent.iter().filter(|m| matches!(m, Message::Reply(_))).count() as u64, sent);
 }
 
-/// S7: the primary hears of the oldest request, or mark, that the disk has not ended, for a minute.
+/// T7: the primary hears of the oldest request, or mark, that the disk has not ended, for a minute.
 #[test]
 fn a_slow_disk_is_told_of() {
     for mark in [false, true] {

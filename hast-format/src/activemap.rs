@@ -534,6 +534,7 @@ mod tests {
         assert_ne!(Activemap::new(8, 2, 512, &[0; 512]), before, "another keepdirty");
     }
 
+    /// T4.
     #[test]
     fn only_changed_sectors_are_written_and_neighbours_share_a_run() {
         let mut map = Activemap::new(5 * 4096, 64, 512, &[]);

@@ -165,7 +165,7 @@ fn a_token_is_good_once_and_only_while_its_first_step_is_pending() {
     let place = place();
     let _daemon = place.start();
     place.set_role(Role::Secondary, &["disk0"]);
-    // A8: there is no token before there was a first step, not even zeros.
+    // X8: there is no token before there was a first step, not even zeros.
     assert_eq!(refused_token(&place, &[0; 16]), "Token doesn't match.");
 
     let (mut out, _, _, token) = step_one(&place, 1, Some(2));
@@ -294,10 +294,10 @@ fn headers_that_are_none_are_closed_and_nothing_is_harmed() {
     place.set_role(Role::Secondary, &["disk0"]);
     let long = (64_u32 << 10) + 1;
     let mut cases: Vec<Vec<u8>> = vec![
-        // A4: no pairs at all.
+        // X4: no pairs at all.
         frame::encode(1, &[]).unwrap(),
         frame::encode(1, &[0]).unwrap(),
-        // A1: more than anybody has to say.
+        // X1: more than anybody has to say.
         [&[2], &long.to_le_bytes()[..]].concat(),
         [&[2], &u32::MAX.to_le_bytes()[..]].concat(),
         // Not a list.

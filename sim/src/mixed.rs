@@ -95,7 +95,7 @@ impl Witness {
         }
     }
 
-    /// `seq` was answered. The original may have two requests of the same number (S2): then nobody knows which,
+    /// `seq` was answered. The original may have two requests of the same number (T2): then nobody knows which,
     /// until both are.
     fn answered(&mut self, seq: u64, well: bool) {
         self.answered.push((seq, well));

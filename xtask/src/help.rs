@@ -86,10 +86,15 @@ cargo xtask fuzz [--seconds N] [TARGET ...]
     executions and coverage. An input that fails is kept, and it is said how to
     replay it. Needs a C++ compiler; installs cargo-fuzz if it is not there.
 
-cargo xtask trace [L1|L2|L3|L5|L6|L7|L9|L10|C1d|L9Marked|S1|R1|C4Marked|B1|G1]
+cargo xtask trace
+    The rules of docs/spec: which files keep each, and which tests, scenes and
+    mutants would notice. Fails if something cites a rule or a page that is not
+    there, or if nothing checks a rule.
+
+cargo xtask trace all|L1|L2|L3|L5|L6|L7|L9|L10|C1d|MapComplete|L9Marked|S1|R1
+                  |C4Marked|B1|G1|G1Counted
     How a mistake of the original, or one against a rule that it never had, loses
-    data, step by step, as the model of the protocol (proofs/model) finds it; all
-    of them without a name.
+    data, step by step, as the model of the protocol (proofs/model) finds it.
 
 cargo xtask bench [PART ...] [--dir D] [--rounds N] [--seconds S] [--only WORKLOAD]
                   [--contender NAME COMMAND URI]

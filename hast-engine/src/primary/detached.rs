@@ -314,7 +314,7 @@ impl Primary {
     }
 
     /// What is written down now a worker that replaces this one begins from, too: with an older number of the connection
-    /// or of the map (G1, P2) the secondary would take its disk for one that was set back. The counts stay what they were.
+    /// or of the map (G1) the secondary would take its disk for one that was set back. The counts stay what they were.
     pub(super) fn remember_again(&mut self) {
         let Some(counts) = self.detachment.remembered else { return };
         let mut metadata = self.metadata.clone();

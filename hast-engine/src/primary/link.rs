@@ -799,7 +799,7 @@ impl Primary {
         Ok(())
     }
 
-    /// Asks the secondary for something, under a number of its own (S2).
+    /// Asks the secondary for something, under a number of its own (T2).
     pub(super) fn ask(
         &mut self,
         why: Awaited,

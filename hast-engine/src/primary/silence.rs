@@ -1,4 +1,4 @@
-//! Signs of life (S7): what is sent to a secondary so that it knows of this node, and when its silence means that
+//! Signs of life (T7): what is sent to a secondary so that it knows of this node, and when its silence means that
 //! it is gone.
 //!
 //! A secondary of ours answers what it hears (`alive`), so it is gone when it was asked and says nothing for

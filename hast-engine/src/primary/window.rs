@@ -143,6 +143,7 @@ mod tests {
         (window.blocks(), ideal.as_secs_f64() / (now - half).as_secs_f64())
     }
 
+    /// T3.
     #[test]
     fn a_long_link_is_filled_and_a_short_one_not_flooded() {
         const BLOCK: Duration = Duration::from_micros(500); // 250 MiB/s

@@ -51,7 +51,7 @@ const REQUESTS: usize = 8192;
 /// Bytes of requests under way at once; more are left unread.
 const BYTES: u64 = 64 << 20;
 /// How long a secondary waits for its disk: at the end, for what it has accepted (L14), and before that, for one
-/// operation, until the primary is left to think that it is dead (S7).
+/// operation, until the primary is left to think that it is dead (T7).
 pub const DISK_PATIENCE: Duration = Duration::from_secs(60);
 /// How often the primary hears that the disk is still busy with the same request: more than once in the shortest
 /// `timeout` there is.
@@ -161,7 +161,7 @@ pub struct Secondary {
     /// When the primary was last sent anything on the connection for replies.
     last_told: Duration,
     bytes_in_flight: u64,
-    /// The oldest request or mark that is not answered, if the primary is told of it (S7).
+    /// The oldest request or mark that is not answered, if the primary is told of it (T7).
     oldest: Option<Oldest>,
     /// Writes were stored since the last flush.
     unflushed: bool,

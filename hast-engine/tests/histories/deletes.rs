@@ -124,7 +124,7 @@ fn no_mode_completes_a_delete_early() {
     }
 }
 
-/// A2: nothing is asked of either disk, nothing counted, nothing to synchronise. With an original neither: it cannot
+/// D1: nothing is asked of either disk, nothing counted, nothing to synchronise. With an original neither: it cannot
 /// say what its disk leaves.
 #[test]
 fn unless_both_leave_zeros_a_delete_is_refused_at_once() {
@@ -150,7 +150,7 @@ fn unless_both_leave_zeros_a_delete_is_refused_at_once() {
     }
 }
 
-/// A2: a secondary whose disk refuses after all.
+/// D1: a secondary whose disk refuses after all.
 #[test]
 fn a_delete_that_the_secondary_cannot_carry_out_counts_nothing_and_is_not_tried_again() {
     let mut h = both();

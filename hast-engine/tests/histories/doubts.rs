@@ -20,7 +20,7 @@ fn done(seq: u64, failures: Option<u64>) -> Message {
     Message::Mark(Mark { seq, kind: MarkKind::SyncDone { localcnt: 1, failures } })
 }
 
-/// H7: the system tells the first flush of a worker that something could not be written; nobody hears of it again. The
+/// B1: the system tells the first flush of a worker that something could not be written; nobody hears of it again. The
 /// node is marked before the worker ends, and the next one does not say which boot this is.
 #[test]
 fn a_first_flush_that_fails_is_remembered() {
@@ -162,7 +162,7 @@ fn fail_next_save(s: &mut S) {
     s.run();
 }
 
-/// H9: the counts are in step, but one disk was rolled back. Everything is copied from the node that has seen more.
+/// G1: the counts are in step, but one disk was rolled back. Everything is copied from the node that has seen more.
 #[test]
 fn a_disk_that_was_rolled_back_is_found() {
     let met = |last, before| Met { last, before };

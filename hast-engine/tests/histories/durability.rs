@@ -21,7 +21,7 @@ fn is_sync_start(message: &Message) -> bool {
     matches!(message, Message::Mark(Mark { kind: MarkKind::SyncStart, .. }))
 }
 
-/// H2, C1 (d): the secondary is gone, and may have lost what no flush there has covered. A client that is told that its
+/// C1 (d): the secondary is gone, and may have lost what no flush there has covered. A client that is told that its
 /// flush succeeded relies on this node alone: localcnt rises first.
 #[test]
 fn a_flush_without_the_secondary_is_counted() {
@@ -145,7 +145,7 @@ fn a_flush_alone_is_counted_if_the_map_is_an_originals() {
     assert_eq!(localcnt(&h), before + 1);
 }
 
-/// H3, L9: the secondary fails a flush. The client hears of its flush once that is counted and the secondary has written
+/// L9: the secondary fails a flush. The client hears of its flush once that is counted and the secondary has written
 /// down that it is out of date.
 #[test]
 fn a_flush_that_the_secondary_failed_waits_until_it_is_marked() {
@@ -205,7 +205,7 @@ fn bad_sector(h: &mut H, fails: fn(&DiskOp) -> bool) {
     });
 }
 
-/// H1, S1: a bad sector is read from the secondary and cannot be written back. Its extent, to which a write is complete
+/// S1: a bad sector is read from the secondary and cannot be written back. Its extent, to which a write is complete
 /// that the secondary has not flushed, is not called stale before it has; if it goes away first, our copy is the right
 /// one.
 #[test]
@@ -231,7 +231,7 @@ fn a_repair_that_fails_leaves_nothing_stale_before_the_secondary_has_flushed() {
     }
 }
 
-/// H4, R1: the secondary has received a write, which is complete, and not stored it. A read that our disk fails is not
+/// R1: the secondary has received a write, which is complete, and not stored it. A read that our disk fails is not
 /// sent there before it has; and not at all once it has refused the write.
 #[test]
 fn a_read_waits_for_what_the_secondary_owes() {
@@ -273,7 +273,7 @@ fn an_answer_of_a_secondary_that_failed_meanwhile_does_not_count() {
     assert_eq!(h.result(1), Some(Err(Errno::EIO)), "our disk has failed it, and is not asked again");
 }
 
-/// H6, C4: the secondary refuses a write that is complete while this node is being stopped for a change of roles: it
+/// C4: the secondary refuses a write that is complete while this node is being stopped for a change of roles: it
 /// writes down that it is out of date before the connection closes.
 #[test]
 fn a_planned_end_marks_a_secondary_that_lacks_something() {
@@ -839,7 +839,7 @@ fn a_disk_that_was_given_up_is_tried_again_and_again() {
     assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
 }
 
-/// H3, C4: the secondary fails a client's flush while this node is being stopped: it is asked to mark itself, and the client
+/// C4: the secondary fails a client's flush while this node is being stopped: it is asked to mark itself, and the client
 /// hears of its flush then.
 #[test]
 fn a_flush_that_the_secondary_failed_during_a_planned_end_is_good_once_it_is_marked() {
@@ -855,7 +855,7 @@ fn a_flush_that_the_secondary_failed_during_a_planned_end_is_good_once_it_is_mar
     assert_eq!(h.exit(), Some(0));
 }
 
-/// G1, P2: the connections after the disk was given up are known to a worker that replaces this one; the counts are those from
+/// G1: the connections after the disk was given up are known to a worker that replaces this one; the counts are those from
 /// before the secondary was told, so that it is the source.
 #[test]
 fn the_successor_of_a_worker_without_its_disk_knows_the_last_connection() {

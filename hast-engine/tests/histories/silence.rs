@@ -1,4 +1,4 @@
-//! Signs of life (S7): keepalives that are answered, and a peer that says nothing.
+//! Signs of life (T7): keepalives that are answered, and a peer that says nothing.
 
 use super::*;
 

@@ -237,7 +237,7 @@ mod tests {
         assert_eq!(admit(&second(TOKEN), secondary(Some(&TOKEN))), Ok(Admitted::Second));
         assert_eq!(admit(&second([8; 16]), secondary(Some(&TOKEN))), Err(Refused::Token));
         assert_eq!(admit(&second(TOKEN), secondary(None)), Err(Refused::Token));
-        // A8: before any first step, zeros are no token.
+        // X8: before any first step, zeros are no token.
         assert_eq!(admit(&second([0; 16]), secondary(None)), Err(Refused::Token));
     }
 

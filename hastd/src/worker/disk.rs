@@ -399,6 +399,7 @@ mod tests {
         Buffer::from((0..length).map(|i| (i * 7 + seed * 13) as u8).collect::<Vec<u8>>())
     }
 
+    /// T5: many at once.
     #[test]
     fn what_is_written_lies_at_its_offset_and_is_read_back() {
         let mut bench = Bench::new(1 << 20);

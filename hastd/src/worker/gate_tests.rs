@@ -189,6 +189,7 @@ fn requests_of_all_sizes_reach_the_disk_and_come_back() {
     assert_eq!(alone.run(Bio::read(0, 0)), Ok(Vec::new()));
     let deleted = alone.run(Bio::plain(abi::BIO_DELETE, 131_072, 262_144));
     assert!(matches!(deleted, Ok(_) | Err(Errno::EOPNOTSUPP)), "{deleted:?}");
+    // X7: a command that nobody here knows.
     assert_eq!(alone.run(Bio::plain(abi::BIO_SPEEDUP, 0, 0)), Err(Errno::EOPNOTSUPP));
     assert!(alone.run(Bio::read(1 << 40, 512)).is_err());
     assert_eq!(worker.stop(), 0);

@@ -49,7 +49,7 @@ fn what_is_written_is_on_both_nodes_in_every_mode() {
     }
 }
 
-/// D1, A2: what one of the disks cannot delete is deleted on neither, and is no reason to count or to synchronise.
+/// D1: what one of the disks cannot delete is deleted on neither, and is no reason to count or to synchronise.
 /// Zeroes are zeroes in any case.
 #[test]
 fn deletes_reach_both_nodes_or_neither() {
@@ -87,7 +87,7 @@ fn deletes_reach_both_nodes_or_neither() {
     }
 }
 
-/// S7: the secondary's disk takes longer than `timeout` for a write.
+/// T7: the secondary's disk takes longer than `timeout` for a write.
 #[test]
 fn a_slow_disk_is_no_dead_node() {
     let pair = Pair::start_in([&[], &[("HASTD_TEST_SLOW", "7000")]], |resource| {
@@ -103,7 +103,7 @@ fn a_slow_disk_is_no_dead_node() {
     assert_eq!(pair.stop(), Some(0));
 }
 
-/// S7: nor is one that hangs at the very moment at which it was quick, when a worker does not ask a thread first. Both
+/// T7: nor is one that hangs at the very moment at which it was quick, when a worker does not ask a thread first. Both
 /// go on telling each other that they are there, and their supervisors what they ask for.
 #[test]
 fn a_disk_that_hangs_out_of_the_blue_holds_nobody_up() {

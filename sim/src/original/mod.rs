@@ -23,7 +23,7 @@
 //! | L19 the full map of a first contact is in memory only | `secondary` |
 //! | L20 a node written alone before its first handshake looks fresh | `secondary` |
 //!
-//! Left out are habits that stop a history rather than lose data (S2: reads during a synchronisation from the
+//! Left out are habits that stop a history rather than lose data (T2: reads during a synchronisation from the
 //! secondary are answered here), the map inside the data area (L12 needs a larger provider; mixed scenes have
 //! none), short reads (L13) and torn metadata (L8).
 

@@ -12,7 +12,7 @@ use crate::node::Node;
 use crate::world::World;
 
 impl World {
-    /// H1, rule S1. A sector of the primary goes bad beside an acknowledged write that no flush has covered. What
+    /// S1. A sector of the primary goes bad beside an acknowledged write that no flush has covered. What
     /// the secondary sends for it cannot be written back, so the extent becomes stale; then the secondary loses
     /// power, and the write with it, unless it was flushed there first.
     pub(super) fn repair_fails(&mut self) -> Result<(), String> {
@@ -33,7 +33,7 @@ impl World {
         self.quiet()
     }
 
-    /// H2, rule C1 (d). Writes are acknowledged, and the secondary loses power and with it some of them. The primary
+    /// C1 (d). Writes are acknowledged, and the secondary loses power and with it some of them. The primary
     /// answers a flush alone and dies. The secondary takes over and is written: when the other one is back,
     /// the counts must say that it holds something, too.
     pub(super) fn flushed_alone(&mut self) -> Result<(), String> {
@@ -55,7 +55,7 @@ impl World {
         self.split_or_quiet()
     }
 
-    /// H3, rule L9. The secondary fails a client's flush, which is answered with the primary's result. Both nodes
+    /// L9. The secondary fails a client's flush, which is answered with the primary's result. Both nodes
     /// die; the secondary, without power, comes back first. Unless it was marked by then it is promoted, and must
     /// have everything.
     pub(super) fn flush_not_marked(&mut self) -> Result<(), String> {
@@ -75,7 +75,7 @@ impl World {
         self.read_everything(1)
     }
 
-    /// H4, rule R1. In a mode that completes a write before the secondary has stored it, a bad sector beside that
+    /// R1. In a mode that completes a write before the secondary has stored it, a bad sector beside that
     /// write is read, and the secondary's disk fails the write: what it sends is old, and must neither be given to
     /// the client nor be written over the primary's good copy.
     pub(super) fn repair_owed(&mut self) -> Result<(), String> {
@@ -94,7 +94,7 @@ impl World {
         self.quiet()
     }
 
-    /// H5, rule R1. The same without a repair: a write fails on the primary, so the extent is about to be called
+    /// R1. The same without a repair: a write fails on the primary, so the extent is about to be called
     /// stale, while the secondary owes another write to it, which its disk fails.
     pub(super) fn turning_owed(&mut self) -> Result<(), String> {
         self.flushed_pair()?;
@@ -121,7 +121,7 @@ impl World {
         self.quiet()
     }
 
-    /// H6, rule C4. The secondary's disk fails writes that are complete already while the primary ends as planned.
+    /// C4. The secondary's disk fails writes that are complete already while the primary ends as planned.
     /// The operator sees that it has ended well: the secondary is marked, or has everything.
     pub(super) fn drain_fails(&mut self) -> Result<(), String> {
         self.flushed_pair()?;
@@ -147,7 +147,7 @@ impl World {
         self.quiet()
     }
 
-    /// H7, rule B1. The secondary's daemon is killed with writes that are not flushed, and the system tells the next
+    /// B1. The secondary's daemon is killed with writes that are not flushed, and the system tells the next
     /// worker's first flush, and no other, that it could not write them. The primary dies: unless the secondary is
     /// marked it is promoted, and must have everything.
     pub(super) fn start_flush_fails(&mut self) -> Result<(), String> {
@@ -174,7 +174,7 @@ impl World {
         self.quiet()
     }
 
-    /// H8, rule S1. The primary can write neither its metadata nor a sector, and asks the secondary to remember the
+    /// S1. The primary can write neither its metadata nor a sector, and asks the secondary to remember the
     /// stale extent. Meanwhile a write to another extent is acknowledged, and the next one fails on the secondary,
     /// which then loses power (`cut`: it loses power while it has that one).
     pub(super) fn unrecordable(&mut self, cut: bool) -> Result<(), String> {
@@ -208,7 +208,7 @@ impl World {
         self.quiet()
     }
 
-    /// H9, rule G1. The secondary's disk is what it was a while ago, metadata and all (a snapshot of the machine, or
+    /// G1. The secondary's disk is what it was a while ago, metadata and all (a snapshot of the machine, or
     /// a backup, was restored): it is not in step, whatever the counts say.
     pub(super) fn rollback(&mut self) -> Result<(), String> {
         self.pair()?;

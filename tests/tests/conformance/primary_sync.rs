@@ -74,7 +74,7 @@ fn full_with_lzf() -> Outcome {
 }
 
 /// The secondary has newer data (syncsrc 2): the primary reads them over, and meanwhile a client sees
-/// the secondary's data, never its own old ones (S2).
+/// the secondary's data, never its own old ones (T2).
 #[test]
 fn from_the_secondary() -> Outcome {
     let mut pair = captured_pair("exec @hook@")?;

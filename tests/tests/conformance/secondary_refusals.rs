@@ -126,7 +126,7 @@ fn split_brain() -> Outcome {
     pair.finish()
 }
 
-/// A token is good for one second header, on a first step that still stands (A8).
+/// A token is good for one second header, on a first step that still stands (X8).
 #[test]
 fn tokens_work_once() -> Outcome {
     let pair = secondary("")?;

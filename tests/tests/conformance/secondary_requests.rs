@@ -6,14 +6,14 @@ use hast_tests::{Failure, Outcome};
 use crate::captures;
 use crate::session::{Session, request, secondary, wait_no_worker};
 
-/// Where ours differs from the original on purpose: spec/wire.md, "What the reference does with a bad
+/// Where ours differs from the original on purpose: spec/wire.md, "What the original does with a bad
 /// request, and ours".
 fn expected(label: &str, captured: Vec<Packet>) -> (Vec<Packet>, bool) {
     // The original stores stale bytes for these; ours closes.
     if label.starts_with("WRITE size < length") || label.starts_with("WRITE without size/data") {
         return (Vec::new(), false);
     }
-    // The original loses step and aborts; ours drains the payload and answers.
+    // X3: the original loses step and aborts; ours drains the payload and answers.
     if label.starts_with("WRITE unaligned with payload") {
         let mut nv = hast_format::nv::Writer::new();
         nv.u64("seq", 7).i16("error", 22);

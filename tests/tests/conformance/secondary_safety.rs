@@ -52,7 +52,7 @@ fn a_write_that_is_cut_off_is_not_written() -> Outcome {
     pair.finish()
 }
 
-/// Ranges that wrap around or leave the data area are refused, and the metadata stay (A2).
+/// Ranges that wrap around or leave the data area are refused, and the metadata stay (X2).
 #[test]
 fn ranges_outside_the_data_area() -> Outcome {
     let pair = secondary("")?;

@@ -46,9 +46,9 @@ fn bad_frames() -> Vec<Vec<u8>> {
         vec![2],
         vec![0xff; 4096],
         vec![0; 4096],
-        // An empty list (A4).
+        // An empty list (X4).
         vec![2, 0, 0, 0, 0],
-        // Headers that claim far too much (A1).
+        // Headers that claim far too much (X1).
         vec![2, 0xff, 0xff, 0xff, 0xff],
         vec![2, 0, 0, 0x10, 0x01],
         // An unknown version.
@@ -57,7 +57,7 @@ fn bad_frames() -> Vec<Vec<u8>> {
         good[..good.len() - 3].to_vec(),
         // Rubbish where the list should be.
         [&[2, 64, 0, 0, 0][..], &disk::pattern(5, 64)].concat(),
-        // A scalar that claims to be as long as memory allows (A9).
+        // A scalar that claims to be as long as memory allows (X9).
         [&[2, 22, 0, 0, 0][..], &[2, 5, 0xfb, 0xff, 0xff, 0xff], b"cmd\0\0\0\0\0", &[1; 8]].concat(),
         b"GET / HTTP/1.0\r\n\r\n".to_vec(),
     ];
@@ -73,7 +73,7 @@ fn bad_frames() -> Vec<Vec<u8>> {
     let mut huge = resource("disk1");
     huge.u32("size", u32::MAX);
     frames.push(Packet::new(1, &huge).bytes());
-    // Tokens that were never given out (A8).
+    // Tokens that were never given out (X8).
     for token in [&[0; 16][..], &[0x78; 16], &[1; 3], &[9; 64]] {
         let mut second = resource("disk1");
         second.u8_array("token", token).u64("resuid", 1).u64("localcnt", 0).u64("remotecnt", 0);
@@ -197,7 +197,7 @@ fn on_the_nbd_socket() -> Outcome {
     pair.finish()
 }
 
-/// Clients and peers that connect and say nothing block nobody (S6).
+/// Clients and peers that connect and say nothing block nobody (T6).
 #[test]
 fn silent_connections_block_nobody() -> Outcome {
     let pair = pair()?;

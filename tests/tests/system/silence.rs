@@ -1,4 +1,4 @@
-//! A peer that says nothing although its connections are there (S7).
+//! A peer that says nothing although its connections are there (T7).
 
 use hast_tests::{LONG, Outcome, Pair, SHORT, Setup, wait_until};
 
