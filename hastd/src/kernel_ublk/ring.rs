@@ -43,11 +43,15 @@ pub(super) fn serve_without_reclaim() {
 pub(super) struct ControlRing {
     ring: WideRing,
     file: File,
+    /// Commands so far: each is known by its number.
+    commands: u64,
+    /// Commands of which nobody knows whether they have ended, and the memory that the kernel may use for them.
+    lost: Vec<(u64, Vec<u8>)>,
 }
 
 impl ControlRing {
     pub(super) fn new(file: File) -> io::Result<ControlRing> {
-        Ok(ControlRing { ring: ring(2)?, file })
+        Ok(ControlRing { ring: ring(2)?, file, commands: 0, lost: Vec::new() })
     }
 
     /// Carries out a command, which may read `bytes` and change them; they are given back.
@@ -61,33 +65,45 @@ impl ControlRing {
         let length = u16::try_from(bytes.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
         let address = if bytes.is_empty() { 0 } else { bytes.as_mut_ptr().expose_provenance() as u64 };
         let command = ControlCommand::new(device, data, address, length);
-        let entry = entry(&self.file, control.opcode(), command.as_bytes());
-        // SAFETY: what the entry names is the file, which lives as long as the ring, and the bytes. Those are
-        // neither touched nor freed until the command has been completed: `outcome` returns `None` if that is not
-        // known, and then they are never freed.
+        self.commands = self.commands.saturating_add(1);
+        let number = self.commands;
+        let entry = entry(&self.file, control.opcode(), command.as_bytes()).user_data(number);
+        // SAFETY: what the entry names is the file, which lives as long as the ring, and the bytes. Those are neither
+        // touched nor freed before the completion with this command's number has come: `outcome` returns it and no
+        // other, or an error, and then they are kept until it comes with a later command, or for ever.
         unsafe { self.ring.submission().push(&entry) }.map_err(|_| io::ErrorKind::WouldBlock)?;
-        match self.outcome() {
+        match self.outcome(number) {
             Ok(result) if result >= 0 => Ok(bytes),
             Ok(result) => Err(io::Error::from_raw_os_error(result.saturating_neg())),
             Err(error) => {
-                std::mem::forget(bytes);
+                self.lost.push((number, bytes));
                 Err(error)
             }
         }
     }
 
-    /// The result of the command that was pushed. An error: the ring is broken, and what becomes of the command
-    /// unknown.
-    fn outcome(&mut self) -> io::Result<i32> {
+    /// The result of the command with this number. An error: what becomes of it is unknown.
+    fn outcome(&mut self, number: u64) -> io::Result<i32> {
         loop {
-            if let Some(done) = self.ring.completion().next() {
-                return Ok(done.result());
+            while let Some(done) = self.ring.completion().next() {
+                if done.user_data() == number {
+                    return Ok(done.result());
+                }
+                // An earlier one has ended after all: nobody uses its memory any more.
+                self.lost.retain(|(lost, _)| *lost != done.user_data());
             }
             match self.ring.submit_and_wait(1) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
                 _ => {}
             }
         }
+    }
+}
+
+impl Drop for ControlRing {
+    fn drop(&mut self) {
+        // The kernel ends what is under way in its own time.
+        self.lost.drain(..).for_each(std::mem::forget);
     }
 }
 
@@ -259,6 +275,23 @@ mod tests {
             assert_eq!(queue.next().unwrap(), Some(Happened::Woken));
             writer = thread.join().unwrap();
         }
+    }
+
+    /// A command that was lost sight of ends while the next one is waited for: its result is not taken for the other's, and
+    /// its memory is kept until then.
+    #[test]
+    fn a_result_is_that_of_the_command_and_not_of_an_earlier_one() {
+        if queue(1, &[0; 4096]).is_none() {
+            return;
+        }
+        let mut control = ControlRing::new(tempfile::tempfile().unwrap()).unwrap();
+        let lost = squeue::Entry128::from(opcode::Nop::new().build().user_data(77));
+        // SAFETY: the entry names no memory.
+        unsafe { control.ring.submission().push(&lost) }.unwrap();
+        control.lost = vec![(77, vec![0; 8]), (78, vec![0; 8])];
+        let error = control.call(Control::GetFeatures, None, 0, vec![0; 8]).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP), "an ordinary file takes no commands");
+        assert_eq!(control.lost.len(), 1, "the one that has ended is freed");
     }
 
     /// An ordinary file takes no commands, and that is what comes back, under the tag.
