@@ -2,6 +2,8 @@
 //! that does the work (docs/ARCHITECTURE.md).
 
 mod boot;
+mod contract;
+mod exit;
 pub mod ipc;
 #[cfg(target_os = "linux")]
 mod kernel_nbd;
@@ -34,7 +36,7 @@ pub fn run() -> i32 {
             Ok(channel) => worker::run(channel),
             Err(error) => {
                 eprintln!("hastd: no channel to the supervisor: {}", hast_log::error_text(&error));
-                EX_OSERR
+                exit::OS_ERROR
             }
         }
     } else {
@@ -42,14 +44,11 @@ pub fn run() -> i32 {
     }
 }
 
-/// Exit status: the system did not let us.
-const EX_OSERR: i32 = 71;
-
 fn is_worker() -> bool {
-    std::env::var_os(supervisor::process::WORKER_VARIABLE).is_some()
-        && std::env::args_os().next().is_some_and(|title| {
-            title.as_encoded_bytes().starts_with(supervisor::process::TITLE_PREFIX.as_bytes())
-        })
+    std::env::var_os(contract::WORKER_VARIABLE).is_some()
+        && std::env::args_os()
+            .next()
+            .is_some_and(|title| title.as_encoded_bytes().starts_with(contract::TITLE_PREFIX.as_bytes()))
 }
 
 /// Takes the channel from standard input and leaves `/dev/null` there.
@@ -77,11 +76,7 @@ fn break_rule() -> Result<(), i32> {
     let found = Rule::ALL.into_iter().find(|rule| name == *format!("{rule:?}"));
     rule::break_rule(Some(found.ok_or_else(|| {
         eprintln!("hastd: no rule {} to break", name.display());
-        EX_USAGE
+        exit::USAGE
     })?));
     Ok(())
 }
-
-/// Exit status: we were not started as we have to be.
-#[cfg(feature = "mutants")]
-const EX_USAGE: i32 = 64;

@@ -8,8 +8,7 @@ use std::io::{self, Read, Write};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, fork, setsid};
 
-/// Exit status: the system did not let us.
-const EX_OSERR: i32 = 71;
+use crate::exit;
 
 /// The child's end of what the parent waits for.
 #[derive(Debug)]
@@ -56,7 +55,7 @@ fn wait_for(child: Pid, mut reader: File) -> i32 {
     }
     match waitpid(child, None) {
         Ok(WaitStatus::Exited(_, status)) => status,
-        _ => EX_OSERR,
+        _ => exit::OS_ERROR,
     }
 }
 

@@ -38,6 +38,7 @@ use std::time::{Duration, Instant};
 use hast_conf::{Config, Node};
 use polling::{Event, Events, Poller};
 
+use crate::exit;
 use crate::watch::Watched;
 use absent::Absent;
 use connect::Connecting;
@@ -54,15 +55,6 @@ use reload::Reload;
 use resource::{Pending, Resource, ResourceId};
 use signals::Signals;
 
-/// Exit status: usage.
-const EX_USAGE: i32 = 64;
-/// Exit status: the configuration.
-const EX_CONFIG: i32 = 78;
-/// In the answer to a control client: the provider cannot be used.
-const EX_NOINPUT: i32 = 66;
-/// Exit status: the system did not let us. In the answer to a control client: the device cannot be created.
-const EX_OSERR: i32 = 71;
-
 /// Connections taken from one listening socket before others have their turn.
 const ACCEPTS_MAX: usize = 64;
 /// How long to leave a listening socket alone when the system has no room for another connection.
@@ -76,7 +68,7 @@ pub fn run() -> i32 {
         Err(Stop::Asked(text)) => return print(&text),
         Err(Stop::Mistake(text)) => {
             eprintln!("{text}");
-            return EX_USAGE;
+            return exit::USAGE;
         }
     };
     hast_log::init(hast_log::Sink::Terminal, options.debug);
@@ -88,7 +80,7 @@ pub fn run() -> i32 {
     let result = supervisor.and_then(|mut supervisor| {
         supervisor.work().map_err(|error| {
             let text = format!("Unable to wait for events: {}.", hast_log::error_text(&error));
-            start::Failure { status: EX_OSERR, text }
+            start::Failure { status: exit::OS_ERROR, text }
         })
     });
     hast_log::end_repeats();

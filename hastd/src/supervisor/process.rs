@@ -12,20 +12,15 @@ use hast_format::metadata::Role;
 use hast_net::control::{ConnectionState, WorkerStatus};
 use hast_net::handshake::BootId;
 
+use super::Supervisor;
 use super::device::Device;
 use super::hooks::Condition;
 use super::resource::{Complete, Pending, Step};
-use super::{EX_NOINPUT, Supervisor};
+use crate::contract::{TITLE_PREFIX, WORKER_VARIABLE};
+use crate::exit;
 use crate::ipc::{Channel, Start, StartKind, ToSupervisor, ToWorker};
 use crate::watch::Watched;
 
-/// In the environment of a worker, beside a title that begins with [`TITLE_PREFIX`].
-pub(crate) const WORKER_VARIABLE: &str = "HASTD_WORKER";
-/// What a worker's title begins with.
-pub(crate) const TITLE_PREFIX: &str = "hastd: ";
-
-/// Exit status of a worker that may well succeed at the next attempt.
-const EX_TEMPFAIL: i32 = 75;
 /// Pause before the worker of a primary is started again.
 const RESTART_AFTER: Duration = Duration::from_secs(1);
 /// How long a worker that has closed its channel may live on.
@@ -416,7 +411,7 @@ impl Supervisor {
                 );
                 resource.peer_behind = true;
             }
-            (Some(EX_TEMPFAIL), _) if resource.role == Role::Secondary => {
+            (Some(exit::TEMPORARY), _) if resource.role == Role::Secondary => {
                 log::info!("Worker process exited (pid={pid}): the connection to its primary has ended.");
             }
             (Some(code), _) => {
@@ -431,14 +426,14 @@ impl Supervisor {
         }
         drop(scope);
         if resource.role == Role::Secondary {
-            let cannot_use_provider = status.code() == Some(EX_NOINPUT);
+            let cannot_use_provider = status.code() == Some(exit::NO_INPUT);
             let how = format!("The worker process (pid {pid}) {}; hastd's log says why.", ended(status));
             resource.connections.secondary_ended(cannot_use_provider, how, now);
         }
         match (resource.role, status.code()) {
-            (Role::Secondary, Some(EX_NOINPUT)) => resource.unsure = true,
+            (Role::Secondary, Some(exit::NO_INPUT)) => resource.unsure = true,
             // One that has had the time to write it down has ended by itself.
-            (Role::Secondary, Some(0 | EX_TEMPFAIL | 78)) => resource.unsure = false,
+            (Role::Secondary, Some(0 | exit::TEMPORARY | exit::CONFIG)) => resource.unsure = false,
             (Role::Primary, Some(EXIT_STALE | EXIT_LOST)) => resource.unsure = true,
             _ => {}
         }
@@ -486,7 +481,7 @@ enum After {
 /// `code` is absent if the worker died by a signal.
 fn after_primary(code: Option<i32>) -> After {
     match code {
-        None | Some(EX_TEMPFAIL) => After::Restart,
+        None | Some(exit::TEMPORARY) => After::Restart,
         Some(_) => After::Init,
     }
 }

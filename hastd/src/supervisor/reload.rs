@@ -23,7 +23,8 @@ use super::pidfile::Pidfile;
 use super::promotion::Promotion;
 use super::resource::Task;
 use super::start::{control_place, is_excused};
-use super::{EX_CONFIG, EX_OSERR, Supervisor, device};
+use super::{Supervisor, device};
+use crate::exit;
 use crate::ipc::{Reload as WorkerReload, ToWorker};
 use crate::watch::Watched;
 
@@ -186,12 +187,12 @@ impl Supervisor {
         if let Err(why) = self.take_over(&mut reload, now) {
             log::error!("{why}");
             reload.told.lines.push(why);
-            return self.not_reloaded(reload.told, EX_OSERR, now);
+            return self.not_reloaded(reload.told, exit::OS_ERROR, now);
         }
         let mut told = reload.told;
         let status = if told.kept {
             log::warn!("Configuration reloaded, except for resources that go on as they were.");
-            EX_CONFIG
+            exit::CONFIG
         } else {
             log::info!("Configuration reloaded successfully.");
             0

@@ -16,9 +16,9 @@ use super::device::Device;
 use super::jobs::JobId;
 use super::process::Worker;
 use super::promotion::Promotion;
+use crate::contract::longest_end;
 use crate::refusal;
 use crate::watch::Watched;
-use crate::worker::longest_end;
 
 /// How much longer than it should a worker may take to end before it is killed.
 const STOP_GRACE: Duration = Duration::from_secs(5);

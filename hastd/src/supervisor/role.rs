@@ -15,11 +15,13 @@ use hast_net::control::{ConnectionState, Entry};
 use hast_net::handshake::texts;
 use hast_provider::Provider;
 
+use super::Supervisor;
 use super::device::{self, Device};
 use super::jobs::{JobId, UnusableError};
 use super::promotion::{Outdated, Promotion};
 use super::resource::{Change, Pending, Step, Task, Waiter};
-use super::{EX_NOINPUT, EX_OSERR, Supervisor};
+
+use crate::exit;
 
 impl Supervisor {
     /// Adds something to be done with a resource, and begins with it if nothing else is being done.
@@ -138,7 +140,7 @@ impl Supervisor {
                 log::error!("{error}");
                 drop(scope);
                 let secondary = resource.change.as_ref().is_some_and(|change| change.role == Role::Secondary);
-                if secondary { self.finish(index, now) } else { self.fail(index, EX_NOINPUT) }
+                if secondary { self.finish(index, now) } else { self.fail(index, exit::NO_INPUT) }
             }
         }
         self.advance(index, now);
@@ -200,7 +202,7 @@ impl Supervisor {
                 Err(error) => {
                     log::error!("Device cannot be created: {error}");
                     drop(scope);
-                    return self.fail(index, EX_OSERR);
+                    return self.fail(index, exit::OS_ERROR);
                 }
             }
         }
@@ -234,7 +236,7 @@ impl Supervisor {
             Promotion::Resumed => resource.forced,
         };
         if role == Role::Primary && !self.start_primary(index, forced) {
-            return self.answer_failed(index, waiter, EX_OSERR);
+            return self.answer_failed(index, waiter, exit::OS_ERROR);
         }
         if role != was {
             self.hook(index, now, "role", &[was.as_str(), role.as_str()], None);

@@ -12,6 +12,7 @@ use hast_net::frame::VERSION;
 use nix::unistd::{User, geteuid};
 use polling::Poller;
 
+use super::Supervisor;
 use super::absent::Absent;
 use super::daemon;
 use super::hooks::Hooks;
@@ -22,11 +23,9 @@ use super::options::Options;
 use super::pidfile::{Pidfile, PidfileError};
 use super::process::Workers;
 use super::signals::Signals;
-use super::{EX_CONFIG, EX_OSERR, Supervisor};
+use crate::exit;
 use crate::watch::Watched;
 
-/// Exit status: another instance runs.
-const EX_TEMPFAIL: i32 = 75;
 /// Bytes that the path of a pidfile may have, as in the configuration.
 const PIDFILE_MAX: usize = 1023;
 /// Whom workers run as.
@@ -47,7 +46,7 @@ impl Failure {
     }
 
     fn system(what: &str, error: &std::io::Error) -> Failure {
-        Failure::new(EX_OSERR, format!("{what}: {}.", hast_log::error_text(error)))
+        Failure::new(exit::OS_ERROR, format!("{what}: {}.", hast_log::error_text(error)))
     }
 }
 
@@ -83,7 +82,7 @@ fn configuration(options: &Options) -> Result<(PathBuf, Node, Config), Failure> 
         // In the background the current directory is another one.
         std::fs::canonicalize(&options.config).map_err(|error| {
             let (path, error) = (options.config.display(), hast_log::error_text(&error));
-            Failure::new(EX_CONFIG, format!("Unable to find configuration file {path}: {error}."))
+            Failure::new(exit::CONFIG, format!("Unable to find configuration file {path}: {error}."))
         })?
     };
     let node = options.node.as_deref().map_or_else(Node::detect, Node::named);
@@ -210,7 +209,7 @@ pub(super) fn control_place(address: &Address) -> String {
 fn open_pidfile(options: &Options, config: &Config) -> Result<Option<Pidfile>, Failure> {
     let path = match &options.pidfile {
         Some(path) if path.as_os_str().len() > PIDFILE_MAX => {
-            return Err(Failure::new(EX_CONFIG, "Pidfile path is too long."));
+            return Err(Failure::new(exit::CONFIG, "Pidfile path is too long."));
         }
         Some(path) => path,
         None if options.foreground => return Ok(None),
@@ -220,7 +219,7 @@ fn open_pidfile(options: &Options, config: &Config) -> Result<Option<Pidfile>, F
     let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
     match Pidfile::open(&path) {
         Ok(pidfile) => Ok(Some(pidfile)),
-        Err(error @ PidfileError::AlreadyRunning { .. }) => Err(Failure::new(EX_TEMPFAIL, error)),
+        Err(error @ PidfileError::AlreadyRunning { .. }) => Err(Failure::new(exit::TEMPORARY, error)),
         Err(error @ PidfileError::Open { .. }) => {
             log::warn!("{error}");
             Ok(None)
@@ -230,7 +229,7 @@ fn open_pidfile(options: &Options, config: &Config) -> Result<Option<Pidfile>, F
 
 fn open_control(address: &Address) -> Result<Listener, Failure> {
     Listener::open(address, look_up(address)).map_err(|error| {
-        let status = if error.is_in_use() { EX_TEMPFAIL } else { EX_OSERR };
+        let status = if error.is_in_use() { exit::TEMPORARY } else { exit::OS_ERROR };
         Failure::new(status, format!("Unable to open control socket {address}: {error}"))
     })
 }
@@ -247,13 +246,13 @@ fn open_listeners(config: &Config, absent: &mut Vec<Address>) -> Result<Vec<(Add
                 absent.push(address.clone());
                 reasons.push(error);
             }
-            Err(error) => return Err(Failure::new(EX_OSERR, error)),
+            Err(error) => return Err(Failure::new(exit::OS_ERROR, error)),
         }
     }
     if listeners.is_empty() {
         let reasons: String = reasons.iter().map(|error| format!("{error} ")).collect();
         let text = format!("{reasons}There is no address to listen on for other nodes.");
-        return Err(Failure::new(EX_OSERR, text));
+        return Err(Failure::new(exit::OS_ERROR, text));
     }
     reasons.iter().for_each(super::absent::log);
     Ok(listeners)

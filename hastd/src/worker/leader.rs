@@ -14,13 +14,12 @@ use std::time::Duration;
 use polling::Events;
 
 use super::reactor::{Reactor, Turn};
+use crate::exit;
 
 /// How often it is looked whether the same operation is still on: one that lasts is found after once or twice as long.
 const TICK: Duration = Duration::from_millis(50);
 /// Ticks without any operation after which nobody looks until there is one.
 const QUIET: u32 = 20;
-/// The exit code of a worker of which a thread has panicked, unless that has ended the process already.
-const PANICKED: i32 = 70;
 
 /// Drives the reactor to its end; returns the worker's exit code.
 ///
@@ -101,7 +100,7 @@ struct Alarm<'a>(&'a Post);
 impl Drop for Alarm<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
-            self.0.end(PANICKED);
+            self.0.end(exit::SOFTWARE);
         }
     }
 }

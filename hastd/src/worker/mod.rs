@@ -28,26 +28,10 @@ mod signals;
 mod start;
 mod wait;
 
-use std::time::Duration;
-
-use hast_engine::DISK_PATIENCE;
-use hast_format::metadata::Role;
-
 use crate::ipc::Channel;
 use reactor::Reactor;
 use signals::Signals;
 use start::StartError;
-
-/// How much longer than its engine a worker may take to end.
-const STOP_MARGIN: Duration = Duration::from_secs(5);
-
-/// How long a worker may take to end once it is told to: longer than its engine. That of a secondary has its own
-/// patience with the disk, which nobody may cut short, because it has answered `received` (L14); that of a primary
-/// has the resource's `timeout` (C4).
-pub(crate) fn longest_end(role: Role, timeout: Duration) -> Duration {
-    let engine = if role == Role::Secondary { DISK_PATIENCE } else { timeout };
-    engine.saturating_add(STOP_MARGIN)
-}
 
 /// Runs a worker process to its end and returns its exit code: 0 stopped, 66 provider or metadata unusable, 69 stopped and
 /// the other node is behind without knowing it, 70 stopped and this node is out of date and could not write that down,

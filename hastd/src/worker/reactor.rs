@@ -23,8 +23,10 @@ use super::engine::Engine;
 use super::holes::Holes;
 use super::peer::Link;
 use super::signals::Signals;
-use super::start::{self, Device, LeftBehind, OS_ERROR, Started};
+use super::start::{self, Device, LeftBehind, Started};
 use super::wait::Waiter;
+use crate::contract::longest_end;
+use crate::exit;
 use crate::ipc::{Channel, Reload, ToSupervisor, ToWorker};
 use crate::watch::Watched;
 
@@ -45,8 +47,6 @@ const FEWER_TOLD: u32 = 16 << 20;
 const ORPHAN_LIMIT: Duration = Duration::from_secs(5);
 /// How long to try to deliver last words.
 const LEAVE_LIMIT: Duration = Duration::from_secs(2);
-/// Exit code: an end that was not orderly (EX_TEMPFAIL).
-const TEMPORARY: i32 = 75;
 
 /// A worker at work.
 pub(super) struct Reactor {
@@ -163,7 +163,7 @@ impl Reactor {
                 return Turn::End(code);
             } else if let Err(error) = self.wait(events) {
                 log::error!("Unable to wait for events: {}.", error_text(&error));
-                return Turn::End(OS_ERROR);
+                return Turn::End(exit::OS_ERROR);
             }
             self.settle();
         }
@@ -325,7 +325,7 @@ impl Reactor {
             ),
         }
         self.tell(ToSupervisor::DiscardDevice);
-        self.fault = Some(TEMPORARY);
+        self.fault = Some(exit::TEMPORARY);
         self.stop(self.stop_limit());
         false
     }
@@ -415,8 +415,8 @@ impl Reactor {
         if let Err(error) = result {
             log::error!("{error}");
             // Nothing is acknowledged any more, least of all what made the disk out of date.
-            self.fault = Some(OS_ERROR);
-            self.phase = Phase::Leaving { code: OS_ERROR, deadline: Duration::ZERO };
+            self.fault = Some(exit::OS_ERROR);
+            self.phase = Phase::Leaving { code: exit::OS_ERROR, deadline: Duration::ZERO };
         }
     }
 
@@ -526,7 +526,7 @@ impl Reactor {
     }
 
     fn stop_limit(&self) -> Duration {
-        super::longest_end(self.engine.role(), start::timeout(&self.resource))
+        longest_end(self.engine.role(), start::timeout(&self.resource))
     }
 
     /// Begins an orderly end that has to be over within `limit`.
@@ -558,7 +558,7 @@ impl Reactor {
 
     /// Whether another worker will take the device over: of this hastd, or of the next one if this one has died.
     fn has_successor(&self, code: i32) -> bool {
-        !self.told_to_stop && (code == TEMPORARY || (self.orphaned && code == 0))
+        !self.told_to_stop && (code == exit::TEMPORARY || (self.orphaned && code == 0))
     }
 
     fn is_leaving(&self) -> bool {
@@ -600,14 +600,14 @@ impl Reactor {
         self.link.check(now);
         if let Err(error) = self.devices.check(now) {
             log::error!("{error}.");
-            self.fault = Some(OS_ERROR);
+            self.fault = Some(exit::OS_ERROR);
             self.stop(self.stop_limit());
         }
         if let Phase::Stopping { deadline } = self.phase
             && deadline <= now
         {
             log::warn!("Unable to finish in time what was begun, exiting.");
-            self.leave(TEMPORARY);
+            self.leave(exit::TEMPORARY);
         }
     }
 

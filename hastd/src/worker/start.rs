@@ -29,17 +29,11 @@ use super::peer::LinkSettings;
 use super::privileges::{self, PrivilegesError};
 use super::reclaim;
 use super::sandbox::{self, Purpose};
+use crate::contract::TITLE_PREFIX;
+use crate::exit;
 use crate::ipc::{Channel, GateStart, Start, StartKind, ToWorker};
 use crate::refusal;
-use crate::supervisor::process::TITLE_PREFIX;
 use crate::wall;
-
-/// Exit code: the provider or what is on it cannot be used (EX_NOINPUT).
-const NO_INPUT: i32 = 66;
-/// Exit code: the system refuses what every worker needs (EX_OSERR).
-pub(super) const OS_ERROR: i32 = 71;
-/// Exit code: the configuration asks for what cannot be (EX_CONFIG).
-const CONFIG: i32 = 78;
 
 /// Why a worker ends before it has begun.
 #[derive(Debug, thiserror::Error)]
@@ -68,13 +62,13 @@ impl StartError {
     /// The worker's exit code.
     pub(super) fn code(&self) -> i32 {
         match self {
-            StartError::Provider(_) | StartError::Layout { .. } => NO_INPUT,
-            StartError::Privileges(_) | StartError::Sandbox(_) => CONFIG,
+            StartError::Provider(_) | StartError::Layout { .. } => exit::NO_INPUT,
+            StartError::Privileges(_) | StartError::Sandbox(_) => exit::CONFIG,
             StartError::Device { .. }
             | StartError::Random(_)
             | StartError::Channel(_)
             | StartError::OutOfTurn
-            | StartError::System(_) => OS_ERROR,
+            | StartError::System(_) => exit::OS_ERROR,
         }
     }
 }
