@@ -48,6 +48,12 @@ impl Extensions {
         self.0 & wanted.0 == wanted.0
     }
 
+    /// Whether they are those of a node of ours, not of an original: each of ours knows `sync-marks`.
+    #[must_use]
+    pub const fn is_ours(self) -> bool {
+        self.contains(Extensions::SYNC_MARKS)
+    }
+
     /// Whether there is none in the set.
     #[must_use]
     pub const fn is_empty(self) -> bool {

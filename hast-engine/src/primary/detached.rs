@@ -24,7 +24,6 @@
 use core::time::Duration;
 
 use hast_net::errno::Errno;
-use hast_net::extensions::Extensions;
 use hast_net::message::MarkKind;
 
 use super::link::Awaited;
@@ -167,7 +166,7 @@ impl Primary {
     /// source: that of a cloned disk (G1) may be lower than our disk says, until the nodes are equal.
     pub(super) fn can_be_relied_on(&self) -> bool {
         self.link.is_up()
-            && self.link.has(Extensions::SYNC_MARKS)
+            && self.link.is_ours()
             && self.link.peer_counts().local >= self.meta.remotecnt()
             && !self.secondary_is_behind()
     }

@@ -8,7 +8,6 @@ use core::time::Duration;
 
 use hast_format::bitmap::Bitmap;
 use hast_net::errno::Errno;
-use hast_net::extensions::Extensions;
 use hast_net::handshake::SyncSource;
 use hast_net::message::Command;
 use smallvec::SmallVec;
@@ -308,7 +307,7 @@ impl Primary {
             Ok(()) => Part::Done,
             Err(error)
                 if (error == Errno::EOPNOTSUPP && keeps(Rule::M4))
-                    || (error == Errno::EINVAL && !self.link.has(Extensions::SYNC_MARKS)) =>
+                    || (error == Errno::EINVAL && !self.link.is_ours()) =>
             {
                 log::warn!("Remote request failed ({error}): FLUSH.");
                 self.flush.no_peer_cache = true;

@@ -260,6 +260,11 @@ impl Link {
         self.ext.contains(ext)
     }
 
+    /// Whether the other node is one of ours, not an original.
+    pub(super) fn is_ours(&self) -> bool {
+        self.ext.is_ours()
+    }
+
     /// Whether the secondary refused because both nodes were written apart.
     pub(super) fn is_split(&self) -> bool {
         self.split
@@ -431,7 +436,7 @@ impl Primary {
         // L19: an original adopts the resuid at once, and what it has to be sent lives in its memory alone.
         // A fresh one cannot be told from one that we know: note it each time, and look at the answer.
         self.link.owed = self.metadata.extension.full_sync_owed;
-        let note = !virgin && !self.link.has(Extensions::SYNC_MARKS) && keeps(Rule::L19);
+        let note = !virgin && !self.link.is_ours() && keeps(Rule::L19);
         // Whoever does not know of numbers may clear its map, and ours will be cleared without one.
         let forget =
             !self.link.has(Extensions::PARTING) && std::mem::take(&mut self.metadata.extension.parted) != 0;
@@ -492,7 +497,7 @@ impl Primary {
             resuid: self.metadata.resuid,
             localcnt: self.metadata.localcnt,
             remotecnt: self.metadata.remotecnt,
-            boot: self.link.has(Extensions::SYNC_MARKS).then_some(self.host.boot),
+            boot: self.link.is_ours().then_some(self.host.boot),
             parting,
             meeting: generations,
         };

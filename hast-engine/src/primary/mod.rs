@@ -39,7 +39,6 @@ use hast_format::metadata::{Metadata, Role};
 use hast_net::buffer::Buffer;
 use hast_net::control::{Divergence, Facts, Statistics, WorkerStatus};
 use hast_net::errno::Errno;
-use hast_net::extensions::Extensions;
 
 use crate::connection::has_lost;
 use crate::counts::Counts;
@@ -263,7 +262,7 @@ impl Primary {
     /// async) or not.
     #[must_use]
     pub fn wants_requests(&self) -> bool {
-        let original = self.link.is_up() && !self.link.has(Extensions::SYNC_MARKS);
+        let original = self.link.is_up() && !self.link.is_ours();
         let most = if original { REQUESTS_OF_ORIGINAL } else { REQUESTS };
         self.requests.len().saturating_add(self.held.len()) < most && self.bytes < BYTES
     }
@@ -402,7 +401,7 @@ impl Primary {
                 || self.sync.stale.count() == self.sync.stale.len(),
             split_brain: self.link.is_split(),
             divergence: self.divergence(),
-            peer_is_original: self.link.is_up().then(|| !self.link.has(Extensions::SYNC_MARKS)),
+            peer_is_original: self.link.is_up().then(|| !self.link.is_ours()),
             synchronising: self.sync.is_open(),
             to_synchronise_bytes: bytes(self.map.to_synchronise().count()),
             ..Facts::default()

@@ -12,7 +12,6 @@ use hast_format::bitmap::Bitmap;
 use hast_format::extension::{Extension, Run, runs_of};
 use hast_net::buffer::Buffer;
 use hast_net::errno::Errno;
-use hast_net::extensions::Extensions;
 use hast_net::handshake::SyncSource;
 use hast_net::human::human;
 use hast_net::message::{Command, MarkKind};
@@ -343,7 +342,7 @@ impl Primary {
     /// Keeps the window full.
     pub(super) fn fill_sync(&mut self) {
         self.end_pauses();
-        let ours = self.link.has(Extensions::SYNC_MARKS);
+        let ours = self.link.is_ours();
         let window = self.sync.window.blocks().min(if ours { usize::MAX } else { MOST_OF_ORIGINAL });
         while self.sync.session
             && !self.detachment.is_detached()
@@ -380,7 +379,7 @@ impl Primary {
     /// L6: whether the secondary has to know that it is out of date; all that it may lack but a flush it does
     /// not, if it runs since.
     pub(super) fn secondary_lacks_something(&self) -> bool {
-        self.link.has(Extensions::SYNC_MARKS)
+        self.link.is_ours()
             && self.sync.marked != Marked::Yes
             && must_be_marked(
                 self.sync.unconfirmed,
@@ -725,7 +724,7 @@ impl Primary {
             }
             Step::Flushing(_) | Step::Saving(_) | Step::Telling => {}
             Step::Flushed => {
-                let ours = self.link.has(Extensions::SYNC_MARKS);
+                let ours = self.link.is_ours();
                 self.set_counts(self.counts().equal_to_secondary(self.link.peer_counts(), ours));
                 self.metadata.extension.target = false;
                 self.metadata.extension.mark = None;
@@ -761,7 +760,7 @@ impl Primary {
         if !matches!(self.sync.step, Step::Saving(wanted) if wanted <= save) {
             return;
         }
-        if self.link.has(Extensions::SYNC_MARKS) {
+        if self.link.is_ours() {
             self.sync.step = Step::Telling;
             self.sync.lacks_nothing();
             let (localcnt, failures) = (self.metadata.localcnt, Some(self.link.failures()));

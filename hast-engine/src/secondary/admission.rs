@@ -120,7 +120,7 @@ impl Secondary {
     /// G1: this node's disk is an older one. Once both nodes have stored the generation of this connection nobody could tell
     /// any more: so its map and its mark say it first.
     fn own_up(&mut self) {
-        if self.ext.contains(Extensions::SYNC_MARKS) {
+        if self.ext.is_ours() {
             self.mark_as_behind();
         }
         self.set_full_map();
@@ -295,7 +295,7 @@ impl Secondary {
                 );
             }
         }
-        if self.ext.contains(Extensions::SYNC_MARKS) {
+        if self.ext.is_ours() {
             // L6, L19: what the primary has written before this node was there it lacks until it is told otherwise.
             self.mark_as_behind();
         } else {
@@ -336,7 +336,7 @@ impl Secondary {
             virgin,
             syncsrc,
             mapsize: map.as_ref().and_then(|map| u32::try_from(map.len()).ok()).unwrap_or(0),
-            boot: self.ext.contains(Extensions::SYNC_MARKS).then(|| self.boot_to_say()),
+            boot: self.ext.is_ours().then(|| self.boot_to_say()),
             peer_timeout: self
                 .ext
                 .contains(Extensions::ALIVE)

@@ -7,7 +7,6 @@
 
 use hast_format::extension::Mark;
 use hast_net::errno::Errno;
-use hast_net::extensions::Extensions;
 
 use super::{Phase, Save, Secondary};
 use crate::rule::{Rule, keeps};
@@ -34,7 +33,7 @@ impl Secondary {
         }
         self.metadata.extension.unsure = true;
         // An original would never say that this node is up to date again.
-        if self.ext.contains(Extensions::SYNC_MARKS) {
+        if self.ext.is_ours() {
             self.mark_as_behind();
         }
         log::error!(

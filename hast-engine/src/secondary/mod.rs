@@ -256,7 +256,7 @@ impl Secondary {
         let extents = u32::try_from(layout.nextents()).unwrap_or(u32::MAX);
         // M5: a primary of ours keeps the map for both nodes.
         let patience = if ext.contains(Extensions::ALIVE) { settings.peer_timeout } else { ORIGINAL_SILENCE };
-        let own = (!ext.contains(Extensions::SYNC_MARKS) && keeps(Rule::M5)).then(|| {
+        let own = (!ext.is_ours() && keeps(Rule::M5)).then(|| {
             let map = Activemap::new(extents, metadata.keepdirty, layout.sectorsize(), &map);
             own_map::OwnMap::new(map, settings.metaflush)
         });
@@ -482,7 +482,7 @@ impl Secondary {
                     .map(|mark| mark.by.clone())
                     .unwrap_or_default(),
                 possibly_behind: self.metadata.extension.possibly_behind,
-                peer_is_original: Some(!self.ext.contains(Extensions::SYNC_MARKS)),
+                peer_is_original: Some(!self.ext.is_ours()),
                 ..Facts::default()
             },
         }

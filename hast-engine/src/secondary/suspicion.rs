@@ -17,7 +17,6 @@
 //! suspected any more once the nodes have met again: what is left of it the primary has in its map, and sends it on.
 
 use hast_net::errno::Errno;
-use hast_net::extensions::Extensions;
 use hast_net::handshake::SyncSource;
 use hast_net::message::{Command, Request};
 
@@ -32,7 +31,7 @@ const SYNC_SEQ: u64 = 1;
 impl Secondary {
     /// Notes in the metadata what the handshake shows; true if they have to be saved before the answer.
     pub(super) fn note_suspicion(&mut self) -> bool {
-        if self.ext.contains(Extensions::SYNC_MARKS) || !keeps(Rule::A7) {
+        if self.ext.is_ours() || !keeps(Rule::A7) {
             return false; // the primary says what this node lacks, and when it does not any more
         }
         let suspected = self.is_about_to_be_synchronised();
@@ -72,7 +71,7 @@ impl Secondary {
             return; // the next block comes soon
         }
         let asked_for = |extent| self.map.contains(extent);
-        if self.ext.contains(Extensions::SYNC_MARKS)
+        if self.ext.is_ours()
             || !keeps(Rule::A7)
             || self.layout.check_range(offset, length).is_err()
             || self.layout.extents_of(offset, length).all(asked_for)

@@ -7,7 +7,6 @@ use hast_format::activemap::Outcome;
 use hast_format::extension::STALE_RUNS;
 use hast_net::Replication;
 use hast_net::errno::Errno;
-use hast_net::extensions::Extensions;
 use hast_net::message::MarkKind;
 
 use super::{Request, Stage};
@@ -339,7 +338,7 @@ impl Primary {
             self.restore(key);
             return self.end_write(key, Err(Errno::EIO));
         }
-        if lacks && self.link.is_up() && self.link.has(Extensions::SYNC_MARKS) && keeps(Rule::L6) {
+        if lacks && self.link.is_up() && self.link.is_ours() && keeps(Rule::L6) {
             self.set_stage(key, Stage::Marking);
         } else {
             self.end_write(key, Ok(None));
