@@ -553,3 +553,35 @@ fn what_an_original_has_copied_stays_stale_while_there_is_no_room_for_the_rest()
         assert_eq!(stale_on(&s.disk), []);
     }
 }
+
+/// L3: a write of a whole extent that is stale here waits, alone, for the metadata to stop calling it stale. A flush fails
+/// meanwhile, which may have dropped the write: the next save, whose flushes are good, goes on calling the extent stale, and
+/// the write must not be complete by that, because after a crash the secondary's copy would be written over it.
+#[test]
+fn a_write_is_not_complete_by_a_save_that_goes_on_calling_its_extent_stale() {
+    let run = |first| hast_format::extension::Run { first, count: 1 };
+    let ext = Extension { generation: 1, stale: vec![run(3), run(5)], ..Extension::default() };
+    let mut h = H::new(24, 1, ext, &[3, 5], 5, 1, 1);
+    h.p.handle_connect_failed(h.t, Side::Out, "refused");
+    h.pump();
+    h.policy = Box::new(|op| (*op != DiskOp::Flush).then_some(Ok(())));
+    h.req(1, whole(5, 1)); // its save is under way ...
+    h.req(2, whole(3, 2)); // ... and the next one is to be for this
+    assert_eq!((h.result(1), h.result(2)), (None, None));
+    h.policy = next_flush_fails_and_holds(is_data);
+    h.pump();
+    assert!(calls_stale(&h, 3), "what was written to it is perhaps not on the disk");
+    assert_eq!(h.result(2), Some(Err(Errno::EIO)));
+    // Once that is on the disk the extent is good, and writes to it are complete as ever.
+    h.policy = Box::new(|_| Some(Ok(())));
+    h.pump();
+    h.tick(5);
+    assert!(!calls_stale(&h, 3));
+    h.req(3, sector(3));
+    assert_eq!(h.result(3), Some(Ok(None)));
+}
+
+/// A write of one sector of an extent.
+fn sector(extent: u64) -> Op {
+    Op::Write { offset: extent * u64::from(ES), data: Buffer::from(vec![9; 512]) }
+}
