@@ -689,14 +689,18 @@ impl Primary {
             last => Met { last, before: 0 }, // G1: the secondary has it too
         };
         let extension = &mut self.metadata.extension;
+        let is_another = (extension.parted, extension.connection, extension.connection_before)
+            != (number, met.last, met.before);
         let new = (number, met.last, met.before, self.settings.metaflush);
         if (extension.parted, extension.connection, extension.connection_before, extension.map_complete)
             != new
         {
             (extension.parted, extension.connection, extension.connection_before, extension.map_complete) =
                 new;
-            // What the secondary does not know of was written alone, and is not copied to it yet.
-            extension.connection_localcnt = self.metadata.localcnt.min(self.link.peer.remote);
+            if is_another {
+                // What the secondary does not know of was written alone, and is not copied to it yet.
+                extension.connection_localcnt = self.metadata.localcnt.min(self.link.peer.remote);
+            }
             self.metadata.extension.full_sync_owed = false;
             self.link.merge_save = self.save_metadata();
             return;

@@ -608,8 +608,9 @@ impl Secondary {
             Next::Failed(error) => Err(error),
         };
         let Some((why, saving)) = self.saving.take() else { return };
-        if result.is_err() {
-            self.unsure = saving.unsure();
+        match result {
+            Ok(()) => self.map_was_complete = false,
+            Err(_) => self.unsure = saving.unsure(),
         }
         match why {
             Save::Role => self.role_saved(result),

@@ -131,6 +131,19 @@ fn a_flush_alone_is_not_counted_after_a_restart_of_a_primary_that_has_met_the_se
     assert_eq!(localcnt(&h), before);
 }
 
+/// G1: what the other node knew when the latest generation was stored stays what it was when an original comes, with which
+/// there is no new generation.
+#[test]
+fn an_original_changes_nothing_about_the_latest_generation() {
+    let extension = Extension { connection: 7 << 32, connection_localcnt: 3, ..Extension::default() };
+    let mut h = H::new(24, 1, extension, &[], 5, 3, 2);
+    h.handshake_first(Extensions::NONE);
+    h.answer(2, 2, SyncSource::Primary, Some(vec![0; 512]));
+    let extension = h.metadata().extension;
+    assert!(extension.map_complete);
+    assert_eq!((extension.connection, extension.connection_localcnt), (7 << 32, 3));
+}
+
 /// An original was the primary on this disk: it has cleared bits of what neither node had flushed (L2).
 #[test]
 fn a_flush_alone_is_counted_if_the_map_is_an_originals() {
