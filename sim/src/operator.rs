@@ -73,6 +73,9 @@ impl World {
         }
         self.trace(|| format!("the operator switches from node {old} to node {new}"));
         let before = self.localcnt(old);
+        if let Some(node) = self.nodes.get_mut(old) {
+            node.lost_power = false; // earlier: it has been synchronised since
+        }
         self.serving = new;
         self.set_role(old, Role::Secondary);
         self.promote(new, before);

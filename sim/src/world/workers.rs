@@ -60,7 +60,9 @@ impl World {
         let old = 1 - node;
         self.trace(|| format!("node {node} is out of date: node {old} stays the primary"));
         self.serving = old;
-        if self.nodes.get(old).is_some_and(|node| node.lost_power) {
+        let unsure = self.metadata_of(node).is_ok_and(|metadata| metadata.extension.unsure);
+        let unsure = unsure || self.nodes.get(node).is_some_and(|node| node.unsure);
+        if unsure && self.nodes.get(old).is_some_and(|node| node.lost_power) {
             // Nobody has for certain what was not flushed.
             self.unflushed_may_be_lost(old);
         }
