@@ -44,7 +44,8 @@ fn same_requests(name: &str) -> Outcome {
     let (pair, stand) = primary(&statements(name)?)?;
     let secondary = Secondary::empty();
     Primary::accept(&stand, &virgin_answer()?)?.serve(&secondary);
-    pair.a.wait_status(DISK, "complete")?;
+    // Connected is not enough: the counts are saved once the nodes are equal.
+    pair.a.wait_in_step(DISK)?;
     let client = pair.a.client(DISK)?;
     let before = disk::metadata(&pair.a.provider(DISK))?;
     let is_delete = |packet: &Packet| packet.list().u8("cmd") == Some(3);
