@@ -155,6 +155,11 @@ impl<P: Copy + PartialEq> Durable<P> {
         &self.dropped
     }
 
+    /// Whether all that was written to `extent` is covered by a good flush.
+    pub fn is_durable(&self, extent: u32) -> bool {
+        ![&self.written, &self.covered, &self.dropped].into_iter().any(|extents| extents.contains(extent))
+    }
+
     /// How the last flush that failed did.
     pub fn error(&self) -> Errno {
         self.error

@@ -428,17 +428,22 @@ impl Primary {
         self.phase == Phase::Serving
     }
 
-    /// Whether a read of this range would now be answered by the local disk, and nothing of it is being written: what the disk
-    /// holds there, or that it holds nothing, is what a client may be told.
+    /// Whether a read of this range would now be answered by the local disk, nothing of it is being written, and a flush has
+    /// covered what was: what the file system says of it is what a client may be told (R1). Of what no flush has covered it
+    /// may say that it is a hole although its cache has something, if it could not write that out.
     #[must_use]
     pub fn reads_here(&self, offset: u64, length: u64) -> bool {
         let range = offset..offset.saturating_add(length);
         let trusted = self.is_serving() && !self.detachment.is_detached();
-        let wrong = |extent| self.sync.stale.contains(extent) || self.turning.contains(extent);
+        let right = |extent| {
+            !self.sync.stale.contains(extent)
+                && !self.turning.contains(extent)
+                && self.durable.is_durable(extent)
+        };
         trusted
             && self.layout.check_range(offset, length).is_ok()
             && !self.rests_on_secondary()
-            && !self.layout.extents_of(offset, length).any(wrong)
+            && self.layout.extents_of(offset, length).all(right)
             && !self.ranges.is_written(range)
     }
 

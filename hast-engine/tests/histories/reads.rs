@@ -156,6 +156,9 @@ fn what_is_being_written_is_not_told_and_what_is_read_is() {
     assert_eq!((right_here(&h, 6), right_here(&h, 7), right_here(&h, 8)), (true, false, true));
     h.policy = Box::new(|_| Some(Ok(())));
     h.pump();
+    h.serve_all(|message| is(Command::Write)(message).then_some(None));
+    assert!(!right_here(&h, 7), "no flush has covered it");
+    h.req(3, Op::Flush);
     h.serve_all(|_| Some(None));
     assert!(right_here(&h, 7));
     h.p.handle_lost(h.t, "gone");
@@ -205,4 +208,14 @@ fn nothing_is_told_while_a_failed_flush_may_have_dropped_something() {
     h.req(2, Op::Flush);
     h.policy = Box::new(|_| None);
     assert!(!right_here(&h, 7));
+    // The same without the secondary: the cache may have what the file system calls a hole.
+    let mut h = H::new(24, 1, Extension::default(), &[], 5, 1, 1);
+    h.p.handle_connect_failed(h.t, Side::Out, "refused");
+    h.pump();
+    h.w(1, 7);
+    h.w(2, 7); // not covered by the flush that the first one's count needed
+    assert_eq!((right_here(&h, 7), right_here(&h, 8)), (false, true));
+    h.policy = next_flush_fails_and_holds(|op| is_data(op) || matches!(op, DiskOp::Read { .. }));
+    h.req(3, Op::Flush);
+    assert_eq!((right_here(&h, 7), right_here(&h, 8), h.result(3)), (false, true, Some(Err(Errno::EIO))));
 }

@@ -81,10 +81,10 @@ impl Devices {
         }
     }
 
-    /// Passes the answers to such questions on that have come.
-    pub(super) fn take_answers(&mut self) {
+    /// Passes the answers to such questions on that have come, if what they speak of is still `right`.
+    pub(super) fn take_answers(&mut self, right: impl Fn(u64, u64) -> bool) {
         if let Some(nbd) = &mut self.nbd {
-            nbd.take_answers();
+            nbd.take_answers(right);
         }
     }
 

@@ -29,7 +29,7 @@ pub(super) fn allocated(file: &File, layout: &Layout) -> io::Result<Bitmap> {
     while from < end
         && let Some(data) = next_data(file, from, end)?
     {
-        let (first, last) = (extent_of(data.start), extent_of(data.end.saturating_sub(1)));
+        let (first, last) = (extent_of(data.start), extent_of(data.end.min(end).saturating_sub(1)));
         for extent in first..=last {
             found.insert(extent);
         }

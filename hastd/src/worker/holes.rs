@@ -8,12 +8,13 @@ use std::fs::File;
 use std::io;
 use std::mem;
 use std::ops::Range;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use hast_log::error_text;
-use hast_nbd::{CommandId, Question, Run};
+use hast_nbd::{Question, Run};
 use hast_provider::Provider;
 use nix::errno::Errno;
 use nix::libc::off_t;
@@ -22,8 +23,19 @@ use nix::unistd::{Whence, lseek};
 
 /// Runs that one answer has at most. The client asks again for the rest.
 const MAX_RUNS: usize = 256;
+/// Questions that wait for the thread at most. Those that find no room are answered at once: nothing is said to be a hole.
+const MAX_WAITING: usize = 1024;
+/// For how long the last run of data is remembered: to find its end may take a file system long, and a client asks for one
+/// piece of it after the other.
+const REMEMBERED: Duration = Duration::from_secs(1);
 
-/// The next bytes from `from` on, and before `end`, that are not a hole; none if there is nothing but a hole.
+/// Whether what the file system says of the provider's holes can be relied on, and there may be some. Asked for once, before
+/// the worker's rights are limited.
+pub(super) fn are_told(provider: &Provider) -> bool {
+    !provider.is_device() && fstatfs(provider.as_file()).is_ok_and(|found| system::is_reliable(&found))
+}
+
+/// The next bytes from `from` on that are not a hole, and begin before `end`; none if there is nothing but a hole.
 ///
 /// # Errors
 ///
@@ -38,7 +50,7 @@ pub(super) fn next_data(file: &File, from: u64, end: u64) -> io::Result<Option<R
         Ok(_) | Err(Errno::ENXIO) => return Ok(None),
         Err(errno) => return Err(errno.into()),
     };
-    let hole = seek(data, Whence::SeekHole)?.min(end);
+    let hole = seek(data, Whence::SeekHole)?;
     if hole <= data {
         return Err(Errno::EINVAL.into()); // what it says makes no sense
     }
@@ -56,7 +68,7 @@ pub(super) struct Answer {
     /// The client, by the server's number.
     pub(super) client: usize,
     /// Which of its questions.
-    pub(super) handle: CommandId,
+    pub(super) question: Question,
     /// What the bytes are.
     pub(super) runs: Vec<Run>,
 }
@@ -68,45 +80,44 @@ struct Area {
     start: u64,
     /// The smallest unit of a run.
     block: u64,
+    /// The last run of data that was found, in the file, and when.
+    data: Option<(Instant, Range<u64>)>,
 }
 
 /// The thread that asks the file system, and what it has found.
 pub(super) struct Holes {
     area: Option<Area>,
-    questions: Option<Sender<Asked>>,
+    questions: Option<SyncSender<Asked>>,
     answers: Arc<Mutex<Vec<Answer>>>,
     wake: Option<Box<dyn Fn() + Send>>,
 }
 
 impl Holes {
-    /// For the data area that begins at `start` of the provider and has blocks of `block` bytes. None if what the file
-    /// system says about holes cannot be relied on, or there is none. `wake` is called by the thread after each answer.
+    /// For the data area that begins at `start` of the provider, of whose holes clients [are told](are_told), and has blocks of
+    /// `block` bytes. `wake` is called by the thread after each answer.
     pub(super) fn new(
         provider: &Provider,
         start: u64,
         block: u32,
         wake: impl Fn() + Send + 'static,
     ) -> Option<Holes> {
-        let file = provider.as_file();
-        if provider.is_device() || !fstatfs(file).is_ok_and(|found| system::is_reliable(&found)) {
-            return None;
-        }
-        let area = Area { file: file.try_clone().ok()?, start, block: u64::from(block.max(1)) };
+        let file = provider.as_file().try_clone().ok()?;
+        let area = Area { file, start, block: u64::from(block.max(1)), data: None };
         Some(Holes { area: Some(area), questions: None, answers: Arc::default(), wake: Some(Box::new(wake)) })
     }
 
     /// Has a question answered. The thread begins with the first one.
     pub(super) fn ask(&mut self, client: usize, question: Question) {
-        if let (Some(area), Some(wake)) = (self.area.take(), self.wake.take()) {
-            let (questions, asked) = mpsc::channel();
+        if let (Some(mut area), Some(wake)) = (self.area.take(), self.wake.take()) {
+            let (questions, asked) = mpsc::sync_channel(MAX_WAITING);
             let answers = Arc::clone(&self.answers);
-            let work = move || answer_all(&area, &asked, &answers, &*wake);
+            let work = move || answer_all(&mut area, &asked, &answers, &*wake);
             match thread::Builder::new().name("holes".to_owned()).spawn(work) {
                 Ok(_) => self.questions = Some(questions),
                 Err(error) => log::warn!("Clients are not told what is a hole: {}.", error_text(&error)),
             }
         }
-        let sent = self.questions.as_ref().is_some_and(|to| to.send(Asked { client, question }).is_ok());
+        let sent = self.questions.as_ref().is_some_and(|to| to.try_send(Asked { client, question }).is_ok());
         if !sent {
             self.tell_nothing(client, question);
         }
@@ -115,7 +126,7 @@ impl Holes {
     /// Answers that the bytes are not known to be a hole.
     pub(super) fn tell_nothing(&self, client: usize, question: Question) {
         let run = Run { length: u64::from(question.length), hole: false };
-        lock(&self.answers).push(Answer { client, handle: question.handle, runs: vec![run] });
+        lock(&self.answers).push(Answer { client, question, runs: vec![run] });
     }
 
     /// The answers that have come since the last time.
@@ -124,10 +135,10 @@ impl Holes {
     }
 }
 
-fn answer_all(area: &Area, asked: &Receiver<Asked>, answers: &Mutex<Vec<Answer>>, wake: &dyn Fn()) {
-    for Asked { client, question: Question { handle, offset, length } } in asked {
-        let runs = area.runs(offset, u64::from(length));
-        lock(answers).push(Answer { client, handle, runs });
+fn answer_all(area: &mut Area, asked: &Receiver<Asked>, answers: &Mutex<Vec<Answer>>, wake: &dyn Fn()) {
+    for Asked { client, question } in asked {
+        let runs = area.runs(question.offset, u64::from(question.length));
+        lock(answers).push(Answer { client, question, runs });
         wake();
     }
 }
@@ -135,12 +146,12 @@ fn answer_all(area: &Area, asked: &Receiver<Asked>, answers: &Mutex<Vec<Answer>>
 impl Area {
     /// What `length` bytes of the area from `offset` on are, both of whole blocks, or as many of them as fit into one
     /// answer. What the file system does not tell is no hole.
-    fn runs(&self, offset: u64, length: u64) -> Vec<Run> {
+    fn runs(&mut self, offset: u64, length: u64) -> Vec<Run> {
         let end = offset.saturating_add(length);
         let mut runs = Runs { runs: Vec::new(), at: offset };
         while runs.at < end && runs.runs.len() < MAX_RUNS {
             let from = self.start.saturating_add(runs.at);
-            match next_data(&self.file, from, self.start.saturating_add(end)) {
+            match self.next_data(from, self.start.saturating_add(end)) {
                 Ok(Some(data)) => {
                     // A block that is a hole in part is none.
                     let first =
@@ -154,7 +165,28 @@ impl Area {
                 Err(_) => runs.up_to(end, false),
             }
         }
+        if !self.is_there_up_to(self.start.saturating_add(end)) {
+            return vec![Run { length, hole: false }];
+        }
         runs.runs
+    }
+
+    /// The next bytes that are not a hole, by what was found a moment ago where that says it.
+    fn next_data(&mut self, from: u64, end: u64) -> io::Result<Option<Range<u64>>> {
+        if let Some((at, data)) = &self.data
+            && data.contains(&from)
+            && at.elapsed() < REMEMBERED
+        {
+            return Ok(Some(from..data.end.min(end)));
+        }
+        let Some(data) = next_data(&self.file, from, end)? else { return Ok(None) };
+        self.data = Some((Instant::now(), data.clone()));
+        Ok(Some(data.start..data.end.min(end)))
+    }
+
+    /// Beyond its end a file has no holes: a read fails there.
+    fn is_there_up_to(&self, end: u64) -> bool {
+        lseek(&self.file, 0, Whence::SeekEnd).is_ok_and(|length| length.cast_unsigned() >= end)
     }
 }
 
@@ -208,6 +240,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hast_nbd::CommandId;
     use std::os::unix::fs::FileExt;
 
     /// The runs of an area of 1 MiB that begins `start` bytes into a file, where the file was written at `written`.
@@ -217,7 +250,7 @@ mod tests {
         for range in written {
             file.write_all_at(&vec![1; (range.end - range.start) as usize], range.start).unwrap();
         }
-        let area = Area { file, start, block: 512 };
+        let mut area = Area { file, start, block: 512, data: None };
         area.runs(offset, length).into_iter().map(|run| (run.length, run.hole)).collect()
     }
 
@@ -251,6 +284,18 @@ mod tests {
         }
     }
 
+    /// A file that has been cut short has no holes where it ends: reads fail there, and are answered by the other node.
+    #[test]
+    fn beyond_the_end_there_is_no_hole() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4096 + (1 << 19)).unwrap();
+        let mut area = Area { file, start: 4096, block: 512, data: None };
+        assert_eq!(area.runs(0, 1 << 19), [Run { length: 1 << 19, hole: true }]);
+        for (offset, length) in [(0, 1 << 20), (1 << 19, 512), ((1 << 19) - 512, 1024)] {
+            assert_eq!(area.runs(offset, length), [Run { length, hole: false }]);
+        }
+    }
+
     #[test]
     fn one_answer_is_bounded() {
         let written: Vec<Range<u64>> = (0..100).map(|n| n * 10_000..n * 10_000 + 100).collect();
@@ -268,7 +313,11 @@ mod tests {
         let mut holes = Holes::new(&provider, 4096, 512, move || _ = woken.send(())).unwrap();
         holes.ask(7, Question { handle: CommandId(3), offset: 0, length: 1024 });
         wakes.recv().unwrap();
-        let [Answer { client: 7, handle: CommandId(3), runs }] = &holes.take_answers()[..] else { panic!() };
+        let [Answer { client: 7, question: Question { handle: CommandId(3), .. }, runs }] =
+            &holes.take_answers()[..]
+        else {
+            panic!()
+        };
         assert_eq!(runs, &[Run { length: 1024, hole: true }]);
         assert!(holes.take_answers().is_empty());
     }

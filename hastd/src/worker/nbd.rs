@@ -4,7 +4,7 @@
 //! answered. It admits what the reactor asks for, one request of each client in turn, and never waits for a
 //! client.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use hast_engine::{DiskResult, MAX_REQUEST, Op, RequestId};
 use hast_log::error_text;
-use hast_nbd::{Export, NbdError, Question, Session};
+use hast_nbd::{CommandId, Export, NbdError, Question, Run, Session};
 use hast_net::buffer::{Buffer, Pool};
 use polling::Poller;
 use socket2::Socket;
@@ -43,6 +43,8 @@ pub(super) struct Server {
     export: Export,
     /// Who knows what of the provider is a hole.
     holes: Option<Holes>,
+    /// Questions that it has not answered: client and question.
+    asked: BTreeSet<(usize, CommandId)>,
     pool: Pool,
     zeroes: Buffer,
     clients: BTreeMap<usize, Client>,
@@ -95,6 +97,7 @@ impl Server {
             accept_at: None,
             export: Export { tells_holes: holes.is_some(), ..export },
             holes,
+            asked: BTreeSet::new(),
             pool,
             zeroes: zeroes.freeze(),
             clients: BTreeMap::new(),
@@ -190,19 +193,24 @@ impl Server {
 
     /// Has a client's question answered: by the file system if that is `right`, or else no hole is told of.
     pub(super) fn tell_holes(&mut self, client: usize, question: Question, right: bool) {
-        match &mut self.holes {
-            Some(holes) if right => holes.ask(client, question),
-            Some(holes) => holes.tell_nothing(client, question),
-            None => {}
-        }
+        let Some(holes) = &mut self.holes else { return };
+        self.asked.insert((client, question.handle));
+        if right { holes.ask(client, question) } else { holes.tell_nothing(client, question) }
     }
 
-    /// Passes the answers on that have come.
-    pub(super) fn take_answers(&mut self) {
-        for Answer { client, handle, runs } in self.holes.iter().flat_map(Holes::take_answers) {
-            // Of a client that has gone since nobody asks any more.
+    /// Passes the answers on that have come, if what they speak of is still `right`: offset and length.
+    pub(super) fn take_answers(&mut self, right: impl Fn(u64, u64) -> bool) {
+        for Answer { client, question, mut runs } in self.holes.iter().flat_map(Holes::take_answers) {
+            // Of a client that has gone since, and of a device that is being taken away, nobody asks any more.
+            if !self.asked.remove(&(client, question.handle)) {
+                continue;
+            }
+            let length = runs.iter().map(|run| run.length).sum();
+            if runs.iter().any(|run| run.hole) && !right(question.offset, length) {
+                runs = vec![Run { length, hole: false }];
+            }
             if let Some(client) = self.clients.get_mut(&client) {
-                client.session.answer(handle, &runs);
+                client.session.answer(question.handle, &runs);
             }
         }
     }
@@ -303,6 +311,11 @@ impl Server {
             }
             self.answer(key);
         }
+        for (key, handle) in std::mem::take(&mut self.asked) {
+            if let Some(client) = self.clients.get_mut(&key) {
+                client.session.complete(handle, Err(NbdError::Shutdown));
+            }
+        }
         for client in self.clients.values_mut() {
             client.queue.clear();
         }
@@ -395,6 +408,7 @@ impl Server {
             return;
         }
         self.turns.retain(|key| *key != client_key);
+        self.asked.retain(|(client, _)| *client != client_key);
         let open = self.commands.iter().filter(|(_, command)| command.client == client_key);
         let open: Vec<u64> = open.map(|(key, _)| *key).collect();
         for key in open {

@@ -400,7 +400,7 @@ fn holes_are_told_if_they_are_right() {
         if right {
             wakes.recv().unwrap();
         }
-        bench.server.take_answers();
+        bench.server.take_answers(|_, _| true);
         while !asking.is_finished() {
             assert!(started.elapsed() < DEADLINE);
             bench.turn();
@@ -437,6 +437,38 @@ fn questions_end_with_the_device_and_the_client() {
     }
     let (told, _client) = asking.join().unwrap();
     assert!(matches!(told, Err(ClientError::Command { error: NbdError::Shutdown, .. })), "{told:?}");
+}
+
+/// What the file system has said is wrong by now, or the device goes away before it has said anything.
+#[test]
+fn an_answer_that_comes_too_late_is_not_passed_on() {
+    for (stops, expected) in [(false, Ok(vec![(512, 0)])), (true, Err(()))] {
+        let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+        file.as_file().set_len(4096 + SIZE as u64).unwrap();
+        let provider = hast_provider::Provider::from_fd(file.reopen().unwrap().into(), "test").unwrap();
+        let (woken, wakes) = mpsc::channel();
+        let holes = Holes::new(&provider, 4096, 512, move || _ = woken.send(())).unwrap();
+        let mut bench = Bench::with(Some(holes));
+        let client = bench.connect();
+        let asking = thread::spawn(move || (client.block_status(0, 512, true), client));
+        bench.until("the question is there", |server| {
+            server.clients.values().any(|client| client.session.in_flight() == 1)
+        });
+        let (key, question) = bench.server.next_question().unwrap();
+        bench.server.tell_holes(key, question, true);
+        wakes.recv().unwrap();
+        if stops {
+            bench.server.stop(true);
+        }
+        bench.server.take_answers(|offset, length| (offset, length) != (0, 512));
+        let started = Instant::now();
+        while !asking.is_finished() {
+            assert!(started.elapsed() < DEADLINE);
+            bench.turn();
+        }
+        let (told, _client) = asking.join().unwrap();
+        assert_eq!(told.map_err(|_| ()), expected);
+    }
 }
 
 #[test]

@@ -101,7 +101,9 @@ enum Phase {
 impl Reactor {
     /// Puts everything together. The engine's time starts here.
     pub(super) fn new(channel: Channel, signals: Signals, started: Started) -> io::Result<Reactor> {
-        let Started { engine, provider, localoff, resource, device, forced, left_behind, .. } = started;
+        let Started {
+            engine, provider, localoff, tells_holes, resource, device, forced, left_behind, ..
+        } = started;
         let waiter = Waiter::new()?;
         let poller = waiter.poller();
         let pool = Pool::new();
@@ -110,7 +112,9 @@ impl Reactor {
         let keys = (LISTENER, FIRST_CLIENT);
         let devices = match device {
             Device::Primary { .. } => {
-                let holes = |sector| Holes::new(&provider, localoff, sector, waiter.waker());
+                let holes = |sector| {
+                    if tells_holes { Holes::new(&provider, localoff, sector, waiter.waker()) } else { None }
+                };
                 Devices::start(device, holes, &resource.provname, &waiter, keys, &pool)?
             }
             Device::Connections { out, in_ } => {
@@ -359,7 +363,9 @@ impl Reactor {
             let right = whole || right(&question);
             self.devices.tell_holes(client, question, right);
         }
-        self.devices.take_answers();
+        // What has become wrong meanwhile is not said.
+        let engine = &self.engine;
+        self.devices.take_answers(|offset, length| engine.reads_here(offset, length));
     }
 
     /// Carries out what the engine asks for.

@@ -25,6 +25,7 @@ use super::deletes;
 use super::engine::Engine;
 use super::former;
 use super::gate;
+use super::holes;
 use super::peer::LinkSettings;
 use super::privileges::{self, PrivilegesError};
 use super::reclaim;
@@ -79,6 +80,8 @@ pub(super) struct Started {
     pub(super) provider: Provider,
     /// Where its data area begins.
     pub(super) localoff: u64,
+    /// Clients may be told what of the provider is a hole.
+    pub(super) tells_holes: bool,
     pub(super) resource: Resource,
     pub(super) device: Device,
     /// A primary is to use its data whatever is known of it.
@@ -174,6 +177,7 @@ pub(super) fn open_with(start: Start, gate: Option<UsedGate>) -> Result<Started,
     let (provider, metadata, layout, map) = used.inspect_err(|error| kind.turn_away(error))?;
     let settings = settings(&resource);
     let deletes = deletes::ability(&provider);
+    let tells_holes = holes::are_told(&provider);
     log::debug!("Deletes: {deletes:?}.");
     let host = Host { boot, wall: wall::now(), deletes };
     let (size, sector, localoff) = (layout.datasize(), layout.sectorsize(), layout.localoff());
@@ -207,7 +211,7 @@ pub(super) fn open_with(start: Start, gate: Option<UsedGate>) -> Result<Started,
     if dropped {
         log::info!("Privileges successfully dropped.");
     }
-    Ok(Started { engine, provider, localoff, resource, device, forced, left_behind, dropped })
+    Ok(Started { engine, provider, localoff, tells_holes, resource, device, forced, left_behind, dropped })
 }
 
 /// Locks the provider and reads what is on it; nothing of that if its disk was given up.

@@ -100,8 +100,11 @@ fn nbdinfo_sees_holes() -> Outcome {
     let (first, second) = (1 << 20..(1 << 20) + (1 << 16), 5 << 20..(5 << 20) + 4096);
     client.write(first.start, &disk::pattern(1, 1 << 16))?;
     client.write(second.start, &disk::pattern(2, 4096))?;
+    // What no flush has covered is not said to be a hole.
+    client.flush()?;
     all_but(&holes_of(&pair)?, size, &[first.clone(), second.clone()]);
     client.trim(first.start, 1 << 16)?;
+    client.flush()?;
     // A page that lies in the range in part stays.
     all_but(&holes_of(&pair)?, size, &[second, first.start..first.start, first.end..first.end]);
     client.disconnect()?;
