@@ -23,6 +23,10 @@ use nix::unistd::{Whence, lseek};
 
 /// Runs that one answer has at most. The client asks again for the rest.
 const MAX_RUNS: usize = 256;
+/// Bytes that a client is told of at once: a whole number of blocks of any size. It asks again for the rest.
+const MOST: u32 = 1 << 30;
+/// ... and extents, each of which is looked at by the engine.
+const MOST_EXTENTS: u32 = 4096;
 /// Questions that wait for the thread at most. Those that find no room are answered at once: nothing is said to be a hole.
 const MAX_WAITING: usize = 1024;
 /// For how long the last run of data is remembered: to find its end may take a file system long, and a client asks for one
@@ -89,21 +93,33 @@ pub(super) struct Holes {
     area: Option<Area>,
     questions: Option<SyncSender<Asked>>,
     answers: Arc<Mutex<Vec<Answer>>>,
+    most: u32,
     wake: Option<Box<dyn Fn() + Send>>,
 }
 
 impl Holes {
     /// For the data area that begins at `start` of the provider, of whose holes clients [are told](are_told), and has blocks of
-    /// `block` bytes. `wake` is called by the thread after each answer.
+    /// `block` bytes and extents of `extent`. `wake` is called by the thread after each answer.
     pub(super) fn new(
         provider: &Provider,
         start: u64,
-        block: u32,
+        (block, extent): (u32, u32),
         wake: impl Fn() + Send + 'static,
     ) -> Option<Holes> {
         let file = provider.as_file().try_clone().ok()?;
         let area = Area { file, start, block: u64::from(block.max(1)), data: None };
-        Some(Holes { area: Some(area), questions: None, answers: Arc::default(), wake: Some(Box::new(wake)) })
+        Some(Holes {
+            area: Some(area),
+            questions: None,
+            answers: Arc::default(),
+            most: extent.saturating_mul(MOST_EXTENTS).clamp(extent, MOST.max(extent)),
+            wake: Some(Box::new(wake)),
+        })
+    }
+
+    /// Bytes that one answer covers at most; a whole number of blocks.
+    pub(super) fn most(&self) -> u32 {
+        self.most
     }
 
     /// Has a question answered. The thread begins with the first one.
@@ -310,8 +326,9 @@ mod tests {
         let file = File::options().read(true).write(true).open(&path).unwrap();
         let provider = Provider::from_fd(file.into(), "test").unwrap();
         let (woken, wakes) = mpsc::channel();
-        let mut holes = Holes::new(&provider, 4096, 512, move || _ = woken.send(())).unwrap();
+        let mut holes = Holes::new(&provider, 4096, (512, 4096), move || _ = woken.send(())).unwrap();
         holes.ask(7, Question { handle: CommandId(3), offset: 0, length: 1024 });
+        assert_eq!(holes.most(), 4096 * MOST_EXTENTS);
         wakes.recv().unwrap();
         let [Answer { client: 7, question: Question { handle: CommandId(3), .. }, runs }] =
             &holes.take_answers()[..]

@@ -29,8 +29,6 @@ const MAX_CLIENTS: usize = 32;
 const READS: usize = 32;
 /// Bytes of answers taken from a session ahead of the socket.
 const SEND_AHEAD: usize = 1 << 20;
-/// Bytes that a client is told of at once: a whole number of blocks of any size. It asks again for the rest.
-const MOST_TOLD: u32 = 1 << 30;
 /// How long to leave the listening socket alone after accept failed for want of resources.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -184,10 +182,11 @@ impl Server {
     /// The next question of a client what of a range is a hole, of no more than so many bytes. None after
     /// [`Server::stop`].
     pub(super) fn next_question(&mut self) -> Option<(usize, Question)> {
+        let most = self.holes.as_ref().map(Holes::most)?;
         let mut clients = self.clients.iter_mut().filter(|_| !self.stopping);
         let (key, mut question) =
             clients.find_map(|(key, client)| Some((*key, client.session.poll_question()?)))?;
-        question.length = question.length.min(MOST_TOLD);
+        question.length = question.length.min(most);
         Some((key, question))
     }
 

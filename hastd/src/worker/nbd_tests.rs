@@ -382,7 +382,7 @@ fn holes_are_told_if_they_are_right() {
     std::os::unix::fs::FileExt::write_all_at(file.as_file(), &[1; 4096], 4096 + 65_536).unwrap();
     let provider = hast_provider::Provider::from_fd(file.reopen().unwrap().into(), "test").unwrap();
     let (woken, wakes) = mpsc::channel();
-    let holes = Holes::new(&provider, 4096, 512, move || _ = woken.send(())).unwrap();
+    let holes = Holes::new(&provider, 4096, (512, 1 << 21), move || _ = woken.send(())).unwrap();
     let mut bench = Bench::with(Some(holes));
     for right in [true, false] {
         let client = bench.connect();
@@ -421,7 +421,7 @@ fn questions_end_with_the_device_and_the_client() {
     let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
     file.as_file().set_len(4096 + SIZE as u64).unwrap();
     let provider = hast_provider::Provider::from_fd(file.reopen().unwrap().into(), "test").unwrap();
-    let holes = Holes::new(&provider, 4096, 512, || {}).unwrap();
+    let holes = Holes::new(&provider, 4096, (512, 1 << 21), || {}).unwrap();
     let mut bench = Bench::with(Some(holes));
     let client = bench.connect();
     let asking = thread::spawn(move || (client.block_status(0, 512, true), client));
@@ -447,7 +447,7 @@ fn an_answer_that_comes_too_late_is_not_passed_on() {
         file.as_file().set_len(4096 + SIZE as u64).unwrap();
         let provider = hast_provider::Provider::from_fd(file.reopen().unwrap().into(), "test").unwrap();
         let (woken, wakes) = mpsc::channel();
-        let holes = Holes::new(&provider, 4096, 512, move || _ = woken.send(())).unwrap();
+        let holes = Holes::new(&provider, 4096, (512, 1 << 21), move || _ = woken.send(())).unwrap();
         let mut bench = Bench::with(Some(holes));
         let client = bench.connect();
         let asking = thread::spawn(move || (client.block_status(0, 512, true), client));

@@ -102,7 +102,16 @@ impl Reactor {
     /// Puts everything together. The engine's time starts here.
     pub(super) fn new(channel: Channel, signals: Signals, started: Started) -> io::Result<Reactor> {
         let Started {
-            engine, provider, localoff, tells_holes, resource, device, forced, left_behind, ..
+            extentsize,
+            engine,
+            provider,
+            localoff,
+            tells_holes,
+            resource,
+            device,
+            forced,
+            left_behind,
+            ..
         } = started;
         let waiter = Waiter::new()?;
         let poller = waiter.poller();
@@ -113,7 +122,11 @@ impl Reactor {
         let devices = match device {
             Device::Primary { .. } => {
                 let holes = |sector| {
-                    if tells_holes { Holes::new(&provider, localoff, sector, waiter.waker()) } else { None }
+                    if tells_holes {
+                        Holes::new(&provider, localoff, (sector, extentsize), waiter.waker())
+                    } else {
+                        None
+                    }
                 };
                 Devices::start(device, holes, &resource.provname, &waiter, keys, &pool)?
             }

@@ -78,8 +78,9 @@ impl StartError {
 pub(super) struct Started {
     pub(super) engine: Engine,
     pub(super) provider: Provider,
-    /// Where its data area begins.
+    /// Where its data area begins, and bytes of an extent.
     pub(super) localoff: u64,
+    pub(super) extentsize: u32,
     /// Clients may be told what of the provider is a hole.
     pub(super) tells_holes: bool,
     pub(super) resource: Resource,
@@ -181,6 +182,7 @@ pub(super) fn open_with(start: Start, gate: Option<UsedGate>) -> Result<Started,
     log::debug!("Deletes: {deletes:?}.");
     let host = Host { boot, wall: wall::now(), deletes };
     let (size, sector, localoff) = (layout.datasize(), layout.sectorsize(), layout.localoff());
+    let extentsize = layout.extentsize();
     let was_primary = metadata.prevrole == Role::Primary;
     let (engine, device, left_behind) = match kind {
         StartKind::Primary { nbd, served, left_behind, .. } => {
@@ -211,7 +213,18 @@ pub(super) fn open_with(start: Start, gate: Option<UsedGate>) -> Result<Started,
     if dropped {
         log::info!("Privileges successfully dropped.");
     }
-    Ok(Started { engine, provider, localoff, tells_holes, resource, device, forced, left_behind, dropped })
+    Ok(Started {
+        extentsize,
+        engine,
+        provider,
+        localoff,
+        tells_holes,
+        resource,
+        device,
+        forced,
+        left_behind,
+        dropped,
+    })
 }
 
 /// Locks the provider and reads what is on it; nothing of that if its disk was given up.
