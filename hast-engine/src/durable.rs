@@ -271,6 +271,24 @@ mod tests {
     }
 
     #[test]
+    fn what_a_good_flush_covers_is_durable_and_nothing_else() {
+        let mut durable: Durable<()> = Durable::new(4);
+        assert!(durable.is_durable(1));
+        durable.wrote(1..2);
+        assert!(!durable.is_durable(1) && durable.is_durable(2), "written");
+        durable.flush(());
+        assert!(durable.begin());
+        assert!(!durable.is_durable(1), "not before the flush has ended");
+        durable.end(Duration::ZERO, &Ok(None));
+        assert!(durable.is_durable(1));
+        durable.wrote(1..2);
+        durable.flush(());
+        assert!(durable.begin());
+        durable.end(Duration::ZERO, &Err(Errno::EIO));
+        assert!(!durable.is_durable(1), "no flush will tell");
+    }
+
+    #[test]
     fn a_failed_flush_fails_for_all_and_covers_nothing() {
         let mut durable = Durable::new(8);
         durable.wrote(0..1);

@@ -131,6 +131,40 @@ fn a_flush_alone_is_not_counted_after_a_restart_of_a_primary_that_has_met_the_se
     assert_eq!(localcnt(&h), before);
 }
 
+/// A map that is not flushed may lack, after a loss of power, what it had: it is not complete for the next worker, nor does the
+/// disk say so.
+#[test]
+fn a_map_that_is_not_flushed_is_not_complete() {
+    let complete = Extension { generation: 1, map_complete: true, ..Extension::default() };
+    let layout = Layout::create(4096 + 512 + 24 * u64::from(ES), 512, ES).unwrap();
+    let start = |metaflush| {
+        let start = H::start(metadata_on(&layout, complete.clone()), layout, map_of(&layout, &[]));
+        PrimaryStart { settings: Settings { metaflush, ..H::settings() }, ..start }
+    };
+    for metaflush in [true, false] {
+        let mut h = H::begun(start(metaflush), Box::new(|_| Some(Ok(()))));
+        assert_eq!(h.metadata().extension.map_complete, metaflush, "before anything is served");
+        h.tick(30);
+        h.req(1, Op::Flush);
+        assert_eq!(h.result(1), Some(Ok(None)));
+        assert_eq!(localcnt(&h), if metaflush { 1 } else { 2 });
+        let mut h = H::begun(start(metaflush), Box::new(|_| Some(Ok(()))));
+        h.handshake_first(Extensions::ALL);
+        h.answer(1, 1, SyncSource::Primary, Some(vec![0; 512]));
+        h.serve_all(|_| Some(None));
+        assert!(h.p.is_in_step());
+        assert_eq!(h.metadata().extension.map_complete, metaflush, "once the nodes have met");
+    }
+    // Switched off while it runs, and not on again before the nodes meet once more.
+    let mut h = H::begun(start(true), Box::new(|_| Some(Ok(()))));
+    h.p.handle_reload(h.t, Settings { metaflush: false, ..H::settings() }, false);
+    h.pump();
+    assert!(!h.metadata().extension.map_complete);
+    h.p.handle_reload(h.t, H::settings(), false);
+    h.pump();
+    assert!(!h.metadata().extension.map_complete);
+}
+
 /// G1: what the other node knew when the latest generation was stored stays what it was when an original comes, with which
 /// there is no new generation.
 #[test]

@@ -336,7 +336,7 @@ impl Primary {
         let lacks = request.remote.is_missed();
         // After a crash the secondary's copy would be written over it, whatever the disk has kept (L3).
         let called_stale = |extent| self.sync.recorded.contains(extent) && !self.sync.stale.contains(extent);
-        let undone = request.remote != Half::Done && request.extents().any(called_stale) && keeps(Rule::L3);
+        let undone = request.extents().any(called_stale) && keeps(Rule::L3);
         if undone || !self.standing(request, false).is_held() {
             self.restore(key);
             return self.end_write(key, Err(Errno::EIO));
