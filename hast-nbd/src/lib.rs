@@ -8,6 +8,27 @@
 //!
 //! The dialect is fixed newstyle with `GO`/`INFO`, structured replies and `base:allocation`; TLS and extended
 //! headers are refused in the way that makes clients go on without them.
+//!
+//! A driver's round, here with a client that says goodbye at once:
+//!
+//! ```
+//! use hast_nbd::{Export, Session};
+//! use hast_net::buffer::Pool;
+//!
+//! let mut session = Session::new(Export::new("shared", 64 << 20, 512), Pool::new());
+//! let greeting = session.poll_transmit().unwrap();
+//! assert_eq!(&greeting[..8], b"NBDMAGIC");
+//!
+//! // The client's flags, and the option ABORT (2) without data.
+//! let client = [&[0, 0, 0, 1][..], b"IHAVEOPT", &[0, 0, 0, 2], &[0, 0, 0, 0]].concat();
+//! for byte in client {
+//!     session.space()[0] = byte;
+//!     session.advance(1).unwrap();
+//! }
+//! assert_eq!(session.poll_command(), None);
+//! while session.poll_transmit().is_some() {}
+//! assert!(session.is_finished());
+//! ```
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 

@@ -1,4 +1,28 @@
 //! What crosses HAST's sockets, without the sockets.
+//!
+//! Bytes from a socket become frames in a [`frame::Receiver`], and frames become messages:
+//!
+//! ```
+//! use hast_net::buffer::Pool;
+//! use hast_net::extensions::Extensions;
+//! use hast_net::frame::{self, Limits, Receiver};
+//! use hast_net::handshake::FirstHello;
+//!
+//! let said = FirstHello { resource: "shared".into(), version: 2, ext: Extensions::ALL };
+//! let stream = frame::encode(said.version, said.encode().as_bytes()).unwrap();
+//!
+//! let mut receiver = Receiver::new(Limits::PEER, Pool::new());
+//! let mut rest = stream.as_slice();
+//! while !rest.is_empty() {
+//!     let space = receiver.space();
+//!     let count = rest.len().min(space.len());
+//!     space[..count].copy_from_slice(&rest[..count]);
+//!     rest = &rest[count..];
+//!     receiver.advance(count).unwrap();
+//! }
+//! let frame = receiver.next_frame().unwrap();
+//! assert_eq!(frame.list().unwrap().str("resource"), Some("shared"));
+//! ```
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
