@@ -689,15 +689,12 @@ impl Primary {
             last => Met { last, before: 0 }, // G1: the secondary has it too
         };
         let extension = &mut self.metadata.extension;
-        let is_another = (extension.parted, extension.connection, extension.connection_before)
-            != (number, met.last, met.before);
-        let new = (number, met.last, met.before, self.settings.metaflush);
-        if (extension.parted, extension.connection, extension.connection_before, extension.map_complete)
-            != new
-        {
-            (extension.parted, extension.connection, extension.connection_before, extension.map_complete) =
-                new;
+        let new = (number, met.last, met.before);
+        let is_another = (extension.parted, extension.connection, extension.connection_before) != new;
+        if is_another || extension.map_complete != self.settings.metaflush {
+            extension.map_complete = self.settings.metaflush;
             if is_another {
+                (extension.parted, extension.connection, extension.connection_before) = new;
                 // What the secondary does not know of was written alone, and is not copied to it yet.
                 extension.connection_localcnt = self.metadata.localcnt.min(self.link.peer.remote);
             }
