@@ -63,8 +63,18 @@ pub struct Session {
 struct Pending {
     cookie: u64,
     bytes: u64,
-    read: Option<(u64, u32)>,
-    status: Option<Asked>,
+    wants: Wants,
+}
+
+/// What a client gets for a command that ends well.
+#[derive(Clone, Copy, Debug)]
+enum Wants {
+    /// Word that it is done.
+    Done,
+    /// The bytes of a read, from this one on.
+    Data { offset: u64, length: u32 },
+    /// What bytes are.
+    Status(Asked),
 }
 
 /// Of which bytes a client wants to know what they are.
@@ -190,13 +200,12 @@ impl Session {
     /// Answers a question with what the bytes from its offset on are, as far as that is known: whole blocks, one run behind
     /// the other. Of what is not said, and if that is all, the client hears that it is allocated.
     pub fn answer(&mut self, handle: CommandId, runs: &[Run]) {
-        let asked = self.pending.get(&handle).and_then(|pending| pending.status);
-        let Some((asked, pending)) = asked.and_then(|asked| Some((asked, self.pending.remove(&handle)?)))
-        else {
+        let Some(&Pending { cookie, wants: Wants::Status(asked), .. }) = self.pending.get(&handle) else {
             log::error!("NBD question {} was answered, but is not in flight.", handle.0);
             return;
         };
-        self.tell_status(pending.cookie, asked, runs);
+        self.pending.remove(&handle);
+        self.tell_status(cookie, asked, runs);
         self.process();
     }
 
@@ -213,10 +222,10 @@ impl Session {
             log::error!("NBD command {} was completed, but is not in flight.", handle.0);
             return;
         };
-        let Pending { cookie, bytes, read, status } = pending;
+        let Pending { cookie, bytes, wants } = pending;
         let structured = self.agreed.structured;
-        match (result, read) {
-            (Ok(data), Some((offset, length))) => {
+        match (result, wants) {
+            (Ok(data), Wants::Data { offset, length }) => {
                 let got: u64 = data.iter().map(|buffer| buffer.len() as u64).sum();
                 if got == u64::from(length) {
                     self.output.data(cookie, offset, length, data, structured, bytes);
@@ -225,10 +234,8 @@ impl Session {
                 log::error!("NBD read of {length} bytes at {offset} was completed with {got} bytes.");
                 self.output.failed(cookie, NbdError::Io, "the device returned too little", structured);
             }
-            (Ok(_), None) => match status {
-                Some(asked) => self.tell_status(cookie, asked, &[]),
-                None => self.output.done(cookie),
-            },
+            (Ok(_), Wants::Status(asked)) => self.tell_status(cookie, asked, &[]),
+            (Ok(_), Wants::Done) => self.output.done(cookie),
             (Err(error), _) => self.output.failed(cookie, error, &error.to_string(), structured),
         }
         self.release(bytes);
@@ -471,7 +478,7 @@ impl Session {
         }
         let handle = self.new_handle();
         let Asked { offset, length, .. } = asked;
-        self.pending.insert(handle, Pending { cookie, bytes: 0, read: None, status: Some(asked) });
+        self.pending.insert(handle, Pending { cookie, bytes: 0, wants: Wants::Status(asked) });
         self.questions.push_back(Question { handle, offset, length });
     }
 
@@ -482,11 +489,11 @@ impl Session {
 
     fn hand_out(&mut self, cookie: u64, kind: Kind) {
         let handle = self.new_handle();
-        let read = match kind {
-            Kind::Read { offset, length } => Some((offset, length)),
-            _ => None,
+        let wants = match kind {
+            Kind::Read { offset, length } => Wants::Data { offset, length },
+            _ => Wants::Done,
         };
-        self.pending.insert(handle, Pending { cookie, bytes: kind.payload(), read, status: None });
+        self.pending.insert(handle, Pending { cookie, bytes: kind.payload(), wants });
         self.ready.push_back(Command { handle, kind });
     }
 
