@@ -6,8 +6,8 @@ use hast_net::frame;
 use hast_net::handshake::SecondRefusal;
 use socket2::SockRef;
 
-/// Tells a primary on `out`, whose second step waits for an answer, why there is none. One that understands it is told; an
-/// original sees the connection end, as ever.
+/// Answers the second step of a primary, which waits on `out`, with the reason why it is refused. A primary that does not know
+/// `reasons`, such as an original, sees the connection end.
 pub(crate) fn turn_away(out: &SockRef<'_>, version: u8, ext: Extensions, errmsg: &str) {
     if !ext.contains(Extensions::REASONS) {
         return;
