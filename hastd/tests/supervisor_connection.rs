@@ -81,6 +81,13 @@ fn says(place: &Place, state: ConnectionState, reason: &str) -> u64 {
     }
 }
 
+/// The secondary's provider is created again, and the nodes connect.
+fn is_mended_by_create(pair: &Pair) {
+    pair.b.create("disk0", "disk0");
+    says(&pair.a, ConnectionState::Connected, "");
+    says(&pair.b, ConnectionState::Connected, "");
+}
+
 fn alarms(place: &Place) -> usize {
     let events = fs::read_to_string(place.path("events")).unwrap_or_default();
     events.lines().filter(|line| *line == "two-primaries disk0").count()
@@ -205,9 +212,7 @@ fn a_secondary_without_its_provider_is_told_on_both() {
     says(&pair.a, ConnectionState::Refused, "The secondary's provider fails. ");
     says(&pair.a, ConnectionState::Refused, "/disk0");
     says(&pair.b, ConnectionState::Refused, "The provider cannot be used. ");
-    pair.b.create("disk0", "disk0");
-    says(&pair.a, ConnectionState::Connected, "");
-    says(&pair.b, ConnectionState::Connected, "");
+    is_mended_by_create(&pair);
 }
 
 /// The worker of a secondary that cannot read what it needs ends before it answers; the primary hears why first.
@@ -220,9 +225,7 @@ fn a_secondary_whose_metadata_are_gone_is_told_on_both() {
     says(&pair.a, ConnectionState::Refused, "The secondary's provider fails. ");
     says(&pair.a, ConnectionState::Refused, "metadata");
     says(&pair.b, ConnectionState::Refused, "hastd's log says why");
-    pair.b.create("disk0", "disk0");
-    says(&pair.a, ConnectionState::Connected, "");
-    says(&pair.b, ConnectionState::Connected, "");
+    is_mended_by_create(&pair);
 }
 
 #[test]

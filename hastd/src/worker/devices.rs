@@ -27,7 +27,7 @@ impl Devices {
     /// and the keys from the second on. Of a secondary's connections nothing is used.
     pub(super) fn start(
         device: Device,
-        holes: impl FnOnce(u32) -> Option<Holes>,
+        holes: Option<Holes>,
         name: &str,
         waiter: &Waiter,
         keys: (usize, usize),
@@ -44,7 +44,7 @@ impl Devices {
             // The other node, which may come later, may refuse them: then they are answered at once.
             let trims = deletes == Deletes::LeaveZeros;
             let export = Export { trims, ..Export::new(name, size, sector) };
-            nbd::Server::new(waiter.poller(), keys, listener, export, holes(sector), pool.clone())
+            nbd::Server::new(waiter.poller(), keys, listener, export, holes, pool.clone())
         };
         Ok(Devices { nbd: nbd.map(serve).transpose()?, gate })
     }

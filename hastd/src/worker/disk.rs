@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use hast_net::errno::Errno;
 use hast_provider::Provider;
 
 use super::deletes;
+use super::lock::lock;
 use super::pace::{Kind, Pace, Solitude};
 
 /// Threads, and so operations that the system sees at once.
@@ -331,11 +332,6 @@ fn weight(kind: Kind) -> usize {
         Kind::Write(bytes) => usize::try_from(bytes).unwrap_or(usize::MAX),
         Kind::Read(_) | Kind::Flush | Kind::Delete => 0,
     }
-}
-
-/// A lock poisoned by a panic elsewhere guards data that is consistent after every single change.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::mem;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use hast_engine::{DiskResult, MAX_REQUEST, Op, RequestId};
@@ -17,6 +17,7 @@ use hast_net::buffer::{Buffer, Pool};
 use hast_net::errno::Errno;
 use nix::sys::signal::SigSet;
 
+use super::lock::lock;
 use super::requests::Requests;
 
 /// Threads that wait for requests: while one copies a write in, the other takes the next.
@@ -498,11 +499,6 @@ fn joined(mut pieces: Pieces, pool: &Pool) -> Buffer {
         rest = after;
     }
     whole.freeze()
-}
-
-/// A lock poisoned by a panic elsewhere guards data that is consistent after every single change.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -9,10 +9,11 @@ use std::io;
 use std::mem;
 use std::ops::Range;
 use std::sync::mpsc::{self, Receiver, SyncSender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use hast_format::layout::Layout;
 use hast_log::error_text;
 use hast_nbd::{Question, Run};
 use hast_provider::Provider;
@@ -20,6 +21,8 @@ use nix::errno::Errno;
 use nix::libc::off_t;
 use nix::sys::statfs::fstatfs;
 use nix::unistd::{Whence, lseek};
+
+use super::lock::lock;
 
 /// Runs that one answer has at most. The client asks again for the rest.
 const MAX_RUNS: usize = 256;
@@ -90,30 +93,30 @@ struct Area {
 
 /// The thread that asks the file system, and what it has found.
 pub(super) struct Holes {
-    area: Option<Area>,
+    /// What the thread is to work with, until it begins.
+    idle: Option<(Area, Box<dyn Fn() + Send>)>,
     questions: Option<SyncSender<Asked>>,
     answers: Arc<Mutex<Vec<Answer>>>,
     most: u32,
-    wake: Option<Box<dyn Fn() + Send>>,
 }
 
 impl Holes {
-    /// For the data area that begins at `start` of the provider, of whose holes clients [are told](are_told), and has blocks of
-    /// `block` bytes and extents of `extent`. `wake` is called by the thread after each answer.
+    /// For the data area of a provider of whose holes clients [are told](are_told). `wake` is called by the thread after each
+    /// answer.
     pub(super) fn new(
         provider: &Provider,
-        start: u64,
-        (block, extent): (u32, u32),
+        layout: &Layout,
         wake: impl Fn() + Send + 'static,
     ) -> Option<Holes> {
         let file = provider.as_file().try_clone().ok()?;
-        let area = Area { file, start, block: u64::from(block.max(1)), data: None };
+        let (start, block, extent) =
+            (layout.localoff(), u64::from(layout.sectorsize().max(1)), layout.extentsize());
+        let area = Area { file, start, block, data: None };
         Some(Holes {
-            area: Some(area),
+            idle: Some((area, Box::new(wake))),
             questions: None,
             answers: Arc::default(),
             most: extent.saturating_mul(MOST_EXTENTS).clamp(extent, MOST.max(extent)),
-            wake: Some(Box::new(wake)),
         })
     }
 
@@ -124,7 +127,7 @@ impl Holes {
 
     /// Has a question answered. The thread begins with the first one.
     pub(super) fn ask(&mut self, client: usize, question: Question) {
-        if let (Some(mut area), Some(wake)) = (self.area.take(), self.wake.take()) {
+        if let Some((mut area, wake)) = self.idle.take() {
             let (questions, asked) = mpsc::sync_channel(MAX_WAITING);
             let answers = Arc::clone(&self.answers);
             let work = move || answer_all(&mut area, &asked, &answers, &*wake);
@@ -169,7 +172,7 @@ impl Area {
             let from = self.start.saturating_add(runs.at);
             match self.next_data(from, self.start.saturating_add(end)) {
                 Ok(Some(data)) => {
-                    // A block that is a hole in part is none.
+                    // A block is a hole only if all of it is.
                     let first =
                         (data.start.saturating_sub(self.start) / self.block).saturating_mul(self.block);
                     let last =
@@ -248,11 +251,6 @@ mod system {
     }
 }
 
-/// A lock poisoned by a panic elsewhere guards data that is consistent after every single change.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -326,7 +324,8 @@ mod tests {
         let file = File::options().read(true).write(true).open(&path).unwrap();
         let provider = Provider::from_fd(file.into(), "test").unwrap();
         let (woken, wakes) = mpsc::channel();
-        let mut holes = Holes::new(&provider, 4096, (512, 4096), move || _ = woken.send(())).unwrap();
+        let layout = Layout::create(1 << 20, 512, 4096).unwrap();
+        let mut holes = Holes::new(&provider, &layout, move || _ = woken.send(())).unwrap();
         holes.ask(7, Question { handle: CommandId(3), offset: 0, length: 1024 });
         assert_eq!(holes.most(), 4096 * MOST_EXTENTS);
         wakes.recv().unwrap();

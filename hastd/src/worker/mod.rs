@@ -15,6 +15,7 @@ mod former;
 mod gate;
 mod holes;
 mod leader;
+mod lock;
 mod nbd;
 mod pace;
 mod peer;

@@ -1,8 +1,12 @@
 use super::*;
 
+use hast_format::layout::Layout;
 use hast_nbd::client::{Client as NbdClient, ClientError, Dialect, Request};
 use hast_net::errno::Errno;
+use hast_provider::Provider;
 use polling::Events;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::mpsc;
@@ -40,6 +44,42 @@ impl Bench {
         let server = Server::new(&poller, keys, listener.into(), export, holes, Pool::new()).unwrap();
         let memory = vec![0; SIZE];
         Bench { _directory: directory, path, poller, server, memory, log: Vec::new(), fail: None }
+    }
+
+    /// One whose provider is a file that has something in this part of its data area, and what is heard of each answer.
+    fn of_holes(written: Range<u64>) -> (Bench, mpsc::Receiver<()>) {
+        let file = tempfile::tempfile_in("/dev/shm").unwrap();
+        let layout = Layout::create(SIZE as u64 + (1 << 20), 4096, 2 << 20).unwrap();
+        file.set_len(SIZE as u64 + (1 << 20)).unwrap();
+        let data = vec![1; (written.end - written.start) as usize];
+        file.write_all_at(&data, layout.localoff() + written.start).unwrap();
+        let provider = Provider::from_fd(file.into(), "test").unwrap();
+        let (woken, wakes) = mpsc::channel();
+        let holes = Holes::new(&provider, &layout, move || _ = woken.send(()));
+        (Bench::with(holes), wakes)
+    }
+
+    /// A client connects and asks something; once that is there it waits in a thread of its own.
+    fn asks<T: Send + 'static>(
+        &mut self,
+        question: impl FnOnce(&NbdClient) -> T + Send + 'static,
+    ) -> thread::JoinHandle<(T, NbdClient)> {
+        let client = self.connect();
+        let asking = thread::spawn(move || (question(&client), client));
+        self.until("the question is there", |server| {
+            server.clients.values().any(|client| client.session.in_flight() == 1)
+        });
+        asking
+    }
+
+    /// The client gets its answer.
+    fn hears<T>(&mut self, asking: thread::JoinHandle<(T, NbdClient)>) -> (T, NbdClient) {
+        let started = Instant::now();
+        while !asking.is_finished() {
+            assert!(started.elapsed() < DEADLINE, "the client waits");
+            self.turn();
+        }
+        asking.join().unwrap()
     }
 
     /// Moves bytes between sockets and sessions, and carries out nothing.
@@ -377,35 +417,17 @@ fn a_client_that_vanishes_leaves_nothing_behind() {
 /// What is a hole the file system says, if the engine lets it, and at most so much at once.
 #[test]
 fn holes_are_told_if_they_are_right() {
-    let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
-    file.as_file().set_len(4096 + SIZE as u64).unwrap();
-    std::os::unix::fs::FileExt::write_all_at(file.as_file(), &[1; 4096], 4096 + 65_536).unwrap();
-    let provider = hast_provider::Provider::from_fd(file.reopen().unwrap().into(), "test").unwrap();
-    let (woken, wakes) = mpsc::channel();
-    let holes = Holes::new(&provider, 4096, (512, 1 << 21), move || _ = woken.send(())).unwrap();
-    let mut bench = Bench::with(Some(holes));
+    let (mut bench, wakes) = Bench::of_holes(65_536..65_536 + 4096);
     for right in [true, false] {
-        let client = bench.connect();
-        let asking = thread::spawn(move || (client.block_status(0, SIZE as u32, false).unwrap(), client));
-        let started = Instant::now();
-        let (key, question) = loop {
-            assert!(started.elapsed() < DEADLINE);
-            bench.turn();
-            if let Some(found) = bench.server.next_question() {
-                break found;
-            }
-        };
+        let asking = bench.asks(|client| client.block_status(0, SIZE as u32, false).unwrap());
+        let (key, question) = bench.server.next_question().unwrap();
         assert_eq!((question.offset, question.length), (0, SIZE as u32));
         bench.server.tell_holes(key, question, right);
         if right {
             wakes.recv().unwrap();
         }
         bench.server.take_answers(|_, _| true);
-        while !asking.is_finished() {
-            assert!(started.elapsed() < DEADLINE);
-            bench.turn();
-        }
-        let (told, client) = asking.join().unwrap();
+        let (told, client) = bench.hears(asking);
         let rest = SIZE as u32 - 65_536 - 4096;
         let expected = if right { vec![(65_536, 3), (4096, 0), (rest, 3)] } else { vec![(SIZE as u32, 0)] };
         assert_eq!(told, expected);
@@ -414,28 +436,14 @@ fn holes_are_told_if_they_are_right() {
     }
 }
 
-/// A question that comes while the device is being taken away is refused, and one that is being answered is nobody's once
-/// the client has gone.
+/// A question that comes while the device is being taken away is refused.
 #[test]
-fn questions_end_with_the_device_and_the_client() {
-    let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
-    file.as_file().set_len(4096 + SIZE as u64).unwrap();
-    let provider = hast_provider::Provider::from_fd(file.reopen().unwrap().into(), "test").unwrap();
-    let holes = Holes::new(&provider, 4096, (512, 1 << 21), || {}).unwrap();
-    let mut bench = Bench::with(Some(holes));
-    let client = bench.connect();
-    let asking = thread::spawn(move || (client.block_status(0, 512, true), client));
-    bench.until("the question is there", |server| {
-        server.clients.values().any(|client| client.session.in_flight() == 1)
-    });
+fn questions_end_with_the_device() {
+    let (mut bench, _wakes) = Bench::of_holes(0..0);
+    let asking = bench.asks(|client| client.block_status(0, 512, true));
     bench.server.stop(true);
     assert_eq!(bench.server.next_question(), None);
-    let started = Instant::now();
-    while !asking.is_finished() {
-        assert!(started.elapsed() < DEADLINE);
-        bench.turn();
-    }
-    let (told, _client) = asking.join().unwrap();
+    let (told, _client) = bench.hears(asking);
     assert!(matches!(told, Err(ClientError::Command { error: NbdError::Shutdown, .. })), "{told:?}");
 }
 
@@ -443,17 +451,8 @@ fn questions_end_with_the_device_and_the_client() {
 #[test]
 fn an_answer_that_comes_too_late_is_not_passed_on() {
     for (stops, expected) in [(false, Ok(vec![(512, 0)])), (true, Err(()))] {
-        let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
-        file.as_file().set_len(4096 + SIZE as u64).unwrap();
-        let provider = hast_provider::Provider::from_fd(file.reopen().unwrap().into(), "test").unwrap();
-        let (woken, wakes) = mpsc::channel();
-        let holes = Holes::new(&provider, 4096, (512, 1 << 21), move || _ = woken.send(())).unwrap();
-        let mut bench = Bench::with(Some(holes));
-        let client = bench.connect();
-        let asking = thread::spawn(move || (client.block_status(0, 512, true), client));
-        bench.until("the question is there", |server| {
-            server.clients.values().any(|client| client.session.in_flight() == 1)
-        });
+        let (mut bench, wakes) = Bench::of_holes(0..0);
+        let asking = bench.asks(|client| client.block_status(0, 512, true));
         let (key, question) = bench.server.next_question().unwrap();
         bench.server.tell_holes(key, question, true);
         wakes.recv().unwrap();
@@ -461,12 +460,7 @@ fn an_answer_that_comes_too_late_is_not_passed_on() {
             bench.server.stop(true);
         }
         bench.server.take_answers(|offset, length| (offset, length) != (0, 512));
-        let started = Instant::now();
-        while !asking.is_finished() {
-            assert!(started.elapsed() < DEADLINE);
-            bench.turn();
-        }
-        let (told, _client) = asking.join().unwrap();
+        let (told, _client) = bench.hears(asking);
         assert_eq!(told.map_err(|_| ()), expected);
     }
 }

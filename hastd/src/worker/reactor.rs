@@ -101,18 +101,7 @@ enum Phase {
 impl Reactor {
     /// Puts everything together. The engine's time starts here.
     pub(super) fn new(channel: Channel, signals: Signals, started: Started) -> io::Result<Reactor> {
-        let Started {
-            extentsize,
-            engine,
-            provider,
-            localoff,
-            tells_holes,
-            resource,
-            device,
-            forced,
-            left_behind,
-            ..
-        } = started;
+        let Started { engine, provider, holes, resource, device, forced, left_behind, .. } = started;
         let waiter = Waiter::new()?;
         let poller = waiter.poller();
         let pool = Pool::new();
@@ -121,13 +110,7 @@ impl Reactor {
         let keys = (LISTENER, FIRST_CLIENT);
         let devices = match device {
             Device::Primary { .. } => {
-                let holes = |sector| {
-                    if tells_holes {
-                        Holes::new(&provider, localoff, (sector, extentsize), waiter.waker())
-                    } else {
-                        None
-                    }
-                };
+                let holes = holes.and_then(|layout| Holes::new(&provider, &layout, waiter.waker()));
                 Devices::start(device, holes, &resource.provname, &waiter, keys, &pool)?
             }
             Device::Connections { out, in_ } => {

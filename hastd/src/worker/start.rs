@@ -78,11 +78,8 @@ impl StartError {
 pub(super) struct Started {
     pub(super) engine: Engine,
     pub(super) provider: Provider,
-    /// Where its data area begins, and bytes of an extent.
-    pub(super) localoff: u64,
-    pub(super) extentsize: u32,
-    /// Clients may be told what of the provider is a hole.
-    pub(super) tells_holes: bool,
+    /// Its layout, if clients of the device may be told what of it is a hole.
+    pub(super) holes: Option<Layout>,
     pub(super) resource: Resource,
     pub(super) device: Device,
     /// A primary is to use its data whatever is known of it.
@@ -178,11 +175,10 @@ pub(super) fn open_with(start: Start, gate: Option<UsedGate>) -> Result<Started,
     let (provider, metadata, layout, map) = used.inspect_err(|error| kind.turn_away(error))?;
     let settings = settings(&resource);
     let deletes = deletes::ability(&provider);
-    let tells_holes = holes::are_told(&provider);
+    let holes = (role == Role::Primary && holes::are_told(&provider)).then_some(layout);
     log::debug!("Deletes: {deletes:?}.");
     let host = Host { boot, wall: wall::now(), deletes };
-    let (size, sector, localoff) = (layout.datasize(), layout.sectorsize(), layout.localoff());
-    let extentsize = layout.extentsize();
+    let (size, sector) = (layout.datasize(), layout.sectorsize());
     let was_primary = metadata.prevrole == Role::Primary;
     let (engine, device, left_behind) = match kind {
         StartKind::Primary { nbd, served, left_behind, .. } => {
@@ -213,18 +209,7 @@ pub(super) fn open_with(start: Start, gate: Option<UsedGate>) -> Result<Started,
     if dropped {
         log::info!("Privileges successfully dropped.");
     }
-    Ok(Started {
-        extentsize,
-        engine,
-        provider,
-        localoff,
-        tells_holes,
-        resource,
-        device,
-        forced,
-        left_behind,
-        dropped,
-    })
+    Ok(Started { engine, provider, holes, resource, device, forced, left_behind, dropped })
 }
 
 /// Locks the provider and reads what is on it; nothing of that if its disk was given up.
